@@ -1,0 +1,51 @@
+# `make run` and `make test` do all the set-up that they need.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench protos docs lock clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+		{ echo "dropserve needs Python 3.11; $(PYTHON) is none. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV) (about 3 GB; a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+run: $(STAMP) ## Train the example if need be, and serve it on ports 8501 (REST) and 8500 (gRPC).
+	@$(BIN)/python examples/digits/train.py
+	@echo "Try: curl -d @examples/digits/sample.json http://localhost:8501/v1/models/digits:predict"
+	@exec $(BIN)/dropserve serve --model_root $(CURDIR)/examples/digits/models
+
+test: $(STAMP) lint ## Run all checks and tests.
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Run the linters and the type checker.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Measure throughput and latency beside the bare session and a peer.
+	$(BIN)/python -m benchmarks
+
+protos: $(STAMP) ## Compile the protocol buffers.
+	$(BIN)/python -m grpc_tools.protoc -Iappliance/fronts/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/fronts/protos/dropserve.binpb appliance/fronts/protos/*.proto
+
+docs: $(STAMP) ## Write docs/options.md from the table of options.
+	$(BIN)/dropserve options > docs/options.md
+
+lock: ## Resolve pyproject.toml's ranges anew (needs uv).
+	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade -o requirements.lock
+
+clean: ## Remove everything that was made here.
+	rm -rf $(VENV) build examples/digits/models benchmarks/.cache *.egg-info

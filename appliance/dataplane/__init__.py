@@ -1,0 +1,1 @@
+"""Carries tensors from the fronts to the workers and back. It never decides what is loaded."""

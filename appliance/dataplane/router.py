@@ -1,0 +1,403 @@
+"""Carries requests from a front to the worker of the version that they ask for. Runs in one asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from appliance.dataplane import shared
+from appliance.dataplane.wire import (
+    FLAG_DESCRIPTOR,
+    FLAG_DRAINING,
+    FLAG_SHARED,
+    SEGMENT_ID,
+    Buffer,
+    Decoder,
+    Frame,
+    Kind,
+    Packed,
+    WireError,
+    header,
+    inline,
+    pack_arrays,
+    predict_meta,
+    unpack_arrays,
+)
+from appliance.errors import Code, ServingError
+from appliance.routes import ModelRoute, Snapshot, VersionRoute
+from appliance.servable import ModelSpec
+
+__all__ = ["ModelRoute", "Router", "Snapshot", "VersionRoute"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_PAYLOAD_BYTES = 4 * 1024**3
+_MAX_DESCRIPTORS = 16
+_RETRIES = 3
+_SNAPSHOT_WAIT_SECONDS = 2.0
+
+
+class _DrainingError(Exception):
+    """The worker did not run the request, because it is going. Another one may."""
+
+
+Arrays = dict[str, np.ndarray]
+
+
+class _Pending:
+    __slots__ = ("future", "segment")
+
+    def __init__(self, future: asyncio.Future[Arrays], segment: int | None) -> None:
+        self.future = future
+        self.segment = segment
+
+
+class _Connection:
+    """One multiplexed connection to one worker."""
+
+    def __init__(self, route: VersionRoute, model: str, shared_memory_bytes: int) -> None:
+        self._name = f"model {model} version {route.version}"
+        self._loop = asyncio.get_running_loop()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.connect(route.socket_path)  # local, and the worker listens: it does not block
+        self._sock.setblocking(False)
+        self._decoder = Decoder(_MAX_PAYLOAD_BYTES)
+        self._pool = shared.SegmentPool(shared_memory_bytes)
+        self._pending: dict[int, _Pending] = {}
+        self._descriptors: deque[int] = deque()
+        self._peer_segments: dict[int, int] = {}  # the worker's segments: number → descriptor
+        self._unsent: deque[tuple[Buffer, int | None]] = deque()  # (data, descriptor that goes with its first byte)
+        self._next_id = 1
+        self._goodbye = False
+        self._leaving = False
+        self.open = True
+        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def submit(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> tuple[int, _Pending]:
+        """Sends a request; the answer arrives in the pending's future."""
+        request_id = self._next_id
+        self._next_id += 1
+        meta = predict_meta(signature, outputs, packed.table)
+        segment = self._pool.acquire(packed.payload_bytes) if packed.payload_bytes >= shared.THRESHOLD_BYTES else None
+        for number in self._pool.forgotten:
+            self._send([header(Kind.FORGET, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
+        self._pool.forgotten.clear()
+        if segment is None:
+            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns)
+            self._send([head + meta, *inline(packed)])
+        else:
+            segment.write(packed.chunks)
+            flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
+            meta = SEGMENT_ID.pack(segment.number) + meta
+            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns, flags)
+            self._send([head + meta], None if segment.announced else segment.descriptor)
+            segment.announced = True
+        future: asyncio.Future[Arrays] = self._loop.create_future()
+        pending = _Pending(future, None if segment is None else segment.number)
+        self._pending[request_id] = pending
+        return request_id, pending
+
+    def cancel(self, request_id: int) -> None:
+        """Tells the worker that nobody waits. Its answer still comes, and frees the request's segment."""
+        if self.open and request_id in self._pending:
+            self._send([header(Kind.CANCEL, 0, 0, request_id)])
+
+    def leave(self) -> None:
+        """Closes the connection once nothing is pending: the version is no longer routed."""
+        self._leaving = True
+        if not self._pending:
+            self._close()
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def _send(self, buffers: list[Buffer], descriptor: int | None = None) -> None:
+        if not self.open:
+            return
+        if self._unsent:
+            self._keep(buffers, descriptor)
+            return
+        rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+        try:
+            sent = self._sock.sendmsg(buffers, rights)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the reader sees the end, and fails what is pending
+        if sent:
+            descriptor = None
+        for index, buffer in enumerate(buffers):
+            if sent < len(buffer):
+                self._keep([memoryview(buffer)[sent:], *buffers[index + 1 :]], descriptor)
+                self._loop.add_writer(self._sock.fileno(), self._on_writable)
+                return
+            sent -= len(buffer)
+
+    def _keep(self, buffers: Sequence[Buffer], descriptor: int | None) -> None:
+        for buffer in buffers:
+            if len(buffer):
+                self._unsent.append((buffer, descriptor))
+                descriptor = None
+
+    def _on_writable(self) -> None:
+        while self._unsent:
+            data, descriptor = self._unsent.popleft()
+            rights = (
+                [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+            )
+            try:
+                sent = self._sock.sendmsg([data], rights)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                break
+            if sent < len(data):
+                self._unsent.appendleft((memoryview(data)[sent:], None if sent else descriptor))
+                return
+        self._unsent.clear()
+        self._loop.remove_writer(self._sock.fileno())
+
+    # -- receiving ---------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            count, ancillary, _, _ = self._sock.recvmsg_into(
+                [self._decoder.target()], socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            count, ancillary = 0, []
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
+        try:
+            if not count:
+                self._close()
+                return
+            for frame in self._decoder.received(count):
+                self._on_frame(frame)
+        except (WireError, struct.error, KeyError, IndexError) as error:
+            # The worker runs an untrusted model: what it sends is checked, and a liar loses its connection.
+            logger.error("closed the connection to the worker of %s: %s", self._name, error)
+            self._close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind in (Kind.RESULT, Kind.ERROR):
+            pending = self._pending.pop(frame.request_id)
+            if pending.segment is not None:
+                self._pool.release(pending.segment)
+            answer: Arrays | Exception = self._result(frame) if frame.kind == Kind.RESULT else _error(frame)
+            if not pending.future.done():
+                if isinstance(answer, Exception):
+                    pending.future.set_exception(answer)
+                else:
+                    pending.future.set_result(answer)
+            if self._leaving and not self._pending:
+                self._close()
+        elif frame.kind == Kind.GOODBYE:
+            self._goodbye = True
+        elif frame.kind == Kind.FORGET:
+            descriptor = self._peer_segments.pop(SEGMENT_ID.unpack(frame.meta)[0], None)
+            if descriptor is not None:
+                os.close(descriptor)
+        else:
+            raise WireError(f"a frame of kind {frame.kind}")
+
+    def _result(self, frame: Frame) -> Arrays:
+        meta, payload = frame.meta, frame.payload
+        if payload is None:
+            (number,) = SEGMENT_ID.unpack_from(meta)
+            meta = meta[SEGMENT_ID.size :]
+            if frame.flags & FLAG_DESCRIPTOR:
+                self._peer_segments[number] = self._descriptors.popleft()
+            try:
+                payload = shared.read(self._peer_segments[number], frame.payload_bytes)
+            except (OSError, MemoryError) as error:
+                raise WireError(f"a shared segment that cannot be read: {error}") from error
+            self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
+        return unpack_arrays(meta, payload)
+
+    def _close(self) -> None:
+        if not self.open:
+            return
+        self.open = False
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self._pool.close()
+        for descriptor in [*self._descriptors, *self._peer_segments.values()]:
+            os.close(descriptor)
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(
+                    _DrainingError()
+                    if self._goodbye
+                    else ServingError(
+                        Code.UNAVAILABLE,
+                        f"The worker of {self._name} ended while it held the request",
+                        "it is being restarted; try again",
+                        retry_after_seconds=1,
+                    )
+                )
+        self._pending.clear()
+
+
+def _error(frame: Frame) -> Exception:
+    if frame.flags & FLAG_DRAINING:
+        return _DrainingError()
+    code = Code(frame.meta[0]) if frame.meta and frame.meta[0] in Code.__members__.values() else Code.INTERNAL
+    message = frame.meta[1:].decode(errors="replace")
+    return ServingError(code, message, retry_after_seconds=1 if code is Code.RESOURCE_EXHAUSTED else None)
+
+
+class Router:
+    """The front's view of the models, and its way to them."""
+
+    def __init__(self, control_path: str, role: str, shared_memory_bytes: int, max_inflight_bytes: int) -> None:
+        self._control_path = control_path
+        self._role = role
+        self._shared_memory_bytes = shared_memory_bytes
+        self._max_inflight_bytes = max_inflight_bytes
+        self._inflight_bytes = 0
+        self._connections: dict[str, _Connection] = {}
+        self._changed: asyncio.Event | None = None
+        self.snapshot = Snapshot()
+        self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
+
+    async def start(self, on_lost: Callable[[], None]) -> None:
+        """Gets the first snapshot and keeps up with the next ones. `on_lost` is called when the supervisor is gone.
+
+        Raises TimeoutError where the supervisor gives no snapshot within 30 seconds.
+        """
+        self._changed = asyncio.Event()
+        reader, self._writer = await asyncio.open_unix_connection(self._control_path, limit=256 * 1024 * 1024)
+        self._writer.write(json.dumps({"role": self._role, "pid": os.getpid()}).encode() + b"\n")
+        await asyncio.wait_for(self._receive(reader), 30)
+        self._task = asyncio.create_task(self._follow(reader, on_lost))
+
+    def say_serving(self) -> None:
+        """Tells the supervisor that this front takes requests now."""
+        self._writer.write(b'{"serving": true}\n')
+
+    async def _receive(self, reader: asyncio.StreamReader) -> bool:
+        line = await reader.readline()
+        if not line:
+            return False
+        self._adopt(Snapshot.from_json(json.loads(line)))
+        self._writer.write(json.dumps({"ack": self.snapshot.serial}).encode() + b"\n")
+        return True
+
+    async def _follow(self, reader: asyncio.StreamReader, on_lost: Callable[[], None]) -> None:
+        try:
+            while await self._receive(reader):
+                pass
+        except OSError:
+            pass
+        except Exception:
+            logger.exception("lost the supervisor's snapshots")
+        on_lost()
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        routed = {
+            version.socket_path: (model, version)
+            for model in snapshot.models.values()
+            for version in model.versions
+            if version.available
+        }
+        for path in [path for path in self._connections if path not in routed]:
+            self._connections.pop(path).leave()
+        for path, (model, version) in routed.items():
+            if path not in self._connections:
+                with contextlib.suppress(OSError):  # the worker has just died: the next snapshot says so
+                    self._connections[path] = _Connection(version, model.name, self._shared_memory_bytes)
+        self.snapshot = snapshot
+        assert self._changed is not None
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self.on_snapshot(snapshot)
+
+    def reserve(self, nbytes: int, already: int = 0) -> None:
+        """Counts `nbytes` of a request as in flight. Raises RESOURCE_EXHAUSTED where that is too much.
+
+        A request that is alone (it has `already` reserved all there is) is taken whatever its size; its own limit is
+        max_request_bytes.
+        """
+        if self._inflight_bytes > already and self._inflight_bytes + nbytes > self._max_inflight_bytes:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{self._inflight_bytes:,} bytes of requests are in flight already, and this one has {nbytes:,}",
+                f"try again, or raise max_inflight_bytes (this front's share is {self._max_inflight_bytes:,})",
+                retry_after_seconds=1,
+            )
+        self._inflight_bytes += nbytes
+
+    def release(self, nbytes: int) -> None:
+        self._inflight_bytes -= nbytes
+
+    async def predict(
+        self,
+        spec: ModelSpec,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+        deadline_ns: int,
+    ) -> Arrays:
+        """Runs one request on the version that `spec` asks for, and returns its `outputs` by name.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raises ServingError.
+        """
+        packed = pack_arrays(inputs.items())
+        for _ in range(_RETRIES):
+            serial = self.snapshot.serial
+            model, version = self.snapshot.resolve(spec)
+            connection = self._connections.get(version.socket_path)
+            if connection is not None and connection.open:
+                try:
+                    return await self._ask(connection, signature, outputs, packed, deadline_ns)
+                except _DrainingError:
+                    pass
+            await self._newer_snapshot(serial, deadline_ns)
+        raise ServingError(
+            Code.UNAVAILABLE,
+            f"Model {model.name} version {version.version} has no worker that takes requests",
+            "it is being replaced or restarted; try again",
+            retry_after_seconds=1,
+        )
+
+    async def _ask(
+        self, connection: _Connection, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int
+    ) -> Arrays:
+        request_id, pending = connection.submit(signature, outputs, packed, deadline_ns)
+        future = pending.future
+        delay = (deadline_ns - time.monotonic_ns()) / 1e9
+        timer = asyncio.get_running_loop().call_later(max(delay, 0), _expire, future)
+        try:
+            return await future
+        except BaseException:
+            connection.cancel(request_id)
+            raise
+        finally:
+            timer.cancel()
+
+    async def _newer_snapshot(self, serial: int, deadline_ns: int) -> None:
+        delay = min(_SNAPSHOT_WAIT_SECONDS, (deadline_ns - time.monotonic_ns()) / 1e9)
+        if self.snapshot.serial > serial or delay <= 0:
+            return
+        assert self._changed is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), delay)
+
+
+def _expire(future: asyncio.Future[Arrays]) -> None:
+    if not future.done():
+        future.set_exception(ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model's answer"))

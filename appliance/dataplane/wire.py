@@ -1,0 +1,277 @@
+"""The frames that travel between a front and a worker over a Unix stream socket: pure bytes in, frames out.
+
+    frame   = header, meta, payload
+    header  = magic "ds", kind u8, flags u8, meta bytes u32, payload bytes u64, request id u64, deadline u64
+    table   = count u16, count × (name bytes u16, name, dtype u8, rank u8, rank × dimension i64, data bytes u64)
+
+All integers are little-endian. A deadline is in nanoseconds of CLOCK_MONOTONIC (one clock for all processes of a
+machine); 0 is none. A payload is the arrays' data in the table's order, each beginning at a multiple of 64 bytes
+(TensorFlow feeds aligned memory without a copy). A string array's data is its elements' lengths (u32 each), then
+their bytes. With FLAG_SHARED the payload lies in a shared-memory segment instead of the stream, and the meta begins
+with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descriptor arrives beside the frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from backends.dtypes import BY_NUMBER, BY_NUMPY, STRING
+
+MAGIC = b"ds"
+HEADER = struct.Struct("<2sBBIQQQ")
+SEGMENT_ID = struct.Struct("<I")
+FLAG_SHARED = 1
+FLAG_DESCRIPTOR = 2
+FLAG_DRAINING = 4  # on an ERROR: refused before it ran, because the worker is going; ask another
+
+MAX_META_BYTES = 16 * 1024 * 1024
+ALIGNMENT = 64
+_BUFFER_BYTES = 256 * 1024
+_SMALL = 16 * 1024
+
+Buffer = bytes | bytearray | memoryview
+Arrays = Mapping[str, np.ndarray]
+
+
+class Kind(IntEnum):
+    PREDICT = 1  # front → worker: meta = signature and wanted outputs, table
+    RESULT = 2  # worker → front: meta = table
+    ERROR = 3  # worker → front: meta = code u8, message
+    CANCEL = 4  # front → worker: nobody waits for this request id any more
+    RELEASE = 5  # front → worker: the segment in the meta has been read
+    FORGET = 6  # either way: unmap the segment in the meta
+    GOODBYE = 7  # worker → front: nothing more is read; what has no answer by now did not run
+
+
+class WireError(Exception):
+    """The peer sent bytes that are no frame: the connection cannot go on."""
+
+
+class Frame(NamedTuple):
+    """One frame. `payload` is None where the payload lies in shared memory; `payload_bytes` is its size anyway."""
+
+    kind: int
+    flags: int
+    request_id: int
+    deadline_ns: int
+    meta: bytes
+    payload: Buffer | None
+    payload_bytes: int
+
+
+class Packed(NamedTuple):
+    """Arrays ready to travel: their table, and (offset, data) chunks of a payload of `payload_bytes`."""
+
+    table: bytes
+    chunks: list[tuple[int, Buffer]]
+    payload_bytes: int
+
+
+def header(
+    kind: Kind, meta_bytes: int, payload_bytes: int, request_id: int = 0, deadline_ns: int = 0, flags: int = 0
+) -> bytes:
+    return HEADER.pack(MAGIC, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns)
+
+
+def pack_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Packed:
+    """The named arrays as a table and payload chunks. The chunks may refer to the arrays' own memory."""
+    entries: list[bytes] = []
+    chunks: list[tuple[int, Buffer]] = []
+    offset = 0
+    for name, array in arrays:
+        dtype = BY_NUMPY[array.dtype]
+        if dtype is STRING:
+            data: Buffer = _pack_strings(array)
+        elif array.nbytes <= _SMALL:
+            data = array.tobytes()
+        else:
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        nbytes = len(data)
+        encoded = name.encode()
+        rank = array.ndim
+        entries.append(
+            struct.pack(f"<H{len(encoded)}sBB{rank}qQ", len(encoded), encoded, dtype.number, rank, *array.shape, nbytes)
+        )
+        offset = -(-offset // ALIGNMENT) * ALIGNMENT
+        chunks.append((offset, data))
+        offset += nbytes
+    return Packed(struct.pack("<H", len(entries)) + b"".join(entries), chunks, offset)
+
+
+def _pack_strings(array: np.ndarray) -> bytes:
+    values: list[bytes] = array.reshape(-1).tolist()
+    lengths = np.fromiter((len(value) for value in values), dtype="<u4", count=len(values))
+    return lengths.tobytes() + b"".join(values)
+
+
+def inline(packed: Packed) -> list[Buffer]:
+    """The chunks as consecutive buffers, with the padding between them."""
+    if len(packed.chunks) == 1:
+        return [packed.chunks[0][1]]
+    buffers: list[Buffer] = []
+    position = 0
+    for offset, data in packed.chunks:
+        if offset > position:
+            buffers.append(bytes(offset - position))
+        buffers.append(data)
+        position = offset + len(data)
+    return buffers
+
+
+def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
+    """The named arrays of a table and its payload; numeric ones are views of `payload`.
+
+    Raises WireError where the table does not describe the payload.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        (count,) = struct.unpack_from("<H", table)
+        position, offset = 2, 0
+        for _ in range(count):
+            (name_bytes,) = struct.unpack_from("<H", table, position)
+            position += 2
+            name = bytes(table[position : position + name_bytes]).decode()
+            position += name_bytes
+            number, rank = table[position], table[position + 1]
+            *shape, nbytes = struct.unpack_from(f"<{rank}qQ", table, position + 2)
+            position += 2 + 8 * rank + 8
+            offset = -(-offset // ALIGNMENT) * ALIGNMENT
+            dtype = BY_NUMBER[number]
+            if offset + nbytes > len(payload):
+                raise WireError(f"array {name!r} ends beyond its payload")
+            if dtype is STRING:
+                array = _unpack_strings(memoryview(payload)[offset : offset + nbytes], shape)
+            else:
+                size = dtype.numpy.itemsize
+                if nbytes % size:
+                    raise WireError(f"array {name!r} has a broken element")
+                array = np.frombuffer(payload, dtype.numpy, nbytes // size, offset) if nbytes else _empty(dtype.numpy)
+                array = array.reshape(shape)
+            arrays[name] = array
+            offset += nbytes
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
+        raise WireError(f"a table that cannot be read: {error}") from error
+    return arrays
+
+
+def _empty(dtype: np.dtype) -> np.ndarray:
+    return np.empty(0, dtype)
+
+
+def _unpack_strings(data: memoryview, shape: Sequence[int]) -> np.ndarray:
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    if count < 0 or 4 * count > len(data):
+        raise WireError("a string array with more lengths than data")
+    lengths = np.frombuffer(data, "<u4", count).tolist() if count else []
+    if 4 * count + sum(lengths) != len(data):
+        raise WireError("a string array whose lengths do not add up")
+    array = np.empty(count, object)
+    position = 4 * count
+    for index, length in enumerate(lengths):
+        array[index] = bytes(data[position : position + length])
+        position += length
+    return array.reshape(shape)
+
+
+def predict_meta(signature: str, outputs: Sequence[str], table: bytes) -> bytes:
+    """The meta of a PREDICT frame."""
+    head = b"\0".join([signature.encode(), *(name.encode() for name in outputs)])
+    return struct.pack("<I", len(head)) + head + table
+
+
+def parse_predict_meta(meta: Buffer) -> tuple[str, list[str], Buffer]:
+    """The signature, the wanted outputs and the table of a PREDICT frame's meta."""
+    (size,) = struct.unpack_from("<I", meta)
+    signature, *outputs = bytes(meta[4 : 4 + size]).decode().split("\0")
+    return signature, outputs, meta[4 + size :]
+
+
+class Decoder:
+    """Cuts a byte stream into frames. The caller receives into `target()` and says how much with `received(n)`.
+
+    A payload that does not fit the small buffer is received straight into memory of its own. `max_payload_bytes`
+    bounds what a peer can make this side allocate.
+    """
+
+    def __init__(self, max_payload_bytes: int) -> None:
+        self._max_payload_bytes = max_payload_bytes
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self._head: tuple[int, int, int, int, bytes] | None = None  # kind, flags, request id, deadline, meta
+        self._large: bytearray | None = None
+        self._filled = 0
+
+    def target(self) -> memoryview:
+        """Memory to receive into: never empty."""
+        if self._large is not None:
+            return memoryview(self._large)[self._filled :]
+        return self._view[self._end :]
+
+    def received(self, count: int) -> list[Frame]:
+        """Takes `count` bytes that were written to the last `target()`. Raises WireError."""
+        frames: list[Frame] = []
+        if self._large is not None:
+            self._filled += count
+            if self._filled == len(self._large):
+                assert self._head is not None
+                kind, flags, request_id, deadline_ns, meta = self._head
+                frames.append(Frame(kind, flags, request_id, deadline_ns, meta, self._large, len(self._large)))
+                self._large = None
+            return frames
+        self._end += count
+        while self._next(frames):
+            pass
+        if self._start == self._end:
+            self._start = self._end = 0
+        return frames
+
+    def _next(self, frames: list[Frame]) -> bool:
+        available = self._end - self._start
+        if available < HEADER.size:
+            self._make_room(HEADER.size)
+            return False
+        magic, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns = HEADER.unpack_from(
+            self._buffer, self._start
+        )
+        if magic != MAGIC or meta_bytes > MAX_META_BYTES or payload_bytes > self._max_payload_bytes:
+            raise WireError(f"not a frame: {magic!r} with {meta_bytes:,} bytes of meta, {payload_bytes:,} of payload")
+        in_stream = 0 if flags & FLAG_SHARED else payload_bytes
+        head_bytes = HEADER.size + meta_bytes
+        whole = head_bytes + in_stream
+        meta_at = self._start + HEADER.size
+        if available >= whole:
+            meta = bytes(self._view[meta_at : meta_at + meta_bytes])
+            payload = None if flags & FLAG_SHARED else bytes(self._view[self._start + head_bytes : self._start + whole])
+            frames.append(Frame(kind, flags, request_id, deadline_ns, meta, payload, payload_bytes))
+            self._start += whole
+            return self._start < self._end
+        if available >= head_bytes and in_stream > _SMALL:
+            meta = bytes(self._view[meta_at : meta_at + meta_bytes])
+            self._head = (kind, flags, request_id, deadline_ns, meta)
+            self._large = bytearray(in_stream)
+            self._filled = available - head_bytes
+            self._large[: self._filled] = self._view[self._start + head_bytes : self._end]
+            self._start = self._end = 0
+            return False
+        self._make_room(head_bytes if in_stream > _SMALL else whole)
+        return False
+
+    def _make_room(self, size: int) -> None:
+        """Sees to it that `size` bytes fit from the start of the frame that has begun, and one byte can follow."""
+        if self._start + size < len(self._buffer):
+            return
+        rest = bytes(self._view[self._start : self._end])
+        if size >= len(self._buffer):
+            self._buffer = bytearray(size + _BUFFER_BYTES)
+            self._view = memoryview(self._buffer)
+        self._view[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)

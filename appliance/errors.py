@@ -1,0 +1,65 @@
+"""The one error that reaches a client, and the one table from its code to an HTTP status."""
+
+from __future__ import annotations
+
+from backends.contract import Code
+
+__all__ = ["HTTP_STATUS", "MAX_MESSAGE_CHARACTERS", "Code", "ConfigError", "ServingError", "truncated"]
+
+HTTP_STATUS: dict[Code, int] = {
+    Code.OK: 200,
+    Code.INVALID_ARGUMENT: 400,
+    Code.FAILED_PRECONDITION: 400,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.NOT_FOUND: 404,
+    Code.ABORTED: 409,
+    Code.ALREADY_EXISTS: 409,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.CANCELLED: 499,
+    Code.UNKNOWN: 500,
+    Code.INTERNAL: 500,
+    Code.DATA_LOSS: 500,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+}
+
+# TensorFlow Serving cuts what it sends as a gRPC status message at this length.
+MAX_MESSAGE_CHARACTERS = 1024
+
+
+class ServingError(Exception):
+    """A request or an action that failed: `message` says what and with which value, `remedy` what to do.
+
+    `retry_after_seconds` is set where the same request may succeed later (it becomes HTTP's Retry-After).
+    """
+
+    def __init__(self, code: Code, message: str, remedy: str = "", retry_after_seconds: int | None = None) -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def http_status(self) -> int:
+        return HTTP_STATUS[self.code]
+
+
+class ConfigError(Exception):
+    """Options or a configuration file that cannot be used: `message` says which value, `remedy` what is allowed."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+
+
+def truncated(message: str) -> str:
+    """`message`, cut as TensorFlow Serving cuts it."""
+    if len(message) <= MAX_MESSAGE_CHARACTERS:
+        return message
+    tail = "...TRUNCATED"
+    return message[: MAX_MESSAGE_CHARACTERS - len(tail)] + tail

@@ -1,0 +1,102 @@
+"""Bounds on a request's head that uvicorn does not set: its size, and the time that it may take.
+
+uvicorn with httptools takes headers of any size at any pace; gunicorn's own limits do not reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, ClassVar
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 1.0
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 connection, which ends when a request's head is too large or too slow."""
+
+    max_header_bytes: ClassVar[int] = 65536
+    header_timeout_seconds: ClassVar[float] = 10.0
+    # The connections whose head is under way, and since when. One sweep a second over them costs less than a timer
+    # for each request.
+    _heads: ClassVar[dict[BoundedProtocol, float]] = {}
+    _sweeping: ClassVar[bool] = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        self._head_bytes = 0
+        self._refused = False
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._heads.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self in self._heads:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_header_bytes:
+                self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self not in self._heads:
+            self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        self._heads.pop(self, None)
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.max_header_bytes:
+            self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
+        elif not self._refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._refused:
+            self._refuse(400, msg)
+
+    def _begin_head(self) -> None:
+        self._head_bytes = 0
+        self._heads[self] = self.loop.time()
+        if not BoundedProtocol._sweeping:
+            BoundedProtocol._sweeping = True
+            self.loop.call_later(_SWEEP_SECONDS, BoundedProtocol._sweep, self.loop)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._refused = True
+        self._heads.pop(self, None)
+        body = orjson.dumps({"error": message})
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    @classmethod
+    def _sweep(cls, loop: Any) -> None:
+        now = loop.time()
+        for protocol, since in list(cls._heads.items()):
+            if now - since > cls.header_timeout_seconds:
+                seconds = cls.header_timeout_seconds
+                protocol._refuse(408, f"The request's headers took longer than {seconds:g} s")
+        BoundedProtocol._sweeping = bool(cls._heads)
+        if cls._heads:
+            loop.call_later(_SWEEP_SECONDS, cls._sweep, loop)

@@ -1,0 +1,96 @@
+"""TensorFlow Serving's protocol buffers: our own minimal definitions, in a descriptor pool of our own.
+
+The `.proto` files beside this one carry TensorFlow Serving's package, message and field numbers. `dropserve.binpb` is
+their compiled FileDescriptorSet with the well-known types they import; `make protos` writes it. The pool is private
+because TensorFlow registers the same names in protobuf's default pool, and a process may have both.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+__all__ = [
+    "POOL",
+    "AnyProto",
+    "ClassificationRequest",
+    "ClassificationResponse",
+    "DataType",
+    "Example",
+    "GetModelMetadataRequest",
+    "GetModelMetadataResponse",
+    "GetModelStatusRequest",
+    "GetModelStatusResponse",
+    "Input",
+    "Int64Value",
+    "ModelServerConfig",
+    "ModelSpec",
+    "ModelType",
+    "ModelVersionStatus",
+    "MultiInferenceRequest",
+    "MultiInferenceResponse",
+    "PredictRequest",
+    "PredictResponse",
+    "RegressionRequest",
+    "RegressionResponse",
+    "ReloadConfigRequest",
+    "ReloadConfigResponse",
+    "SignatureDef",
+    "SignatureDefMap",
+    "StatusProto",
+    "TensorInfo",
+    "TensorProto",
+    "TensorShapeProto",
+]
+
+
+def _pool() -> Any:
+    with open(os.path.join(os.path.dirname(__file__), "dropserve.binpb"), "rb") as file:
+        files = descriptor_pb2.FileDescriptorSet.FromString(file.read())
+    pool = descriptor_pool.DescriptorPool()
+    for file_descriptor in files.file:  # protoc lists a file after its imports
+        pool.Add(file_descriptor)
+    return pool
+
+
+POOL: Any = _pool()
+
+
+def _message(name: str) -> Any:
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))
+
+
+AnyProto = _message("google.protobuf.Any")
+Int64Value = _message("google.protobuf.Int64Value")
+
+TensorProto = _message("tensorflow.TensorProto")
+TensorShapeProto = _message("tensorflow.TensorShapeProto")
+TensorInfo = _message("tensorflow.TensorInfo")
+SignatureDef = _message("tensorflow.SignatureDef")
+Example = _message("tensorflow.Example")
+DataType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.DataType"))
+
+ModelSpec = _message("tensorflow.serving.ModelSpec")
+StatusProto = _message("tensorflow.serving.StatusProto")
+Input = _message("tensorflow.serving.Input")
+PredictRequest = _message("tensorflow.serving.PredictRequest")
+PredictResponse = _message("tensorflow.serving.PredictResponse")
+ClassificationRequest = _message("tensorflow.serving.ClassificationRequest")
+ClassificationResponse = _message("tensorflow.serving.ClassificationResponse")
+RegressionRequest = _message("tensorflow.serving.RegressionRequest")
+RegressionResponse = _message("tensorflow.serving.RegressionResponse")
+MultiInferenceRequest = _message("tensorflow.serving.MultiInferenceRequest")
+MultiInferenceResponse = _message("tensorflow.serving.MultiInferenceResponse")
+SignatureDefMap = _message("tensorflow.serving.SignatureDefMap")
+GetModelMetadataRequest = _message("tensorflow.serving.GetModelMetadataRequest")
+GetModelMetadataResponse = _message("tensorflow.serving.GetModelMetadataResponse")
+GetModelStatusRequest = _message("tensorflow.serving.GetModelStatusRequest")
+GetModelStatusResponse = _message("tensorflow.serving.GetModelStatusResponse")
+ModelVersionStatus = _message("tensorflow.serving.ModelVersionStatus")
+ReloadConfigRequest = _message("tensorflow.serving.ReloadConfigRequest")
+ReloadConfigResponse = _message("tensorflow.serving.ReloadConfigResponse")
+ModelServerConfig = _message("tensorflow.serving.ModelServerConfig")
+ModelType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.serving.ModelType"))

@@ -1,0 +1,1 @@
+"""Decides which versions of which models are loaded. It never touches a request."""

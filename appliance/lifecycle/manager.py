@@ -1,0 +1,408 @@
+"""The pure core: what is seen on disk and what happens to workers goes in, actions and routes come out.
+
+No thread, socket, file or clock: the supervisor carries the actions out and says the time (monotonic seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from appliance.errors import Code
+from appliance.lifecycle.policy import Latest, VersionPolicy, aspired_versions, surplus_versions
+from appliance.lifecycle.settle import Observed
+from appliance.lifecycle.states import PUBLIC, Event, State, transition
+from appliance.routes import ModelRoute, VersionRoute
+from appliance.servable import ServableId
+from backends.contract import Signature
+
+_STABLE_SECONDS = 60.0
+_MAX_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Start a process for `servable`, whose folder is `path`, and report on it under the number `worker`."""
+
+    worker: int
+    servable: ServableId
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Publish the routes without it, then let it end what it has accepted."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """End it at once: it has not served yet, and is not wanted any more."""
+
+    worker: int
+
+
+Action = StartWorker | DrainWorker | KillWorker
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A line for the log."""
+
+    servable: ServableId
+    old: str
+    new: str
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class _Version:
+    id: ServableId
+    path: str
+    digest: str | None
+    state: State = State.SETTLING
+    settled: bool = False
+    incomplete: bool = False
+    present: bool = True
+    reason: str = ""
+    code: Code = Code.OK
+    worker: int | None = None
+    socket_path: str = ""
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+    attempts: int = 0
+    crashes: int = 0
+    available_since: float = 0.0
+    retry_at: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Model:
+    name: str
+    base_path: str
+    policy: VersionPolicy
+    labels: Mapping[str, int]
+    versions: dict[int, _Version] = field(default_factory=dict)
+    reason: str = ""
+    removed: bool = False
+    tried: bool = False  # a first attempt has ended, one way or the other
+    waiting: bool = False  # something would be loaded, but too many loads run
+
+
+class Manager:
+    """Knows every model and version, and decides what happens next."""
+
+    def __init__(self, max_load_retries: int, load_retry_interval_seconds: float, max_concurrent_loads: int) -> None:
+        self._max_load_retries = max_load_retries
+        self._load_retry_interval_seconds = load_retry_interval_seconds
+        self._max_concurrent_loads = max_concurrent_loads
+        self._models: dict[str, _Model] = {}
+        self._workers: dict[int, _Version] = {}
+        self._next_worker = 1
+        self._loads = 0
+        self._changes: list[StateChange] = []
+
+    # -- what the supervisor tells ---------------------------------------------------------------------------
+
+    def add_model(
+        self,
+        name: str,
+        base_path: str,
+        policy: VersionPolicy | None = None,
+        labels: Mapping[str, int] | None = None,
+    ) -> None:
+        """A model to serve from now on. It has no versions until they are observed."""
+        self._models[name] = _Model(name, base_path, policy or Latest(), labels or {})
+
+    def remove_model(self, name: str, now: float) -> list[Action]:
+        """A model that is no longer wanted: its versions are unloaded, and it is forgotten when they are."""
+        model = self._models[name]
+        model.removed = True
+        for version in model.versions.values():
+            version.present = False
+        return self._decide(model, now)
+
+    def observe(self, name: str, observed: Mapping[int, Observed], reason: str, now: float) -> list[Action]:
+        """The version folders of a model as they are now; `reason` is a remark on its base path."""
+        model = self._models[name]
+        model.reason = reason
+        for number, seen in observed.items():
+            version = model.versions.get(number)
+            if version is None:
+                version = model.versions[number] = _Version(ServableId(name, number), seen.path, seen.digest)
+                self._changes.append(StateChange(version.id, "", State.SETTLING.value, seen.reason))
+            elif seen.digest is not None and seen.digest != version.digest:
+                version.digest = seen.digest
+                version.incomplete = False
+                if version.state in (State.FAILED, State.ENDED):
+                    version.attempts = 0
+                    version.retry_at = None
+                    self._move(version, Event.FILES_CHANGED, "its files changed")
+            version.present = True
+            version.path = seen.path
+            if seen.digest is not None:
+                version.settled = seen.settled
+                if version.state is State.SETTLING and not version.incomplete:
+                    version.reason = seen.reason
+        for number, version in model.versions.items():
+            version.present = number in observed
+        return self._decide(model, now)
+
+    def base_path_lost(self, name: str, reason: str) -> None:
+        """The base path cannot be read: nothing is unloaded, and the status says why nothing new is."""
+        self._models[name].reason = reason
+
+    def worker_ready(
+        self, worker: int, socket_path: str, signatures: Mapping[str, Signature], now: float
+    ) -> list[Action]:
+        version = self._workers.get(worker)
+        if version is None or version.state not in (State.LOADING, State.RESTARTING):
+            return []
+        self._end_load(version)
+        version.socket_path, version.signatures = socket_path, signatures
+        version.available_since = now
+        version.attempts = 0
+        version.retry_at = None
+        version.code = Code.OK
+        self._move(version, Event.READY, "")
+        return self._after_load(version, now)
+
+    def worker_incomplete(self, worker: int, reason: str, now: float) -> list[Action]:
+        """The version's folder is not all there. It is tried again when its files change."""
+        version = self._workers.get(worker)
+        if version is None or version.state is not State.LOADING:
+            return self.worker_failed(worker, Code.FAILED_PRECONDITION, f"incomplete: {reason}", now)
+        self._detach(version)
+        version.incomplete = True
+        self._move(version, Event.INCOMPLETE, f"incomplete: {reason}")
+        return self._after_load(version, now)
+
+    def worker_failed(self, worker: int, code: Code, reason: str, now: float) -> list[Action]:
+        """The version could not be loaded, or its worker died before it was."""
+        version = self._workers.get(worker)
+        if version is None or version.state not in (State.LOADING, State.RESTARTING):
+            return []
+        self._detach(version)
+        version.code = code
+        if version.state is State.RESTARTING:
+            self._schedule_restart(version, now)
+            self._move(version, Event.LOAD_FAILED, reason)
+            return self._after_load(version, now)
+        version.attempts += 1
+        if version.attempts <= self._max_load_retries:
+            version.retry_at = now + self._load_retry_interval_seconds
+            remedy = (
+                f"attempt {version.attempts} of {self._max_load_retries + 1}; the next in "
+                f"{self._load_retry_interval_seconds:g} s, or when the files change"
+            )
+        else:
+            version.retry_at = None
+            remedy = f"given up after {version.attempts} attempts; change the files to try again"
+        self._move(version, Event.LOAD_FAILED, f"{reason} ({remedy})")
+        return self._after_load(version, now)
+
+    def worker_ended(self, worker: int, how: str, now: float) -> list[Action]:
+        """The worker's process is gone: `how` says by what."""
+        version = self._workers.get(worker)
+        if version is None:
+            return []
+        if version.state in (State.LOADING, State.RESTARTING):
+            return self.worker_failed(worker, Code.INTERNAL, f"its worker died while loading: {how}", now)
+        self._detach(version)
+        model = self._models[version.id.model]
+        if version.state is State.DRAINING:
+            self._move(version, Event.WORKER_ENDED, "unloaded")
+        else:
+            if now - version.available_since > _STABLE_SECONDS:
+                version.crashes = 0
+            self._schedule_restart(version, now)
+            version.code = Code.UNAVAILABLE
+            self._move(version, Event.WORKER_DIED, f"its worker died: {how}")
+        return self._decide(model, now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Does what has become due by `now`."""
+        actions: list[Action] = []
+        for model in list(self._models.values()):
+            if any(v.retry_at is not None and v.retry_at <= now for v in model.versions.values()):
+                actions += self._decide(model, now)
+        return actions
+
+    # -- what the supervisor asks ----------------------------------------------------------------------------
+
+    @property
+    def next_due(self) -> float | None:
+        """When `tick` has something to do."""
+        return min(
+            (
+                version.retry_at
+                for model in self._models.values()
+                for version in model.versions.values()
+                if version.retry_at is not None and version.worker is None
+            ),
+            default=None,
+        )
+
+    def names(self) -> Iterable[str]:
+        return [model.name for model in self._models.values() if not model.removed]
+
+    def loaded_versions(self, name: str) -> frozenset[int]:
+        """The versions whose files need no more looking at."""
+        model = self._models.get(name)
+        if model is None:
+            return frozenset()
+        states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
+        return frozenset(number for number, version in model.versions.items() if version.state in states)
+
+    def all_tried(self) -> bool:
+        """Whether each model has a version available, or has failed its first attempt and tries no other now."""
+        return all(
+            any(v.state is State.AVAILABLE for v in model.versions.values())
+            or (model.tried and not any(v.state is State.LOADING for v in model.versions.values()))
+            for model in self._models.values()
+            if not model.removed
+        )
+
+    def busy(self) -> bool:
+        return bool(self._workers)
+
+    def take_changes(self) -> list[StateChange]:
+        changes, self._changes = self._changes, []
+        return changes
+
+    def routes(self) -> dict[str, ModelRoute]:
+        """Every model with its versions, newest first."""
+        return {
+            model.name: ModelRoute(
+                model.name,
+                tuple(
+                    self._route(version)
+                    for _, version in sorted(model.versions.items(), reverse=True)
+                    if version.state is not State.SETTLING or version.reason
+                ),
+                {
+                    label: number
+                    for label, number in model.labels.items()
+                    if (v := model.versions.get(number)) is not None and v.state in (State.AVAILABLE, State.RESTARTING)
+                },
+                model.base_path,
+                model.reason,
+            )
+            for model in self._models.values()
+        }
+
+    @staticmethod
+    def _route(version: _Version) -> VersionRoute:
+        available = version.state is State.AVAILABLE
+        return VersionRoute(
+            version.id.version,
+            version.state.value,
+            PUBLIC[version.state],
+            version.code,
+            version.reason,
+            version.socket_path if available else "",
+            version.signatures if available else {},
+        )
+
+    # -- decisions -------------------------------------------------------------------------------------------
+
+    def _decide(self, model: _Model, now: float) -> list[Action]:
+        versions = model.versions
+        actions = self._drop_the_absent(model)
+        loadable = {number for number, version in versions.items() if self._loadable(version)}
+        aspired = aspired_versions(model.policy, loadable)
+        retriable = {
+            number for number, v in versions.items() if v.state is State.FAILED and v.present and v.retry_at is not None
+        }
+        hoped_for = aspired_versions(model.policy, loadable | retriable)
+        model.waiting = False
+        for number in sorted(aspired | hoped_for, reverse=True):
+            version = versions[number]
+            if version.worker is not None or version.state in (State.AVAILABLE, State.DRAINING):
+                continue
+            if version.retry_at is not None and version.retry_at > now:
+                continue
+            if version.state is not State.RESTARTING:
+                # A restart never waits: it was admitted when it was first loaded.
+                if self._loads >= self._max_concurrent_loads:
+                    model.waiting = True
+                    continue
+                self._loads += 1
+                self._move(version, Event.LOAD, "")
+            version.retry_at = None
+            actions.append(self._start(version))
+        available = {number for number, v in versions.items() if v.state is State.AVAILABLE}
+        for number in sorted(surplus_versions(aspired, available)):
+            version = versions[number]
+            why = "a newer version has taken over" if version.present else "its folder is gone"
+            self._move(version, Event.DRAIN, "the model was removed" if model.removed else why)
+            assert version.worker is not None
+            actions.append(DrainWorker(version.worker))
+        if model.removed and not versions:
+            del self._models[model.name]
+        return actions
+
+    def _loadable(self, version: _Version) -> bool:
+        if not version.present:
+            return False
+        if version.state is State.SETTLING:
+            return version.settled and not version.incomplete
+        return version.state is not State.FAILED
+
+    def _drop_the_absent(self, model: _Model) -> list[Action]:
+        actions: list[Action] = []
+        for number, version in list(model.versions.items()):
+            if version.present:
+                continue
+            if version.state in (State.LOADING, State.RESTARTING):
+                if version.state is State.LOADING:
+                    self._loads -= 1
+                self._move(version, Event.DRAIN, "its folder is gone")
+                if version.worker is None:
+                    self._move(version, Event.WORKER_ENDED, "unloaded")
+                else:
+                    actions.append(KillWorker(version.worker))
+            if version.state in (State.SETTLING, State.FAILED, State.ENDED):
+                del model.versions[number]
+        return actions
+
+    def _start(self, version: _Version) -> StartWorker:
+        worker = self._next_worker
+        self._next_worker += 1
+        version.worker = worker
+        self._workers[worker] = version
+        return StartWorker(worker, version.id, version.path)
+
+    def _schedule_restart(self, version: _Version, now: float) -> None:
+        # The first restart is immediate; a worker that keeps dying is started ever more seldom.
+        version.crashes += 1
+        delay = 0.0 if version.crashes == 1 else min(2.0 ** (version.crashes - 2), _MAX_BACKOFF_SECONDS)
+        version.retry_at = now + delay
+
+    def _end_load(self, version: _Version) -> None:
+        if version.state is State.LOADING:
+            self._loads -= 1
+
+    def _detach(self, version: _Version) -> None:
+        self._end_load(version)
+        if version.worker is not None:
+            del self._workers[version.worker]
+            version.worker = None
+        version.socket_path = ""
+
+    def _after_load(self, version: _Version, now: float) -> list[Action]:
+        model = self._models[version.id.model]
+        model.tried = True
+        actions = self._decide(model, now)
+        for other in list(self._models.values()):
+            if other.waiting and self._loads < self._max_concurrent_loads:
+                actions += self._decide(other, now)
+        return actions
+
+    def _move(self, version: _Version, event: Event, reason: str) -> None:
+        old = version.state
+        version.state = transition(old, event)
+        version.reason = reason
+        if version.state is State.ENDED or event is Event.FILES_CHANGED:
+            version.code = Code.OK
+        self._changes.append(StateChange(version.id, old.value, version.state.value, reason))

@@ -1,0 +1,87 @@
+"""When a version folder has stopped changing, and when an empty listing must not be believed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What identifies a folder's content without reading it: a digest over every entry's path, size, inode and
+    ctime, and the newest ctime (seconds of the wall clock). ctime, because `rsync -a` preserves mtime."""
+
+    digest: str
+    newest_ctime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One look at a base path: its device, its version folders, and remarks on what was ignored.
+
+    A fingerprint is None where it was not asked for: the version is loaded, and only its existence matters.
+    """
+
+    device: int
+    versions: Mapping[int, Fingerprint | None]
+    paths: Mapping[int, str]
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One version folder as the manager sees it."""
+
+    path: str
+    digest: str | None
+    settled: bool
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Settler:
+    """Follows one base path through its scans."""
+
+    settle_seconds: float
+    _device: int | None = None
+    _seen: dict[int, tuple[str, float]] = field(default_factory=dict)  # version → digest, since when (monotonic)
+    _had_versions: bool = False
+    _first: bool = True
+    due: float | None = None  # monotonic time at which the next version may have settled
+
+    def lost_mount(self, scan: Scan) -> bool:
+        """Whether `scan` shows an empty folder of another device where versions were: `umount -l`, not a deletion."""
+        return self._had_versions and not scan.versions and scan.device != self._device
+
+    def observe(self, scan: Scan, now: float, wall_now: float) -> dict[int, Observed]:
+        """The version folders of `scan`, each with whether it has settled. `now` is monotonic.
+
+        A folder has settled when nothing in it has changed for `settle_seconds` as we watched. What was there before
+        we first looked is judged by its ctimes instead, so that a restart waits for nothing.
+        """
+        self._device = scan.device
+        self._had_versions = bool(scan.versions)
+        self._seen = {version: seen for version, seen in self._seen.items() if version in scan.versions}
+        self.due = None
+        observed: dict[int, Observed] = {}
+        for version, fingerprint in scan.versions.items():
+            path = scan.paths[version]
+            if fingerprint is None:
+                observed[version] = Observed(path, None, settled=True)
+                continue
+            digest, since = self._seen.get(version, ("", now))
+            if digest != fingerprint.digest:
+                since = now
+                age = wall_now - fingerprint.newest_ctime
+                if self._first and age > 0:
+                    since = now - age
+                self._seen[version] = (fingerprint.digest, since)
+            quiet = now - since
+            settled = quiet >= self.settle_seconds
+            reason = ""
+            if not settled:
+                self.due = min(self.due or float("inf"), since + self.settle_seconds)
+                reason = f"its files changed {quiet:.1f} s ago; waiting until they rest for {self.settle_seconds:g} s"
+            observed[version] = Observed(path, fingerprint.digest, settled, reason)
+        self._first = False
+        return observed

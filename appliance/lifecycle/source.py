@@ -1,0 +1,361 @@
+"""Watches folders: what model versions there are on disk, and whether they have settled.
+
+watchdog's events are hints that wake a scan early; the periodic rescan is the truth, and suffices alone (NFS sends no
+events). Every look at a disk runs in a thread of its own, because a stat on a dead NFS server hangs for ever: then
+only that model stands still, and its status says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from appliance.lifecycle.settle import Fingerprint, Observed, Scan, Settler
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_VERSION = 2**63 - 1
+_MAX_ENTRIES = 100_000
+_MAX_SCAN_THREADS = 256
+_STALLED_SECONDS = 10.0
+_COALESCE_SECONDS = 0.1
+# What changes a folder. Reading is not among them: our own scans and workers read.
+_EVENTS: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+]
+
+
+class Listener(Protocol):
+    """Who hears what the source sees. Called in the event loop."""
+
+    def loaded_versions(self, name: str) -> frozenset[int]: ...
+    def model_appeared(self, name: str, base_path: str) -> float: ...
+    def model_vanished(self, name: str) -> None: ...
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None: ...
+    def base_path_lost(self, name: str, reason: str) -> None: ...
+
+
+def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
+    """Looks at a base path. Versions in `skip` get no fingerprint. Raises OSError where it cannot be read."""
+    versions: dict[int, Fingerprint | None] = {}
+    paths: dict[int, str] = {}
+    ignored: list[str] = []
+    has_model_file = False
+    with os.scandir(base_path) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            has_model_file = has_model_file or name in ("saved_model.pb", "saved_model.pbtxt")
+            continue
+        path = os.path.join(base_path, name)
+        number = int(name) if len(name) < 40 else _MAX_VERSION + 1
+        if number > _MAX_VERSION:
+            ignored.append(f"{path} is ignored: a version is at most {_MAX_VERSION}")
+        elif number in paths:
+            ignored.append(f"{path} is ignored: {paths[number]} is version {number} already")
+        elif os.path.isdir(path):
+            paths[number] = path
+            with contextlib.suppress(FileNotFoundError):  # it went while we looked: the next scan knows
+                versions[number] = None if number in skip else fingerprint(path)
+    paths = {number: path for number, path in paths.items() if number in versions}
+    if has_model_file and not versions:
+        ignored.append(f"{base_path} holds a SavedModel itself; move it to {base_path}/1")
+    elif not versions:
+        ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
+    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored))
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """The fingerprint of a version folder. Raises FileNotFoundError where it is gone."""
+    digest = hashlib.blake2b(digest_size=16)
+    top = os.stat(path)
+    digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
+    newest = top.st_ctime
+    count = 0
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                count += 1
+                if count > _MAX_ENTRIES:
+                    raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    status = entry.stat(follow_symlinks=False)  # a dangling link, or it went while we looked
+                # A linked folder is not descended into: it may lead anywhere, or back to itself.
+                if stat.S_ISDIR(status.st_mode) and not entry.is_symlink():
+                    folders.append(entry.path)
+                digest.update(
+                    f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
+                        errors="surrogateescape"
+                    )
+                )
+                newest = max(newest, status.st_ctime)
+    return Fingerprint(digest.hexdigest(), newest)
+
+
+def scan_root(root: str) -> tuple[int, list[str]]:
+    """The device of a model root, and the names of its sub-folders. Raises OSError where it cannot be read."""
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return os.stat(root).st_dev, [name for name in names if ":" not in name]
+
+
+class _Threads:
+    """Daemon threads for calls that may hang: a hung one never keeps the process from ending."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._count = 0
+
+    async def call(self, function: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def finish(result: T | None, error: BaseException | None) -> None:
+            if not future.done():
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)  # type: ignore[arg-type]  # None only where T allows it
+
+        def job() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as exception:  # noqa: BLE001 - it is raised again where the call is awaited
+                error = exception
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(finish, result, error)
+
+        with self._lock:
+            if self._idle == 0 and self._count < _MAX_SCAN_THREADS:
+                self._count += 1
+                threading.Thread(target=self._run, daemon=True, name="scan").start()
+            else:
+                self._idle -= 1
+        self._jobs.put(job)
+        return await future
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+            with self._lock:
+                self._idle += 1
+
+
+class _Target:
+    """A folder that is looked at again and again, until it is stopped."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Source:
+    """Follows base paths, and a root whose sub-folders are base paths. `run()` follows until it is cancelled."""
+
+    def __init__(self, listener: Listener, poll_seconds: float) -> None:
+        self._listener = listener
+        self._poll_seconds = poll_seconds
+        self._threads = _Threads()
+        self._targets: dict[str, _Target] = {}  # by model name
+        self._root: _Target | None = None
+        self._observer = Observer()
+        self._observing = False
+
+    def add(self, name: str, base_path: str, settle_seconds: float) -> None:
+        """Follows the base path of one model."""
+        target = self._targets[name] = _Target(base_path)
+        target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
+        if self._root is None:
+            self._watch(base_path)
+
+    def remove(self, name: str) -> None:
+        target = self._targets.pop(name)
+        if target.task is not None:
+            target.task.cancel()
+
+    def set_root(self, root: str) -> None:
+        """Follows a root: every sub-folder that has versions is a model."""
+        self._root = _Target(root)
+        self._root.task = asyncio.create_task(self._follow_root(self._root))
+        self._watch(root)
+
+    def stop(self) -> None:
+        for target in [*self._targets.values(), self._root]:
+            if target is not None and target.task is not None:
+                target.task.cancel()
+
+    def rescan(self) -> None:
+        """Looks at everything now."""
+        for target in [*self._targets.values(), self._root]:
+            if target is not None:
+                target.wake.set()
+
+    # -- hints -----------------------------------------------------------------------------------------------
+
+    def _watch(self, path: str) -> None:
+        if self._poll_seconds == 0:
+            return
+        loop = asyncio.get_running_loop()
+
+        def hint(changed: str) -> None:
+            loop.call_soon_threadsafe(self._hint, changed)
+
+        handler = _Hint(hint)
+
+        def schedule() -> None:
+            # In a thread: setting watches walks the tree, which may hang.
+            try:
+                if not self._observing:
+                    self._observing = True
+                    self._observer.start()
+                self._observer.schedule(handler, path, recursive=True, event_filter=_EVENTS)
+            except (OSError, RuntimeError) as error:
+                logger.warning(
+                    "no file events for %s (%s): changes are found by the rescan every %g s",
+                    path,
+                    error,
+                    self._poll_seconds,
+                )
+
+        threading.Thread(target=schedule, daemon=True, name="watch").start()
+
+    def _hint(self, changed: str) -> None:
+        if self._root is not None:
+            parts = os.path.relpath(changed, self._root.path).split(os.sep)
+            target = self._targets.get(parts[0])
+            if len(parts) <= 2:
+                self._root.wake.set()
+            if target is not None:
+                target.wake.set()
+            return
+        for target in self._targets.values():
+            if changed == target.path or changed.startswith(target.path.rstrip("/") + "/"):
+                target.wake.set()
+
+    async def _pause(self, target: _Target, seconds: float | None) -> None:
+        """Waits for a hint, or for `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(target.wake.wait(), seconds)
+            await asyncio.sleep(_COALESCE_SECONDS)  # a copy sends many hints: one scan for all of them
+        target.wake.clear()
+
+    async def _look(self, target: _Target, function: Callable[[], T], stalled: Callable[[], None]) -> T:
+        """Calls `function` in a thread; says `stalled` where it does not answer, and keeps waiting."""
+        call = asyncio.ensure_future(self._threads.call(function))
+        done, _ = await asyncio.wait([call], timeout=_STALLED_SECONDS)
+        if not done:
+            logger.warning("%s has not answered for %g s; is its file system there?", target.path, _STALLED_SECONDS)
+            stalled()
+        return await call
+
+    # -- truth -----------------------------------------------------------------------------------------------
+
+    async def _follow(self, name: str, target: _Target, settler: Settler) -> None:
+        path = target.path
+        while True:
+            try:
+                skip = self._listener.loaded_versions(name)
+                scan = await self._look(
+                    target,
+                    lambda skip=skip: scan_base_path(path, skip),  # type: ignore[misc]  # mypy cannot infer it
+                    lambda: self._listener.base_path_lost(name, f"{path} has not answered for {_STALLED_SECONDS:g} s"),
+                )
+                if settler.lost_mount(scan):
+                    reason = f"{path} is suddenly empty and on another device (a lost mount?); nothing is unloaded"
+                    self._listener.base_path_lost(name, reason)
+                else:
+                    observed = settler.observe(scan, time.monotonic(), time.time())
+                    self._listener.versions_observed(name, observed, scan.remark)
+            except OSError as error:
+                problem = error.strerror or str(error)
+                self._listener.base_path_lost(name, f"{path} cannot be read ({problem}); nothing is unloaded")
+            if self._poll_seconds == 0 and settler.due is None:
+                return  # as TensorFlow Serving: 0 looks once
+            pause = self._poll_seconds or None
+            if settler.due is not None:
+                until_due = max(settler.due - time.monotonic(), 0.01)
+                pause = until_due if pause is None else min(pause, until_due)
+            await self._pause(target, pause)
+
+    async def _follow_root(self, target: _Target) -> None:
+        root = target.path
+        device: int | None = None
+        problem = ""
+        while True:
+            found: list[str] | None = None
+            try:
+                seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
+                if not found and self._targets and seen_device != device:
+                    found = None
+                    raise OSError("it is suddenly empty and on another device: a lost mount?")
+                device, problem = seen_device, ""
+            except OSError as error:
+                if problem != (problem := error.strerror or str(error)):
+                    logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)
+            if found is not None:
+                for name in [name for name in self._targets if name not in found]:
+                    self.remove(name)
+                    self._listener.model_vanished(name)
+                for name in found:
+                    if name not in self._targets:
+                        base_path = os.path.join(root, name)
+                        settle_seconds = self._listener.model_appeared(name, base_path)
+                        self.add(name, base_path, settle_seconds)
+            if self._poll_seconds == 0:
+                return
+            await self._pause(target, self._poll_seconds)
+
+
+class _Hint(FileSystemEventHandler):
+    """Passes on the paths of events."""
+
+    def __init__(self, hint: Callable[[str], None]) -> None:
+        self._hint = hint
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        for path in (event.src_path, event.dest_path):
+            if path:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._hint(os.fsdecode(path))

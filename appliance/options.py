@@ -1,0 +1,337 @@
+"""Every option: the one table from which the flags, the TOML keys, `--help` and docs/options.md derive."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from appliance.errors import ConfigError
+from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy
+
+T = TypeVar("T")
+
+_GIB = 1024**3
+_MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is said of an option, and what its value is checked against."""
+
+    help: str
+    group: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    check: Callable[[Any], object] | None = None
+
+
+def _option(
+    default: T,
+    group: str,
+    text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    check: Callable[[Any], object] | None = None,
+) -> T:
+    about = About(text, group, minimum, maximum, choices, check)
+    return field(default=default, metadata={"about": about})
+
+
+def parse_version_policy(text: str) -> VersionPolicy:
+    """`latest`, `latest:N`, `all` or `specific:V,V` as a policy. Raises ConfigError."""
+    kind, _, rest = text.partition(":")
+    numbers = rest.split(",") if rest else []
+    if all(n.strip().isascii() and n.strip().isdigit() for n in numbers):
+        versions = [int(n) for n in numbers]
+        if kind == "latest" and (not versions or (len(versions) == 1 and versions[0] >= 1)):
+            return Latest(*versions)
+        if kind == "all" and not versions and not rest:
+            return All()
+        if kind == "specific" and versions:
+            return Specific(frozenset(versions))
+    raise ConfigError(
+        f"version_policy is {text!r}", "it is one of latest, latest:N (N at least 1), all, specific:V or specific:V,V"
+    )
+
+
+def format_version_policy(policy: VersionPolicy) -> str:
+    """The text that `parse_version_policy` reads as `policy`."""
+    match policy:
+        case Latest(num_versions):
+            return f"latest:{num_versions}"
+        case Specific(versions):
+            return f"specific:{','.join(map(str, sorted(versions)))}"
+        case All():
+            return "all"
+
+
+def _is_absolute(path: str) -> object:
+    scheme, found, _ = path.partition("://")
+    if found:
+        raise ConfigError(f"{path!r} is on {scheme}", "only local folders are served; mount it, or copy it here")
+    if path and not os.path.isabs(path):
+        raise ConfigError(f"{path!r} is a relative path", f"give an absolute one, such as {os.path.abspath(path)}")
+    return path
+
+
+_MODEL, _MODELS, _NETWORK = "Options of a model", "Which models", "Network"
+_LIMITS, _LIFE, _PROCESS, _LOG = "Limits", "Life of versions", "Processes", "Logs"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What can differ from model to model: in `[models.NAME]`, or for all models at the top level."""
+
+    base_path: str = _option(
+        "", _MODEL, "Folder that holds the version folders. Only in [models.NAME].", check=_is_absolute
+    )
+    version_policy: str = _option(
+        "latest",
+        _MODEL,
+        "Which versions are served: latest, latest:N, all, or specific:V,V.",
+        check=parse_version_policy,
+    )
+    settle_seconds: float = _option(
+        2.0, _MODEL, "A version folder is loaded once nothing in it has changed for so long.", minimum=0, maximum=86400
+    )
+    saved_model_tags: str = _option("serve", _MODEL, "Tags of the MetaGraph to load, separated by commas.")
+    tensorflow_intra_op_parallelism: int = _option(
+        0, _MODEL, "Threads inside one TensorFlow op; 0: TensorFlow's choice.", minimum=0, maximum=4096
+    )
+    tensorflow_inter_op_parallelism: int = _option(
+        0, _MODEL, "Threads across TensorFlow ops; 0: TensorFlow's choice.", minimum=0, maximum=4096
+    )
+    max_concurrent_requests: int = _option(
+        0, _MODEL, "Requests that a version runs at once; 0: the number of cores.", minimum=0, maximum=1024
+    )
+    max_queue_requests: int = _option(
+        1000, _MODEL, "Requests that may wait for a version; more get 429 / RESOURCE_EXHAUSTED.", minimum=0
+    )
+    max_queue_bytes: int = _option(
+        256 * _MIB, _MODEL, "Bytes of requests that may wait for a version; more get 429.", minimum=0
+    )
+    load_timeout_seconds: float = _option(
+        600.0, _MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
+    )
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(tag.strip() for tag in self.saved_model_tags.split(",") if tag.strip())
+
+    @property
+    def policy(self) -> VersionPolicy:
+        return parse_version_policy(self.version_policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Options(ModelOptions):
+    """The options of one server."""
+
+    model_root: str = _option(
+        "", _MODELS, "Folder of models: each sub-folder with numbered version folders is one.", check=_is_absolute
+    )
+    model_name: str = _option("default", _MODELS, "Name of the model at --model_base_path.")
+    model_base_path: str = _option(
+        "", _MODELS, "Base path of one model, which holds its version folders.", check=_is_absolute
+    )
+    model_config_file: str = _option("", _MODELS, "File with a ModelServerConfig in protobuf's text format.")
+
+    bind_address: str = _option("0.0.0.0", _NETWORK, "Address that REST and gRPC listen on; :: for IPv6 and IPv4.")  # noqa: S104
+    rest_api_port: int = _option(8501, _NETWORK, "Port of REST; 0: any free one.", minimum=0, maximum=65535)
+    port: int = _option(8500, _NETWORK, "Port of gRPC; 0: any free one.", minimum=0, maximum=65535)
+    grpc_socket_path: str = _option("", _NETWORK, "Unix socket that gRPC listens on too.", check=_is_absolute)
+    rest_api_timeout_in_ms: int = _option(
+        30000, _NETWORK, "A REST request that has no answer by then gets 504.", minimum=1, maximum=86_400_000
+    )
+
+    max_request_bytes: int = _option(_GIB, _LIMITS, "Size of a REST body, inflated.", minimum=1)
+    max_grpc_message_bytes: int = _option(2**31 - 1, _LIMITS, "Size of a gRPC message.", minimum=1, maximum=2**31 - 1)
+    max_inflight_bytes: int = _option(
+        4 * _GIB, _LIMITS, "Bytes of all requests in flight, shared out evenly over the front processes.", minimum=1
+    )
+    max_connections: int = _option(4096, _LIMITS, "REST connections of one front process.", minimum=1)
+    max_header_bytes: int = _option(65536, _LIMITS, "Size of a REST request's headers.", minimum=1024)
+    header_timeout_seconds: float = _option(
+        10.0, _LIMITS, "A REST request's headers must be there by then.", minimum=0.1, maximum=3600
+    )
+    min_body_bytes_per_second: int = _option(
+        16384, _LIMITS, "A REST body must come at least this fast on average, after ten seconds.", minimum=1
+    )
+    shared_memory_bytes: int = _option(
+        256 * _MIB,
+        _LIMITS,
+        "Shared memory of one front with one version, each way; more goes by the socket.",
+        minimum=0,
+    )
+
+    file_system_poll_wait_seconds: float = _option(
+        1.0, _LIFE, "Seconds between looks at the model folders; 0: look once.", minimum=0, maximum=86400
+    )
+    max_num_load_retries: int = _option(5, _LIFE, "Further attempts after a version failed to load.", minimum=0)
+    load_retry_interval_micros: int = _option(
+        60_000_000, _LIFE, "Microseconds between attempts to load a version.", minimum=0
+    )
+    max_concurrent_loads: int = _option(
+        0, _LIFE, "Versions that load at once; 0: two for each core, at least 4.", minimum=0
+    )
+    ready_timeout_seconds: float = _option(
+        60.0, _LIFE, "/readyz says ready by then even if a model's folder is empty or missing.", minimum=0
+    )
+    drain_timeout_seconds: float = _option(
+        60.0, _LIFE, "A version that is unloaded may end its requests for so long.", minimum=0
+    )
+    shutdown_grace_seconds: float = _option(
+        30.0, _LIFE, "After SIGTERM, requests in flight may end for so long.", minimum=0
+    )
+
+    rest_workers: int = _option(
+        0, _PROCESS, "REST processes; 0: one for each core, from 2 to 4.", minimum=0, maximum=256
+    )
+    grpc_workers: int = _option(
+        0, _PROCESS, "gRPC processes; 0: one for each core, from 2 to 4.", minimum=0, maximum=256
+    )
+    runtime_dir: str = _option(
+        "",
+        _PROCESS,
+        "Folder for the server's sockets; by default dropserve under $XDG_RUNTIME_DIR, or in /run or /tmp.",
+        check=_is_absolute,
+    )
+
+    log_format: str = _option("text", _LOG, "Lines for people (text) or for programs (json).", choices=("text", "json"))
+    log_level: str = _option(
+        "info", _LOG, "The least important messages to log.", choices=("debug", "info", "warning", "error")
+    )
+    access_log: bool = _option(False, _LOG, "Log every request.")
+
+
+def about(name: str) -> About:
+    """What is said of the option `name`."""
+    found: About = Options.__dataclass_fields__[name].metadata["about"]
+    return found
+
+
+def option_types(cls: type[ModelOptions]) -> dict[str, type]:
+    """The options of `cls` by name, with bool, int, float or str."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value of the option `name` that `text` (of a flag) stands for. Raises ConfigError."""
+    kind = option_types(Options)[name]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        allowed = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"--{name} is {text!r}", f"it must be {allowed}") from None
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    kind = option_types(Options)[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        word = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[kind]
+        raise ConfigError(f"{where}{name} is {value!r}", f"it must be {word}")
+    rule = about(name)
+    if rule.choices and value not in rule.choices:
+        raise ConfigError(f"{where}{name} is {value!r}", f"it is one of {', '.join(rule.choices)}")
+    low, high = rule.minimum, rule.maximum
+    if isinstance(value, (int, float)) and not (low if low is not None else value) <= value <= (
+        high if high is not None else value
+    ):
+        limits = f"at least {low:,.10g}" if high is None else f"from {low:,.10g} to {high:,.10g}"
+        raise ConfigError(f"{where}{name} is {value!r}", f"it must be {limits}")
+    if rule.check is not None:
+        try:
+            rule.check(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{name}: {error.message}", error.remedy) from None
+    return value
+
+
+def unknown_option(name: str, known: Sequence[str], where: str) -> ConfigError:
+    """The error for a name that is no option, with the nearest one that is."""
+    near = difflib.get_close_matches(name, known, 1)
+    remedy = f"did you mean {near[0]}?" if near else "dropserve serve --help lists all options"
+    return ConfigError(f"there is no option {where}{name}", remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that was configured: the server's options, and what `[models.NAME]` says of single models."""
+
+    options: Options
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of_model(self, name: str, **from_config: Any) -> ModelOptions:
+        """The options of one model. Precedence: `[models.NAME]`, then `from_config` (what a model_config_file says),
+        then the server's options."""
+        values = {f.name: getattr(self.options, f.name) for f in fields(ModelOptions)}
+        return ModelOptions(**{**values, **from_config, **self.models.get(name, {})})
+
+
+def read_settings(flags: Mapping[str, Any], config_path: str = "") -> Settings:
+    """The settings that flags (name → value) and a TOML file give; a flag goes before the file.
+
+    Raises ConfigError for what is unknown or not allowed.
+    """
+    values: dict[str, Any] = {}
+    models: dict[str, dict[str, Any]] = {}
+    if config_path:
+        document = _read_toml(config_path)
+        tables = document.pop("models", {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{config_path}: models is {tables!r}", "write a table [models.NAME] for each model")
+        known = list(option_types(Options))
+        for name, value in document.items():
+            if name not in known:
+                raise unknown_option(name, known, f"{config_path}: ")
+            values[name] = _checked(name, value, f"{config_path}: ")
+        for model, table in tables.items():
+            models[model] = _model_table(model, table, f"{config_path}: [models.{model}] ")
+    for name, value in flags.items():
+        values[name] = _checked(name, value, "--")
+    if values.get("base_path"):
+        raise ConfigError(
+            f"base_path is {values['base_path']!r} for all models",
+            "set model_base_path, or base_path in a table [models.NAME]",
+        )
+    return Settings(Options(**values), models)
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _model_table(model: str, table: Any, where: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}is {table!r}", "write it as a table of options")
+    if not model or "/" in model or ":" in model:
+        raise ConfigError(f"{where}names no model", "a model's name is not empty and has no / and no :")
+    known = list(option_types(ModelOptions))
+    for name in table:
+        if name not in known:
+            raise unknown_option(name, known, where)
+    return {name: _checked(name, value, where) for name, value in table.items()}
+
+
+def effective(count: int, cores: int, low: int, high: int) -> int:
+    """`count`, or where it is 0 the number of cores within `low` and `high`."""
+    return count or max(low, min(cores, high))

@@ -1,0 +1,120 @@
+"""Child processes: started by posix_spawn, reaped in one place, and never left behind.
+
+The supervisor is a subreaper: a worker whose fork server has gone is its child all the same. So it alone waits for
+processes, and a process number that it knows cannot have been given to another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """Makes this process the parent of its descendants' orphans (Linux 3.4)."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when its parent, whose number is `parent`, ends; exits if it has ended."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "signal"
+        hint = "; was the machine out of memory?" if number == signal.SIGKILL else ""
+        return f"killed by {name} ({number}){hint}"
+    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+
+
+class Reaper:
+    """Waits for all children of this process. Lives in the main thread's event loop."""
+
+    def __init__(self) -> None:
+        self._futures: dict[int, asyncio.Future[int]] = {}
+        # Ends that came before anyone asked: a worker may die before the fork server has told its number.
+        self._early: dict[int, int] = {}
+
+    def start(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def exit_of(self, pid: int) -> asyncio.Future[int]:
+        """The wait status of the child `pid`, once it has ended."""
+        if pid not in self._futures:
+            self._futures[pid] = asyncio.get_running_loop().create_future()
+            if pid in self._early:
+                self._futures[pid].set_result(self._early.pop(pid))
+        return self._futures[pid]
+
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signals a child that has not been reaped."""
+        future = self._futures.get(pid)
+        if future is not None and not future.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            future = self._futures.get(pid)
+            if future is None:
+                self._early[pid] = status
+                if len(self._early) > 256:
+                    self._early.pop(next(iter(self._early)))
+            elif not future.done():
+                future.set_result(status)
+
+
+def spawn(
+    module: str, environment: Mapping[str, str], descriptors: Sequence[int] = (), stderr: int | None = None
+) -> int:
+    """Starts `python -m module` with `descriptors` as its descriptors 3, 4 and so on; its process number.
+
+    What it prints goes to `stderr`, or where this process's own goes.
+
+    `-I` would ignore the folder that the project runs from, so it is passed on only where we have it ourselves.
+    """
+    isolated = ["-I"] if sys.flags.isolated else []
+    actions: list[tuple[int, int, int] | tuple[int, int]] = []
+    # Two steps, so that no descriptor is overwritten before it has been copied.
+    spare = 100
+    for index, descriptor in enumerate(descriptors):
+        actions.append((os.POSIX_SPAWN_DUP2, descriptor, spare + index))
+    for index in range(len(descriptors)):
+        actions.append((os.POSIX_SPAWN_DUP2, spare + index, 3 + index))
+        actions.append((os.POSIX_SPAWN_CLOSE, spare + index))
+    if stderr is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, stderr, 1))
+        actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, *isolated, "-m", module],
+        dict(environment),
+        file_actions=actions,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP],
+        setpgroup=0,  # a Ctrl-C on the terminal reaches the supervisor alone, which then stops the rest in order
+    )

@@ -1,0 +1,139 @@
+"""What the fronts know of the models: an immutable snapshot, replaced whole. It travels as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.errors import Code, ServingError
+from appliance.servable import ModelSpec, PublicState
+from backends.contract import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRoute:
+    """One version: its state and, where it is AVAILABLE, its worker's socket and its signatures.
+
+    `state` is the precise word ("settling"), `public_state` TensorFlow Serving's; `reason` says why it is not
+    available yet or no longer, "" where there is nothing to say.
+    """
+
+    version: int
+    state: str
+    public_state: PublicState
+    code: Code = Code.OK
+    reason: str = ""
+    socket_path: str = ""
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+
+    @property
+    def available(self) -> bool:
+        return self.public_state is PublicState.AVAILABLE
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "state": self.state,
+            "public_state": int(self.public_state),
+            "code": int(self.code),
+            "reason": self.reason,
+            "socket_path": self.socket_path,
+            "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> VersionRoute:
+        return cls(
+            value["version"],
+            value["state"],
+            PublicState(value["public_state"]),
+            Code(value["code"]),
+            value["reason"],
+            value["socket_path"],
+            {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """One model: its versions, newest first, its labels, and what is wrong with its folder, if anything."""
+
+    name: str
+    versions: tuple[VersionRoute, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    base_path: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "versions": [version.to_json() for version in self.versions],
+            "labels": dict(self.labels),
+            "base_path": self.base_path,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelRoute:
+        versions = tuple(VersionRoute.from_json(version) for version in value["versions"])
+        return cls(value["name"], versions, value["labels"], value["base_path"], value["reason"])
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All models at one moment. `ready` is what /readyz answers; `serial` grows with each snapshot."""
+
+    serial: int = 0
+    ready: bool = False
+    models: Mapping[str, ModelRoute] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "serial": self.serial,
+            "ready": self.ready,
+            "models": [model.to_json() for model in self.models.values()],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
+        models = map(ModelRoute.from_json, value["models"])
+        return cls(value["serial"], value["ready"], {model.name: model for model in models})
+
+    def model(self, name: str) -> ModelRoute:
+        """The model, or NOT_FOUND as TensorFlow Serving words it."""
+        model = self.models.get(name)
+        if model is None:
+            raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
+        return model
+
+    def resolve(self, spec: ModelSpec) -> tuple[ModelRoute, VersionRoute]:
+        """The available version that `spec` asks for: by number, by label, or the highest.
+
+        Raises ServingError: NOT_FOUND where there is none, INVALID_ARGUMENT for an unknown label, UNAVAILABLE while
+        the version's worker is being restarted.
+        """
+        version = spec.version
+        model = self.models.get(spec.model)
+        if spec.label:
+            if model is None or spec.label not in model.labels:
+                raise ServingError(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.label}")
+            version = model.labels[spec.label]
+        wanted = f"Latest({spec.model})" if version is None else f"Specific({spec.model}, {version})"
+        restarting = None
+        for route in model.versions if model is not None else ():
+            if version is not None and route.version != version:
+                continue
+            if route.available and model is not None:
+                return model, route
+            if route.state == "restarting" and restarting is None:
+                restarting = route
+        if restarting is not None:
+            raise ServingError(
+                Code.UNAVAILABLE,
+                f"Model {spec.model} version {restarting.version} is being restarted: {restarting.reason}",
+                "try again in a moment",
+                retry_after_seconds=1,
+            )
+        message = f"Servable not found for request: {wanted}"
+        raise ServingError(Code.NOT_FOUND, message)

@@ -1,0 +1,735 @@
+"""The composition root: carries out the manager's actions, runs the other processes, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance import __version__, forkserver
+from appliance.dataplane.worker import WorkerTask
+from appliance.errors import Code, ConfigError
+from appliance.fronts.settings import FrontSettings
+from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.lifecycle.settle import Observed
+from appliance.lifecycle.source import Source
+from appliance.model_config import ModelConfig, parse_model_config
+from appliance.options import ModelOptions, Settings, effective, format_version_policy
+from appliance.processes import Reaper, become_subreaper, describe_status, spawn
+from appliance.routes import Snapshot
+from backends.contract import Signature
+
+logger = logging.getLogger(__name__)
+
+_ACK_SECONDS = 5.0
+_SPAWN_SECONDS = 60.0
+_MAX_LINE_BYTES = 256 * 1024 * 1024
+_STABLE_SECONDS = 10.0
+_MAX_BACKOFF_SECONDS = 10.0
+_KILL_SECONDS = 2.0
+# TensorFlow's remarks (absl's I and W lines), and its surprise that we hide the GPU from it.
+_CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages before absl|.*failed call to cuInit|.*cuda_platform")
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A worker process from the supervisor's side."""
+
+    action: StartWorker
+    pid: int | None = None
+    writer: asyncio.StreamWriter | None = None
+    killed: bool = False
+    last_words: str = ""
+
+    def hear(self, words: str) -> None:
+        self.last_words = words
+
+
+@dataclass(slots=True, eq=False)
+class _Front:
+    """A connected front: what it has been sent, and what it has adopted."""
+
+    role: str
+    writer: asyncio.StreamWriter
+    acked: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Program:
+    """A process that is kept running."""
+
+    name: str
+    start: Callable[[], int]
+    pid: int | None = None
+    stopping: bool = False
+    task: asyncio.Task[None] | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Supervisor:
+    """One server. `run()` serves until SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        options = self._options = settings.options
+        cores = len(os.sched_getaffinity(0))
+        self._cores = cores
+        self._manager = Manager(
+            options.max_num_load_retries,
+            options.load_retry_interval_micros / 1e6,
+            options.max_concurrent_loads or max(4, 2 * cores),
+        )
+        self._model_options: dict[str, ModelOptions] = {}
+        self._candidates: dict[str, str] = {}  # sub-folders of the root that have no version yet
+        self._workers: dict[int, _Worker] = {}
+        self._fronts: set[_Front] = set()
+        self._acked = asyncio.Event()
+        self._snapshot = Snapshot()
+        self._ready = False
+        self._stopping = False
+        self._stop_requested = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._reaper = Reaper()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._programs: list[_Program] = []
+        self._serving: dict[str, int] = {}
+        self._announced = False
+
+    async def run(self) -> int:
+        """Serves; the exit status. Raises ConfigError where it cannot start."""
+        options = self._options
+        models = self._configured_models()
+        become_subreaper()
+        self._reaper.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_requested.set)
+        self._listener = _listen(options.bind_address, options.rest_api_port)
+        self._grpc_holder = _hold_port(options.bind_address, options.port)
+        self._directory, self._lock = _instance_directory(options.runtime_dir)
+        try:
+            control_path = os.path.join(self._directory, "control")
+            control = await asyncio.start_unix_server(self._on_front, control_path, limit=_MAX_LINE_BYTES)
+            self._fork_server = _ForkServer(self._reaper, self._relay_fork_server)
+            self._keep(self._fork_server.program)
+            for program in self._front_programs(control_path):
+                self._keep(program)
+            source = Source(self, options.file_system_poll_wait_seconds)
+            self._source = source
+            for name, (base_path, model_options) in models.items():
+                self._model_options[name] = model_options
+                self._manager.add_model(name, base_path, model_options.policy, self._labels.get(name))
+                source.add(name, base_path, model_options.settle_seconds)
+            if options.model_root:
+                source.set_root(options.model_root)
+            await self._loop()
+            await self._shut_down()
+            control.close()
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            os.close(self._lock)
+        logger.info("stopped")
+        return 0
+
+    def _configured_models(self) -> dict[str, tuple[str, ModelOptions]]:
+        """Every model that is named by flags or files, with its base path and options."""
+        options = self._options
+        self._labels: dict[str, dict[str, int]] = {}
+        found: dict[str, tuple[str, ModelOptions]] = {}
+        if options.model_base_path and options.model_config_file:
+            raise ConfigError(
+                "both model_base_path and model_config_file are set", "set one, or add the model to the file"
+            )
+        if options.model_base_path:
+            found[options.model_name] = (options.model_base_path, self._settings.of_model(options.model_name))
+        if options.model_config_file:
+            for config in _read_model_config(options.model_config_file):
+                model_options = self._settings.of_model(
+                    config.name, version_policy=format_version_policy(config.policy)
+                )
+                found[config.name] = (model_options.base_path or config.base_path, model_options)
+                self._labels[config.name] = dict(config.labels)
+        for name, table in self._settings.models.items():
+            if "base_path" in table and name not in found:
+                found[name] = (table["base_path"], self._settings.of_model(name))
+        if not found and not options.model_root:
+            raise ConfigError(
+                "no models are configured",
+                "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",
+            )
+        return found
+
+    # -- the source's listener -------------------------------------------------------------------------------
+
+    def loaded_versions(self, name: str) -> frozenset[int]:
+        return self._manager.loaded_versions(name)
+
+    def model_appeared(self, name: str, base_path: str) -> float:
+        options = self._settings.of_model(name)
+        self._model_options[name] = options
+        self._candidates[name] = base_path
+        return options.settle_seconds
+
+    def model_vanished(self, name: str) -> None:
+        if self._candidates.pop(name, None) is None:
+            logger.info("model %s: its folder is gone", name)
+            self._act(self._manager.remove_model(name, time.monotonic()))
+
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None:
+        if name in self._candidates:
+            if not observed and "holds a SavedModel" not in remark:
+                return
+            base_path = self._candidates.pop(name)
+            logger.info("model %s: found at %s", name, base_path)
+            self._manager.add_model(name, base_path, self._model_options[name].policy)
+        self._act(self._manager.observe(name, observed, remark, time.monotonic()))
+
+    def base_path_lost(self, name: str, reason: str) -> None:
+        if name not in self._candidates:
+            self._manager.base_path_lost(name, reason)
+            self._wake.set()
+
+    # -- the main loop ---------------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        started = time.monotonic()
+        ready_by = started + self._options.ready_timeout_seconds
+        while not self._stop_requested.is_set():
+            self._wake.clear()
+            now = time.monotonic()
+            self._act(self._manager.tick(now))
+            if not self._ready and ((list(self._manager.names()) and self._manager.all_tried()) or now >= ready_by):
+                self._ready = True
+            self._publish()
+            due = [
+                moment for moment in (self._manager.next_due, None if self._ready else ready_by) if moment is not None
+            ]
+            delay = max(min(due) - time.monotonic(), 0.01) if due else None
+            waiters = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._stop_requested.wait())]
+            await asyncio.wait(waiters, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            for waiter in waiters:
+                waiter.cancel()
+
+    def _task(self, coroutine: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the supervisor failed", exc_info=task.exception())
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        for change in self._manager.take_changes():
+            level = logging.WARNING if change.new in ("failed", "restarting") else logging.INFO
+            text = f"{change.servable}: {change.new}" + (f": {change.reason}" if change.reason else "")
+            fields = {
+                "model": change.servable.model,
+                "version": change.servable.version,
+                "state": change.new,
+                "old_state": change.old,
+                "reason": change.reason,
+            }
+            logger.log(level, text, extra={"fields": fields})
+        for action in actions:
+            match action:
+                case StartWorker():
+                    worker = self._workers[action.worker] = _Worker(action)
+                    self._task(self._run_worker(worker))
+                case KillWorker(number):
+                    self._kill(self._workers[number])
+                case DrainWorker(number):
+                    self._task(self._drain(self._workers[number]))
+        self._wake.set()
+
+    # -- workers ---------------------------------------------------------------------------------------------
+
+    async def _run_worker(self, worker: _Worker) -> None:
+        """The life of one worker process, from its start to its end."""
+        number, servable = worker.action.worker, worker.action.servable
+        options = self._model_options[servable.model]
+        socket_path = os.path.join(self._directory, f"w{number}")
+        task = WorkerTask(
+            model=servable.model,
+            version=servable.version,
+            path=worker.action.path,
+            socket_path=socket_path,
+            backend="tensorflow",
+            tags=options.tags,
+            intra_op_threads=options.tensorflow_intra_op_parallelism,
+            inter_op_threads=options.tensorflow_inter_op_parallelism,
+            max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
+            max_queue_requests=options.max_queue_requests,
+            max_queue_bytes=options.max_queue_bytes,
+            shared_memory_bytes=self._options.shared_memory_bytes,
+        )
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        stderr = self._task(self._relay_stderr(str(servable), read_end, worker.hear))
+        try:
+            worker.pid = await self._fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+        except (OSError, TimeoutError) as error:
+            ours.close()
+            self._act(self._manager.worker_failed(number, Code.INTERNAL, str(error), time.monotonic()))
+            del self._workers[number]
+            return
+        finally:
+            theirs.close()
+            os.close(write_end)
+        exited = self._reaper.exit_of(worker.pid)
+        if worker.killed:
+            self._reaper.kill(worker.pid)
+        reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+        try:
+            async with asyncio.timeout(options.load_timeout_seconds):
+                serving = self._on_report(worker, socket_path, await reader.readline())
+        except TimeoutError:
+            serving = False
+            reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
+            self._act(self._manager.worker_failed(number, Code.DEADLINE_EXCEEDED, reason, time.monotonic()))
+            self._reaper.kill(worker.pid)
+        except (OSError, ValueError) as error:
+            serving = False
+            logger.error("%s: a report of its worker cannot be read: %s", servable, error)
+        if serving:
+            with contextlib.suppress(OSError, ValueError):
+                await reader.read()  # nothing more is said: the end of file is its end
+        worker.writer.close()
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                await asyncio.shield(exited)
+        except TimeoutError:
+            self._reaper.kill(worker.pid)
+        how = describe_status(await exited)
+        await asyncio.wait([stderr], timeout=1)
+        if worker.last_words:
+            how += f"; its last words: {worker.last_words}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)
+        del self._workers[number]
+        self._act(self._manager.worker_ended(number, how, time.monotonic()))
+
+    def _on_report(self, worker: _Worker, socket_path: str, line: bytes) -> bool:
+        """Takes a worker's one report; whether it serves now."""
+        if not line:
+            return False
+        report = json.loads(line)
+        number, now = worker.action.worker, time.monotonic()
+        if report["event"] == "ready":
+            signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
+            self._act(self._manager.worker_ready(number, socket_path, signatures, now))
+            return True
+        if report["event"] == "incomplete":
+            self._act(self._manager.worker_incomplete(number, report["message"], now))
+        else:
+            self._act(self._manager.worker_failed(number, Code(report["code"]), report["message"], now))
+        return False
+
+    async def _relay_stderr(self, who: str, descriptor: int, hear: Callable[[str], None]) -> None:
+        """Logs what a process's libraries print, and lets `hear` remember it."""
+        reader = asyncio.StreamReader(limit=65536)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+        )
+        try:
+            while True:
+                try:
+                    line = await reader.readline()
+                except ValueError:  # a line beyond the limit: what was read of it is dropped
+                    continue
+                if not line:
+                    return
+                text = line.decode(errors="replace").rstrip()
+                if not text or _CHATTER.match(text):
+                    logger.debug("%s says: %s", who, text[:4000])
+                    continue
+                hear(text[:500])
+                logger.warning("%s says: %s", who, text[:4000])
+        finally:
+            transport.close()
+
+    def _relay_fork_server(self, descriptor: int) -> None:
+        self._task(self._relay_stderr("the fork server", descriptor, lambda _: None))
+
+    def _kill(self, worker: _Worker) -> None:
+        worker.killed = True
+        if worker.pid is not None:
+            self._reaper.kill(worker.pid)
+
+    async def _drain(self, worker: _Worker) -> None:
+        """Unloads a version: first no front routes to it, then it ends what it has, then it goes."""
+        self._publish()
+        await self._all_acked(self._snapshot.serial)
+        if worker.writer is not None and worker.pid is not None:
+            with contextlib.suppress(OSError):
+                worker.writer.write(b"drain\n")
+            exited = self._reaper.exit_of(worker.pid)
+            done, _ = await asyncio.wait([exited], timeout=self._options.drain_timeout_seconds)
+            if not done:
+                seconds = self._options.drain_timeout_seconds
+                logger.warning(
+                    "%s: requests still ran %g s after its unloading began; it is killed",
+                    worker.action.servable,
+                    seconds,
+                )
+                self._reaper.kill(worker.pid)
+
+    # -- fronts ----------------------------------------------------------------------------------------------
+
+    async def _on_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        front: _Front | None = None
+        try:
+            hello = json.loads(await asyncio.wait_for(reader.readline(), 10))
+            front = _Front(hello["role"], writer)
+            self._fronts.add(front)
+            self._send(front, self._encoded(self._snapshot))
+            while line := await reader.readline():
+                message = json.loads(line)
+                if "ack" in message:
+                    front.acked = message["ack"]
+                    self._acked.set()
+                elif "serving" in message:
+                    self._announce(front.role)
+        except (OSError, ValueError, KeyError, TimeoutError) as error:
+            logger.debug("a front's control connection ended: %s", error)
+        finally:
+            if front is not None:
+                self._fronts.discard(front)
+                self._acked.set()
+            writer.close()
+
+    def _announce(self, role: str) -> None:
+        self._serving[role] = self._serving.get(role, 0) + 1
+        if not self._announced and {"rest", "grpc"} <= self._serving.keys():
+            self._announced = True
+            host = self._options.bind_address
+            shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+            rest, grpc = self._listener.getsockname()[1], self._grpc_holder.getsockname()[1]
+            logger.info(
+                "dropserve %s serves REST on http://%s:%d and gRPC on %s:%d",
+                __version__,
+                shown,
+                rest,
+                shown,
+                grpc,
+                extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
+            )
+
+    @staticmethod
+    def _encoded(snapshot: Snapshot) -> bytes:
+        return json.dumps(snapshot.to_json()).encode() + b"\n"
+
+    def _publish(self) -> None:
+        """Sends the fronts a new snapshot, if anything has changed."""
+        routes = self._manager.routes()
+        ready = self._ready and not self._stopping
+        if routes == self._snapshot.models and ready == self._snapshot.ready:
+            return
+        self._snapshot = Snapshot(self._snapshot.serial + 1, ready, routes)
+        data = self._encoded(self._snapshot)
+        for front in self._fronts:
+            self._send(front, data)
+
+    @staticmethod
+    def _send(front: _Front, data: bytes) -> None:
+        if front.writer.transport.get_write_buffer_size() > _MAX_LINE_BYTES:
+            front.writer.transport.abort()  # it does not read: its end restarts it
+            return
+        front.writer.write(data)
+
+    async def _all_acked(self, serial: int) -> None:
+        """Waits until every front has adopted snapshot `serial`, for a while at most."""
+        deadline = time.monotonic() + _ACK_SECONDS
+        while any(front.acked < serial for front in self._fronts):
+            self._acked.clear()
+            delay = deadline - time.monotonic()
+            if delay <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._acked.wait(), delay)
+
+    def _front_programs(self, control_path: str) -> list[_Program]:
+        options = self._options
+        rest = effective(options.rest_workers, self._cores, 2, 4)
+        grpc = effective(options.grpc_workers, self._cores, 2, 4)
+        port = self._grpc_holder.getsockname()[1]
+
+        def settings(index: int, workers: int, max_request_bytes: int) -> FrontSettings:
+            return FrontSettings(
+                supervisor=os.getpid(),
+                control_path=control_path,
+                workers=workers,
+                index=index,
+                bind_address=options.bind_address,
+                port=port,
+                grpc_socket_path=options.grpc_socket_path,
+                timeout_seconds=options.rest_api_timeout_in_ms / 1000,
+                shutdown_grace_seconds=options.shutdown_grace_seconds,
+                max_request_bytes=max_request_bytes,
+                max_inflight_bytes=options.max_inflight_bytes // (rest + grpc),
+                max_connections=options.max_connections,
+                max_header_bytes=options.max_header_bytes,
+                header_timeout_seconds=options.header_timeout_seconds,
+                min_body_bytes_per_second=options.min_body_bytes_per_second,
+                shared_memory_bytes=options.shared_memory_bytes,
+                access_log=options.access_log,
+                log_format=options.log_format,
+                log_level=options.log_level,
+            )
+
+        def start_rest() -> int:
+            environment = settings(0, rest, options.max_request_bytes).environment(os.environ)
+            return spawn("appliance.fronts.rest", environment, [self._listener.fileno()])
+
+        def start_grpc(index: int) -> Callable[[], int]:
+            def start() -> int:
+                environment = settings(index, 1, options.max_grpc_message_bytes).environment(os.environ)
+                return spawn("appliance.fronts.grpc_server", environment)
+
+            return start
+
+        return [_Program("rest", start_rest), *(_Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+
+    # -- processes that are kept running ---------------------------------------------------------------------
+
+    def _keep(self, program: _Program) -> None:
+        self._programs.append(program)
+        program.task = self._task(self._keep_running(program))
+
+    async def _keep_running(self, program: _Program) -> None:
+        failures = 0
+        while not program.stopping:
+            started = time.monotonic()
+            program.pid = program.start()
+            status = await self._reaper.exit_of(program.pid)
+            program.pid = None
+            if program.stopping:
+                break
+            failures = failures + 1 if time.monotonic() - started < _STABLE_SECONDS else 1
+            delay = 0.0 if failures == 1 else min(0.25 * 2.0 ** (failures - 2), _MAX_BACKOFF_SECONDS)
+            logger.error("the %s process ended (%s); it is started again", program.name, describe_status(status))
+            await asyncio.sleep(delay)
+        program.ended.set()
+
+    async def _stop_programs(self, programs: Iterable[_Program], seconds: float) -> None:
+        programs = list(programs)
+        for program in programs:
+            program.stopping = True
+            if program.pid is not None:
+                self._reaper.kill(program.pid, signal.SIGTERM)
+            elif program.task is not None:
+                program.task.cancel()
+                program.ended.set()
+        waiters = [asyncio.create_task(program.ended.wait()) for program in programs]
+        _, late = await asyncio.wait(waiters, timeout=seconds)
+        for program, waiter in zip(programs, waiters, strict=True):
+            if waiter in late and program.pid is not None:
+                logger.warning("the %s process did not end within %.1f s; it is killed", program.name, seconds)
+                self._reaper.kill(program.pid)
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    async def _shut_down(self) -> None:
+        """Fronts first, which end their requests; then the workers that ran them."""
+        logger.info("stopping: requests in flight may end within %g s", self._options.shutdown_grace_seconds)
+        self._stopping = True
+        deadline = time.monotonic() + self._options.shutdown_grace_seconds
+        self._source.stop()
+        self._publish()
+        self._listener.close()
+        fronts = [program for program in self._programs if program is not self._fork_server.program]
+        await self._stop_programs(fronts, max(deadline - time.monotonic() - 0.5, 0.1))
+        self._fork_server.program.stopping = True
+        workers = list(self._workers.values())
+        for worker in workers:
+            if worker.writer is not None:
+                with contextlib.suppress(OSError):
+                    worker.writer.write(b"drain\n")
+            else:
+                self._kill(worker)
+        ends = [self._reaper.exit_of(worker.pid) for worker in workers if worker.pid is not None]
+        if ends:
+            await asyncio.wait(ends, timeout=max(deadline - time.monotonic(), 0.2))
+        for worker in list(self._workers.values()):
+            self._kill(worker)
+        if self._fork_server.program.pid is not None:
+            self._reaper.kill(self._fork_server.program.pid)
+        self._grpc_holder.close()
+
+
+class _ForkServer:
+    """The fork server's process, and the way to ask it for workers."""
+
+    def __init__(self, reaper: Reaper, relay_stderr: Callable[[int], None]) -> None:
+        self._reaper = reaper
+        self._relay_stderr = relay_stderr
+        self._socket: socket.socket | None = None
+        self._ready = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self.program = _Program("fork server", self._start)
+
+    def _start(self) -> int:
+        if self._socket is not None:
+            self._socket.close()
+        self._ready.clear()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        environment = {
+            # TensorFlow's own chatter; what matters of it comes as an exception too.
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            **os.environ,
+            # Its workers run on the CPU: without this, each would take memory on every GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            forkserver.PARENT_VARIABLE: str(os.getpid()),
+            forkserver.PRELOAD_VARIABLE: "appliance.dataplane.worker backends.tensorflow_backend",
+        }
+        read_end, write_end = os.pipe()
+        pid = spawn("appliance.forkserver", environment, [theirs.fileno()], stderr=write_end)
+        theirs.close()
+        os.close(write_end)
+        self._relay_stderr(read_end)
+        self._socket = ours
+        task = asyncio.create_task(self._wait_until_ready(ours))
+        self._task = task
+        return pid
+
+    async def _wait_until_ready(self, ours: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES) and ours is self._socket:
+                self._ready.set()
+
+    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int:
+        """A new worker's process number. Raises TimeoutError or OSError with a reason."""
+        data = json.dumps(task).encode()
+        deadline = time.monotonic() + _SPAWN_SECONDS
+        async with self._lock:
+            while time.monotonic() < deadline:
+                try:
+                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                        await self._ready.wait()
+                        assert self._socket is not None
+                        socket.send_fds(self._socket, [data], descriptors)
+                        answer = await asyncio.get_running_loop().sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES)
+                except TimeoutError:
+                    break
+                except OSError:
+                    answer = b""
+                if answer:
+                    return int(json.loads(answer)["pid"])
+                self._ready.clear()  # it has died: the next one does it
+        raise TimeoutError(f"the fork server did not start a worker within {_SPAWN_SECONDS:g} s")
+
+
+def _read_model_config(path: str) -> tuple[ModelConfig, ...]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse_model_config(file.read(), path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the model_config_file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the model_config_file {path} is not UTF-8 text: {error}") from None
+
+
+# -- what is taken from the machine ----------------------------------------------------------------------------
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """REST's listening socket. Raises ConfigError where the port is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(2048)
+    except OSError as error:
+        raise _port_error("rest_api_port", address, port, error) from None
+    return sock
+
+
+def _hold_port(address: str, port: int) -> socket.socket:
+    """A socket that holds gRPC's port for our own processes. Raises ConfigError where the port is taken.
+
+    The first bind is without SO_REUSEPORT: with it, two servers would silently share the port.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+            probe.listen(1)
+            port = probe.getsockname()[1]
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((address, port))
+    except OSError as error:
+        raise _port_error("port", address, port, error) from None
+    return holder
+
+
+def _port_error(option: str, address: str, port: int, error: OSError) -> ConfigError:
+    remedy = f"is another server running? Stop it, or choose another --{option}" if error.errno == 98 else ""
+    return ConfigError(f"cannot listen on {address} port {port} (--{option}): {error.strerror or error}", remedy)
+
+
+def _instance_directory(runtime_dir: str) -> tuple[str, int]:
+    """A folder of this server's own for its sockets, and the descriptor of the lock that marks it as in use.
+
+    Folders of servers that were killed are removed.
+    """
+    base = runtime_dir or _default_runtime_dir()
+    try:
+        os.makedirs(base, mode=0o700, exist_ok=True)
+        status = os.lstat(base)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigError(
+                f"{base} is not a folder that only this user may enter", "remove it, or set --runtime_dir to another"
+            )
+        for name in os.listdir(base):
+            _remove_if_stale(os.path.join(base, name))
+        directory = tempfile.mkdtemp(prefix="server-", dir=base)
+        lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ConfigError(f"cannot use {base} for sockets: {error.strerror}", "set --runtime_dir") from None
+    if len(directory) > 90:  # a Unix socket's path has at most 107 bytes
+        shutil.rmtree(directory)
+        raise ConfigError(f"{directory} is too long for Unix sockets", "set --runtime_dir to a shorter path")
+    return directory, lock
+
+
+def _default_runtime_dir() -> str:
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(os.environ["XDG_RUNTIME_DIR"], "dropserve")
+    if os.geteuid() == 0:
+        return "/run/dropserve"
+    return os.path.join(tempfile.gettempdir(), f"dropserve-{os.geteuid()}")
+
+
+def _remove_if_stale(directory: str) -> None:
+    try:
+        lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory, ignore_errors=True)
+    except OSError:
+        pass  # in use
+    finally:
+        os.close(lock)

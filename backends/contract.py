@@ -1,0 +1,111 @@
+"""What a backend is: the only thing that the rest of the appliance knows of a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+from backends.dtypes import BY_NAME, DType
+
+
+class Code(IntEnum):
+    """The canonical status codes (`google/rpc/code.proto`), which gRPC and TensorFlow share."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class BackendError(Exception):
+    """A framework refused to load or to run a model: `code` and `message` go to the caller as they are."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class IncompleteError(Exception):
+    """A version folder is not all there (yet): the message names the file and what is missing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    `dtype` is a name of `backends.dtypes`; a dimension is -1 where any size fits; `shape` is None where the rank
+    is unknown too. `tensor_name` is the tensor in the graph ("serving_default_x:0"), "" where there is none.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] | None
+    tensor_name: str = ""
+
+    @property
+    def element(self) -> DType:
+        return BY_NAME[self.dtype]
+
+    def to_json(self) -> list[Any]:
+        return [self.dtype, None if self.shape is None else list(self.shape), self.tensor_name]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> TensorSpec:
+        dtype, shape, tensor_name = value
+        return cls(dtype, None if shape is None else tuple(shape), tensor_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A function of a model: named inputs, named outputs, and the method name that its exporter gave it."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    method_name: str = "tensorflow/serving/predict"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method_name": self.method_name,
+            "inputs": {name: spec.to_json() for name, spec in self.inputs.items()},
+            "outputs": {name: spec.to_json() for name, spec in self.outputs.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Signature:
+        return cls(
+            {name: TensorSpec.from_json(spec) for name, spec in value["inputs"].items()},
+            {name: TensorSpec.from_json(spec) for name, spec in value["outputs"].items()},
+            value["method_name"],
+        )
+
+
+class Backend(Protocol):
+    """A loaded model version. `run` may be called from several threads at once."""
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]: ...
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """Runs `signature` on arrays that carry exactly its inputs' names and dtypes, and returns the arrays of
+        `outputs`, in that order. The input arrays may be read-only, and are dead after the call.
+
+        Raises BackendError where the framework refuses the values.
+        """
+        ...

@@ -1,0 +1,179 @@
+"""A real server for tests: `dropserve serve` as a child process on free ports, with its log, and plain HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]
+DEADLINE_SECONDS = 60.0
+
+
+def eventually(probe: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
+    """The first true value of `probe`, asked again and again until a generous deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}; last seen: {value!r}")
+        threading.Event().wait(0.02)
+
+
+class Server:
+    """One running server. Use as a context manager: it is stopped at the end, whatever happened."""
+
+    def __init__(self, *flags: str, **options: Any) -> None:
+        self.runtime_dir = tempfile.mkdtemp(prefix="ds-")
+        values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
+        values.setdefault("runtime_dir", os.path.join(self.runtime_dir, "run"))
+        values.setdefault("file_system_poll_wait_seconds", 0.2)
+        self.arguments = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items()]
+        self.log_path = os.path.join(self.runtime_dir, "log")
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "appliance", "serve", *self.arguments, *flags],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONDEVMODE": ""},
+            )
+        self.rest_port = self.grpc_port = 0
+
+    def __enter__(self) -> Server:
+        def announced() -> re.Match[str] | None:
+            assert self.process.poll() is None, f"the server ended:\n{self.log()}"
+            return re.search(r"REST on http://[^ ]*:(\d+) and gRPC on [^ ]*:(\d+)", self.log())
+
+        match = eventually(announced, "the server announces its ports")
+        self.rest_port, self.grpc_port = int(match[1]), int(match[2])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+
+    def log(self) -> str:
+        return Path(self.log_path).read_text(errors="replace")
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    # -- HTTP --------------------------------------------------------------------------------------------------
+
+    def connection(self, timeout: float = 30) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=timeout)
+
+    def http(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, body (parsed where it is JSON) and headers (names in lower case)."""
+        connection = self.connection()
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            data = response.read()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            is_json = found.get("content-type", "").startswith("application/json")
+            return response.status, json.loads(data) if is_json else data, found
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        status, body, _ = self.http("GET", path)
+        return status, body
+
+    def predict(self, model: str, document: Any, path: str = "") -> tuple[int, Any]:
+        """POSTs `document` (as JSON unless it is bytes) to the model's predict."""
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        status, answer, _ = self.http("POST", f"/v1/models/{model}{path}:predict", body)
+        return status, answer
+
+    # -- models ------------------------------------------------------------------------------------------------
+
+    def versions(self, model: str) -> dict[int, tuple[str, str]]:
+        """Phase ("available") and reason of each listed version."""
+        _, document = self.get("/v1/models")
+        for entry in document["models"]:
+            if entry["name"] == model:
+                return {int(v["version"]): (v["phase"], v["reason"]) for v in entry["versions"]}
+        return {}
+
+    def wait_for(self, model: str, version: int, phase: str = "available") -> str:
+        """Waits until the version is in `phase`; its reason then."""
+
+        def reached() -> tuple[str, str] | None:
+            found = self.versions(model).get(version)
+            return found if found is not None and found[0] == phase else None
+
+        try:
+            return eventually(reached, f"{model}/{version} is {phase}")[1]
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.versions(model)}\n{self.log()[-5000:]}") from None
+
+    # -- processes ---------------------------------------------------------------------------------------------
+
+    def processes(self) -> dict[int, str]:
+        """All living processes of the server by number: "supervisor", "fork server", "worker", "rest master",
+        "rest", or "grpc"."""
+        parents: dict[int, tuple[int, str]] = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    stat = Path(f"/proc/{entry}/stat").read_text()
+                    command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                fields = stat.rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    parents[int(entry)] = (int(fields[1]), command)
+        found = {self.process.pid: "supervisor"} if self.process.pid in parents else {}
+        fork_server = min(
+            (p for p, (parent, command) in parents.items() if parent == self.process.pid and "forkserver" in command),
+            default=None,
+        )
+        masters = {p for p, (up, command) in parents.items() if up == self.process.pid and "fronts.rest" in command}
+        for pid, (parent, command) in parents.items():
+            if pid in masters:
+                found[pid] = "rest master"
+            elif parent in masters:
+                found[pid] = "rest"
+            elif parent == self.process.pid and "grpc_server" in command:
+                found[pid] = "grpc"
+            elif parent == self.process.pid and "forkserver" in command:
+                # Forked from the fork server, a worker has its command line: but it listens on a socket.
+                found[pid] = "worker" if _listens(pid) else "fork server"
+        del fork_server
+        return found
+
+    def pids(self, kind: str) -> list[int]:
+        return [pid for pid, found in self.processes().items() if found == kind]
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a thread that the workers start: the watch on its supervisor."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1 and b"PRELOAD" in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
