@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from appliance.processes import die_with_parent
+from appliance.processes import die_with_parent, set_name
 
 CONTROL_DESCRIPTOR = 3
 MAX_MESSAGE_BYTES = 65536
@@ -29,6 +29,7 @@ PRELOAD_VARIABLE = "DROPSERVE_PRELOAD"
 
 
 def main() -> None:
+    set_name("ds-forkserver")
     supervisor = int(os.environ[PARENT_VARIABLE])
     die_with_parent(supervisor)
     control = socket.socket(fileno=CONTROL_DESCRIPTOR)
@@ -79,6 +80,7 @@ def _become_worker(task: dict[str, Any], descriptors: list[int], supervisor: int
                 os._exit(1)
             os.sched_yield()
         die_with_parent(supervisor)
+        set_name("ds-worker")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
         from appliance.dataplane.worker import WorkerTask, run_worker  # noqa: PLC0415 - the server itself serves none

@@ -28,7 +28,7 @@ from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.source import Source
 from appliance.model_config import ModelConfig, parse_model_config
 from appliance.options import ModelOptions, Settings, effective, format_version_policy
-from appliance.processes import Reaper, become_subreaper, describe_status, spawn
+from appliance.processes import Reaper, become_subreaper, describe_status, set_name, spawn
 from appliance.routes import Snapshot
 from backends.contract import Signature
 
@@ -113,6 +113,7 @@ class Supervisor:
         options = self._options
         models = self._configured_models()
         become_subreaper()
+        set_name("dropserve")
         self._reaper.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

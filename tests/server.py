@@ -135,45 +135,23 @@ class Server:
     # -- processes ---------------------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """All living processes of the server by number: "supervisor", "fork server", "worker", "rest master",
-        "rest", or "grpc"."""
-        parents: dict[int, tuple[int, str]] = {}
+        """The living processes of the server by number, with their names: dropserve (the supervisor), ds-forkserver,
+        ds-worker, ds-rest-master, ds-rest, ds-grpc."""
+        found: dict[int, tuple[int, str]] = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:
                     stat = Path(f"/proc/{entry}/stat").read_text()
-                    command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 except OSError:
                     continue
-                fields = stat.rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    parents[int(entry)] = (int(fields[1]), command)
-        found = {self.process.pid: "supervisor"} if self.process.pid in parents else {}
-        fork_server = min(
-            (p for p, (parent, command) in parents.items() if parent == self.process.pid and "forkserver" in command),
-            default=None,
-        )
-        masters = {p for p, (up, command) in parents.items() if up == self.process.pid and "fronts.rest" in command}
-        for pid, (parent, command) in parents.items():
-            if pid in masters:
-                found[pid] = "rest master"
-            elif parent in masters:
-                found[pid] = "rest"
-            elif parent == self.process.pid and "grpc_server" in command:
-                found[pid] = "grpc"
-            elif parent == self.process.pid and "forkserver" in command:
-                # Forked from the fork server, a worker has its command line: but it listens on a socket.
-                found[pid] = "worker" if _listens(pid) else "fork server"
-        del fork_server
-        return found
+                name = stat[stat.index("(") + 1 : stat.rindex(")")]
+                state, parent = stat.rpartition(")")[2].split()[:2]
+                if state not in "ZX":
+                    found[int(entry)] = (int(parent), name)
+        ours = {self.process.pid} & found.keys()
+        while more := {pid for pid, (parent, _) in found.items() if parent in ours} - ours:
+            ours |= more
+        return {pid: found[pid][1] for pid in ours}
 
-    def pids(self, kind: str) -> list[int]:
-        return [pid for pid, found in self.processes().items() if found == kind]
-
-
-def _listens(pid: int) -> bool:
-    """Whether a process has a thread that the workers start: the watch on its supervisor."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/task")) > 1 and b"PRELOAD" in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
+    def pids(self, name: str) -> list[int]:
+        return sorted(pid for pid, found in self.processes().items() if found == name)

@@ -25,7 +25,7 @@ from appliance.fronts import protos
 from appliance.fronts.metadata import signature_def_map
 from appliance.fronts.settings import FrontSettings
 from appliance.fronts.tensor_protos import decode_predict_request, encode_predict_response, model_spec
-from appliance.processes import die_with_parent
+from appliance.processes import die_with_parent, set_name
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dropserve.access")
@@ -236,6 +236,7 @@ async def serve(settings: FrontSettings) -> None:
 def main() -> None:
     settings = FrontSettings.from_environment()
     die_with_parent(settings.supervisor)
+    set_name("ds-grpc")
     logs.configure(settings.log_format, settings.log_level)
     uvloop.run(serve(settings))
 

@@ -32,7 +32,7 @@ from appliance.fronts.json_output import encode_predict
 from appliance.fronts.json_tensors import parse_predict
 from appliance.fronts.metadata import metadata_json
 from appliance.fronts.settings import FrontSettings
-from appliance.processes import die_with_parent
+from appliance.processes import die_with_parent, set_name
 from appliance.servable import ModelSpec
 from backends.contract import Signature
 
@@ -386,6 +386,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         settings = self._settings
 
         def post_fork(arbiter: Any, worker: Any) -> None:
+            set_name("ds-rest")
             die_with_parent(arbiter.pid)  # uvicorn's worker does not notice that its master is gone
 
         values: dict[str, Any] = {
@@ -411,6 +412,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 def main() -> None:
     settings = FrontSettings.from_environment()
     die_with_parent(settings.supervisor)
+    set_name("ds-rest-master")
     logs.configure(settings.log_format, settings.log_level)
     BoundedProtocol.max_header_bytes = settings.max_header_bytes
     BoundedProtocol.header_timeout_seconds = settings.header_timeout_seconds
