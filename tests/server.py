@@ -53,6 +53,7 @@ class Server:
                 env={**os.environ, "PYTHONDEVMODE": ""},
             )
         self.rest_port = self.grpc_port = 0
+        self.socket_path = ""
 
     def __enter__(self) -> Server:
         def announced() -> re.Match[str] | None:

@@ -55,7 +55,6 @@ def described(message: Any) -> dict[int, tuple[Any, ...]]:
     return {
         field.number: (
             field.name,
-            field.json_name,
             field.label,
             field.type,
             field.type_name,

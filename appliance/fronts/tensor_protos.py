@@ -69,7 +69,7 @@ _OUTPUT, _RESPONSE_SPEC = 0x0A, 0x12  # PredictResponse
 _KEY, _VALUE = 0x0A, 0x12  # an entry of a map
 _DTYPE, _SHAPE, _VERSION_NUMBER, _CONTENT, _BOOL_VAL = 0x08, 0x12, 0x18, 0x22, 0x5A  # TensorProto
 _PACKED = {1: 0x2A, 2: 0x32, 8: 0x4A, 18: 0x62}  # by dtype: the lists that are the array's memory
-_SPANS = frozenset((_SHAPE, _CONTENT, *_PACKED.values()))
+_MEMORY = frozenset((_CONTENT, *_PACKED.values()))
 
 
 class PredictMessage(NamedTuple):
@@ -245,8 +245,8 @@ def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], 
 def _tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndarray, int]:
     """The array of the TensorProto at [start, stop), and how much of `allowance`, in bytes, it takes."""
     try:
-        number, spans = _walk_tensor(data, start, stop)
-        shape = protos.TensorShapeProto.FromString(data[slice(*spans.get(_SHAPE, (0, 0)))])
+        number, shape_span, held, (elements_start, elements_stop) = _walk_tensor(data, start, stop)
+        shape = protos.TensorShapeProto.FromString(data[slice(*shape_span)])
     except (_UnusualError, IndexError, DecodeError):
         try:
             message = protos.TensorProto.FromString(data[start:stop])
@@ -262,28 +262,34 @@ def _tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndar
     else:
         element = _element(number)
         dims, size = _dims(shape, element, allowance)
-        content_start, content_stop = spans.get(_CONTENT, (0, 0))
-        if content_stop > content_start:
-            values = _from_content(data, content_start, content_stop, element, size)
+        if elements_start == elements_stop:  # numpy refuses to view an empty buffer
+            values = np.empty(0, element.numpy)
+        elif held == _CONTENT:
+            values = _from_content(data, elements_start, elements_stop, element, size)
         else:
-            values = _from_packed(data, spans.get(_PACKED.get(number, 0), (0, 0)), element)
+            values = _from_packed(data, elements_start, elements_stop, element)
     if len(values) == size:
         return values.reshape(dims), values.nbytes
     return _repeated(values, size, allowance, dims)
 
 
-def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, dict[int, tuple[int, int]]]:
-    """The dtype's number, and by tag where the shape, the content and the packed list of a TensorProto lie."""
-    number = 0
-    spans: dict[int, tuple[int, int]] = {}
+def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, int], int, tuple[int, int]]:
+    """The dtype's number, where the shape lies, and the tag and the place of the content or of the dtype's list."""
+    number = held = 0
+    shape = elements = (0, 0)
     for tag, value, value_stop in _fields(data, start, stop):
         if tag == _DTYPE:
             number = value
-        elif tag in _SPANS and tag not in spans:
-            spans[tag] = value, value_stop
+        elif tag == _SHAPE and not shape[1]:
+            shape = value, value_stop
+        elif tag in _MEMORY and not held:
+            held = tag
+            elements = value, value_stop
         elif tag != _VERSION_NUMBER:
             raise _UnusualError
-    return number, spans
+    if held and held not in (_CONTENT, _PACKED.get(number)):
+        raise _UnusualError  # another dtype's list counts for nothing, but has to be valid
+    return number, shape, held, elements
 
 
 def _element(number: int) -> DType:
@@ -329,7 +335,7 @@ def _from_content(data: bytes, start: int, stop: int, element: DType, size: int)
 
 
 def _from_string_content(content: bytes, size: int) -> np.ndarray:
-    """All the lengths as varints, then all the strings (`DecodeStringList`, TensorFlow's `platform/tensor_coding.cc`)."""
+    """All the lengths as varints, then all the strings (`DecodeStringList` in TensorFlow's `tensor_coding.cc`)."""
     lengths = []
     position = 0
     try:
@@ -350,10 +356,7 @@ def _from_string_content(content: bytes, size: int) -> np.ndarray:
     return values
 
 
-def _from_packed(data: bytes, span: tuple[int, int], element: DType) -> np.ndarray:
-    start, stop = span
-    if start == stop:  # numpy refuses to view an empty buffer
-        return np.empty(0, element.numpy)
+def _from_packed(data: bytes, start: int, stop: int, element: DType) -> np.ndarray:
     count, rest = divmod(stop - start, element.numpy.itemsize)
     if rest:
         raise _BadTensorError(f"{_FIELDS[element.number][0]} has {stop - start} bytes, not a multiple of its elements'")

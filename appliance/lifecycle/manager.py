@@ -211,7 +211,7 @@ class Manager:
         self._detach(version)
         model = self._models[version.id.model]
         if version.state is State.DRAINING:
-            self._move(version, Event.WORKER_ENDED, "unloaded")
+            self._move(version, Event.WORKER_ENDED, f"unloaded: {version.reason}")
         else:
             if now - version.available_since > _STABLE_SECONDS:
                 version.crashes = 0
