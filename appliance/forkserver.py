@@ -4,8 +4,8 @@ Importing costs 1.5 s and 500 MB once; a fork costs tens of milliseconds and sha
 TensorFlow op: a fork after one may hang. A worker is forked twice, so that it becomes the supervisor's child (which is
 a subreaper): the supervisor alone reaps and signals it, and the fork server's own death touches no worker.
 
-Protocol, on a SOCK_SEQPACKET pair: the server says {"ready": true}; each request is a task in JSON with two
-descriptors, the worker's control socket and its stderr; the answer is {"pid": N}.
+Protocol, on a SOCK_SEQPACKET pair: the server says {"ready": true}; each request is {"id": N, "task": {…}} with two
+descriptors, the worker's control socket and its stderr; the answer is {"id": N, "pid": P}.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def main() -> None:
         data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
         if not data:
             return
-        pid = _fork_twice(json.loads(data), descriptors, supervisor, control)
+        request = json.loads(data)
+        pid = _fork_twice(request["task"], descriptors, supervisor, control)
         for descriptor in descriptors:
             os.close(descriptor)
-        control.send(json.dumps({"pid": pid}).encode())
+        control.send(json.dumps({"id": request["id"], "pid": pid}).encode())
 
 
 def _fork_twice(task: dict[str, Any], descriptors: list[int], supervisor: int, control: socket.socket) -> int:

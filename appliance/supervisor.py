@@ -517,14 +517,17 @@ class Supervisor:
         failures = 0
         while not program.stopping:
             started = time.monotonic()
-            program.pid = program.start()
-            status = await self._reaper.exit_of(program.pid)
+            try:
+                program.pid = program.start()
+                how = describe_status(await self._reaper.exit_of(program.pid))
+            except OSError as error:
+                how = f"it could not be started: {error}"
             program.pid = None
             if program.stopping:
                 break
             failures = failures + 1 if time.monotonic() - started < _STABLE_SECONDS else 1
             delay = 0.0 if failures == 1 else min(0.25 * 2.0 ** (failures - 2), _MAX_BACKOFF_SECONDS)
-            logger.error("the %s process ended (%s); it is started again", program.name, describe_status(status))
+            logger.error("the %s process ended (%s); it is started again", program.name, how)
             await asyncio.sleep(delay)
         program.ended.set()
 
@@ -583,6 +586,7 @@ class _ForkServer:
         self._socket: socket.socket | None = None
         self._ready = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._requests = 0
         self.program = _Program("fork server", self._start)
 
     def _start(self) -> int:
@@ -617,24 +621,31 @@ class _ForkServer:
 
     async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int:
         """A new worker's process number. Raises TimeoutError or OSError with a reason."""
-        data = json.dumps(task).encode()
-        deadline = time.monotonic() + _SPAWN_SECONDS
-        async with self._lock:
-            while time.monotonic() < deadline:
-                try:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                        await self._ready.wait()
-                        assert self._socket is not None
-                        socket.send_fds(self._socket, [data], descriptors)
-                        answer = await asyncio.get_running_loop().sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES)
-                except TimeoutError:
-                    break
-                except OSError:
-                    answer = b""
-                if answer:
-                    return int(json.loads(answer)["pid"])
-                self._ready.clear()  # it has died: the next one does it
-        raise TimeoutError(f"the fork server did not start a worker within {_SPAWN_SECONDS:g} s")
+        try:
+            async with asyncio.timeout(_SPAWN_SECONDS), self._lock:
+                while True:
+                    await self._ready.wait()
+                    self._requests += 1
+                    pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+                    if pid is not None:
+                        return pid
+                    self._ready.clear()  # it has died: the next one does it
+        except TimeoutError:
+            raise TimeoutError(f"the fork server did not start a worker within {_SPAWN_SECONDS:g} s") from None
+
+    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
+        """The new worker's number, or None where the fork server has died."""
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            while data := await loop.sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES):
+                answer = json.loads(data)
+                if answer["id"] == request["id"]:  # another is late: its asker has given up, and its worker exits
+                    return int(answer["pid"])
+        except OSError:
+            pass
+        return None
 
 
 def _read_model_config(path: str) -> tuple[ModelConfig, ...]:

@@ -58,7 +58,7 @@ def load(
         session.close()
         raise _backend_error(error, f"cannot load {path}: ") from error
     # What the loader's Python raises on a graph that contradicts itself is nowhere specified; these were seen.
-    except (AttributeError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         session.close()
         raise BackendError(Code.INVALID_ARGUMENT, f"cannot load {path}: {error}") from error
     return TensorFlowBackend(session, meta_graph)
@@ -104,6 +104,10 @@ class TensorFlowBackend:
                 fetched = [_as_array(value) for value in plan.execute(*feeds)]
             except tf.errors.OpError as error:
                 raise _backend_error(error) from error
+            except UnicodeDecodeError as error:
+                # The runtime's message quotes bytes of an input, and TensorFlow's binding fails to decode it; the
+                # status code is lost on the way.
+                raise BackendError(Code.INVALID_ARGUMENT, error.object.decode(errors="replace")) from error
         # TensorFlow feeds 64-byte aligned arrays without a copy, and passes them through Identity and Reshape: such
         # an output is the caller's input buffer, which is dead after this call.
         results = [

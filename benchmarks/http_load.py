@@ -20,8 +20,8 @@ RECONNECT_SECONDS = 0.01  # keeps a refusing server from turning the generator i
 
 def build_request(path: str, body: bytes) -> bytes:
     """One POST with everything that HTTP/1.1 and the peers' JSON parsers ask for."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    fields = ["Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([f"POST {path} HTTP/1.1", *fields, "\r\n"]).encode() + body
 
 
 class Connection(asyncio.Protocol):

@@ -137,7 +137,7 @@ def _export_half_plus_two(folder: str) -> None:
     module = tf.Module()
     module.a, module.b = tf.Variable(0.5), tf.Variable(2.0)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")], autograph=False)
     def serve(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"y": module.a * x + module.b}
 

@@ -46,6 +46,7 @@ class Server:
         rest_port: int,
         grpc_port: int,
         log_path: str,
+        *,
         environment: dict[str, str] | None = None,
         exit_statuses: tuple[int, ...] = (0,),
     ) -> None:
@@ -127,7 +128,7 @@ def make_fastapi(name: str, folder: str, log_path: str, workers: int = 2) -> Ser
     command = [sys.executable, "-m", "uvicorn", "benchmarks.fastapi_peer:app", "--workers", str(workers)]
     command += ["--port", str(port), "--no-access-log", "--log-level", "warning", "--loop", "uvloop"]
     environment = {"MODEL_NAME": name, "MODEL_FOLDER": folder}
-    return Server(command, port, 0, log_path, environment, exit_statuses=(0, -signal.SIGTERM))
+    return Server(command, port, 0, log_path, environment=environment, exit_statuses=(0, -signal.SIGTERM))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,13 +14,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from backends import tensorflow_backend
 from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMPY, DTYPES, DType
 from tests.saved_models import model_zoo
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-tensorflow_backend = pytest.importorskip("backends.tensorflow_backend")
 
 SERVING = "serving_default"
 
@@ -130,7 +129,7 @@ def test_damaged_variable_is_data_loss(zoo: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(zoo / "half_plus_two", tmp_path / "m"))
     data = model / "variables/variables.data-00000-of-00001"
     data.write_bytes(bytes(data.stat().st_size))
-    with pytest.raises(BackendError, match="[Cc]hecksum") as caught:
+    with pytest.raises(BackendError, match=r"(?i)checksum") as caught:
         tensorflow_backend.load(str(model))
     assert caught.value.code is Code.DATA_LOSS
 
@@ -147,8 +146,6 @@ def test_missing_asset_is_named_without_a_python_trace(zoo: Path, tmp_path: Path
 
 
 def test_sparse_signature_is_set_aside_with_its_reason(zoo: Path) -> None:
-    import tensorflow as tf
-
     session = tf.compat.v1.Session(graph=tf.Graph())
     meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(zoo / "half_plus_two"))
     sparse = meta_graph.signature_def["sparse"]
@@ -206,12 +203,17 @@ def test_strings_with_zero_bytes_and_any_encoding(load: Callable[[str], Backend]
 
 
 def test_scalars_come_back_as_arrays_of_rank_0(load: Callable[[str], Backend]) -> None:
-    inputs = {"x": np.array(1.5, np.float32), "n": np.array(2**62, np.int64), "s": np.array(b"hi", object)}
+    inputs: dict[str, np.ndarray] = {
+        "x": np.array(1.5, np.float32),
+        "n": np.array(2**62, np.int64),
+        "s": np.array(b"hi", object),
+    }
     results = load("scalars").run(SERVING, inputs, ["y", "m", "t"])
-    assert [(type(r), r.shape, r.dtype, r.item()) for r in results] == [
-        (np.ndarray, (), np.float32, 3.0),
-        (np.ndarray, (), np.int64, 2**62 + 1),
-        (np.ndarray, (), object, b"hi!"),
+    assert all(type(result) is np.ndarray and result.shape == () for result in results)
+    assert [(result.dtype.name, result.item()) for result in results] == [
+        ("float32", 3.0),
+        ("int64", 2**62 + 1),
+        ("object", b"hi!"),
     ]
 
 
@@ -306,7 +308,6 @@ def test_assertion_in_the_graph_is_the_runtimes_message_alone(load: Callable[[st
         ("tiny_tf2", {}, "takes the inputs"),
         ("tiny_tf2", {"x": floats(1), "z": floats(1)}, "takes the inputs"),
         ("big_output", {"n": np.array(-1, np.int32)}, ">= 0"),
-        ("strings", {"text": np.array([None], object)}, "Unsupported object type"),
     ],
 )
 def test_wrong_value_is_an_invalid_argument(
@@ -321,6 +322,7 @@ def test_wrong_value_is_an_invalid_argument(
 def test_example_that_does_not_parse_is_an_invalid_argument(load: Callable[[str], Backend]) -> None:
     error = refusal(load("half_plus_two"), "regress_x_to_y", {"inputs": texts(b"\xff\xff")}, "outputs")
     assert error.code is Code.INVALID_ARGUMENT
+    assert "Could not parse example input, value: '\ufffd\ufffd'" in error.message
 
 
 def test_unknown_signature_and_output(load: Callable[[str], Backend]) -> None:

@@ -10,19 +10,18 @@ import os
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from appliance.dataplane import shared
+from appliance.dataplane.channel import Channel
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
     FLAG_SHARED,
     SEGMENT_ID,
     Buffer,
-    Decoder,
     Frame,
     Kind,
     Packed,
@@ -41,8 +40,6 @@ __all__ = ["ModelRoute", "Router", "Snapshot", "VersionRoute"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_PAYLOAD_BYTES = 4 * 1024**3
-_MAX_DESCRIPTORS = 16
 _RETRIES = 3
 _SNAPSHOT_WAIT_SECONDS = 2.0
 
@@ -68,20 +65,21 @@ class _Connection:
     def __init__(self, route: VersionRoute, model: str, shared_memory_bytes: int) -> None:
         self._name = f"model {model} version {route.version}"
         self._loop = asyncio.get_running_loop()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.connect(route.socket_path)  # local, and the worker listens: it does not block
-        self._sock.setblocking(False)
-        self._decoder = Decoder(_MAX_PAYLOAD_BYTES)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(route.socket_path)  # local, and the worker listens: it does not block
+        except OSError:
+            sock.close()
+            raise
+        self._channel = Channel(sock)
         self._pool = shared.SegmentPool(shared_memory_bytes)
         self._pending: dict[int, _Pending] = {}
-        self._descriptors: deque[int] = deque()
         self._peer_segments: dict[int, int] = {}  # the worker's segments: number → descriptor
-        self._unsent: deque[tuple[Buffer, int | None]] = deque()  # (data, descriptor that goes with its first byte)
         self._next_id = 1
         self._goodbye = False
         self._leaving = False
         self.open = True
-        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
 
     def submit(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> tuple[int, _Pending]:
         """Sends a request; the answer arrives in the pending's future."""
@@ -118,77 +116,26 @@ class _Connection:
         if not self._pending:
             self._close()
 
-    # -- sending -----------------------------------------------------------------------------------------------
-
-    def _send(self, buffers: list[Buffer], descriptor: int | None = None) -> None:
-        if not self.open:
-            return
-        if self._unsent:
-            self._keep(buffers, descriptor)
-            return
-        rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-        try:
-            sent = self._sock.sendmsg(buffers, rights)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # the reader sees the end, and fails what is pending
-        if sent:
-            descriptor = None
-        for index, buffer in enumerate(buffers):
-            if sent < len(buffer):
-                self._keep([memoryview(buffer)[sent:], *buffers[index + 1 :]], descriptor)
-                self._loop.add_writer(self._sock.fileno(), self._on_writable)
-                return
-            sent -= len(buffer)
-
-    def _keep(self, buffers: Sequence[Buffer], descriptor: int | None) -> None:
-        for buffer in buffers:
-            if len(buffer):
-                self._unsent.append((buffer, descriptor))
-                descriptor = None
+    def _send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> None:
+        with contextlib.suppress(EOFError):  # the reader sees the end, and fails what is pending
+            if self.open and not self._channel.send(buffers, descriptor):
+                self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
-        while self._unsent:
-            data, descriptor = self._unsent.popleft()
-            rights = (
-                [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-            )
-            try:
-                sent = self._sock.sendmsg([data], rights)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                break
-            if sent < len(data):
-                self._unsent.appendleft((memoryview(data)[sent:], None if sent else descriptor))
+        with contextlib.suppress(EOFError):
+            if not self._channel.flush():
                 return
-        self._unsent.clear()
-        self._loop.remove_writer(self._sock.fileno())
-
-    # -- receiving ---------------------------------------------------------------------------------------------
+        self._loop.remove_writer(self._channel.sock.fileno())
 
     def _on_readable(self) -> None:
         try:
-            count, ancillary, _, _ = self._sock.recvmsg_into(
-                [self._decoder.target()], socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
-            )
-        except BlockingIOError:
-            return
-        except OSError:
-            count, ancillary = 0, []
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
-        try:
-            if not count:
-                self._close()
-                return
-            for frame in self._decoder.received(count):
+            for frame in self._channel.receive():
                 self._on_frame(frame)
-        except (WireError, struct.error, KeyError, IndexError) as error:
+        except EOFError:
+            self._close()
+        except (WireError, struct.error, KeyError) as error:
             # The worker runs an untrusted model: what it sends is checked, and a liar loses its connection.
-            logger.error("closed the connection to the worker of %s: %s", self._name, error)
+            logger.error("closed the connection to the worker of %s: %r", self._name, error)
             self._close()
 
     def _on_frame(self, frame: Frame) -> None:
@@ -219,7 +166,7 @@ class _Connection:
             (number,) = SEGMENT_ID.unpack_from(meta)
             meta = meta[SEGMENT_ID.size :]
             if frame.flags & FLAG_DESCRIPTOR:
-                self._peer_segments[number] = self._descriptors.popleft()
+                self._peer_segments[number] = self._channel.take_descriptor()
             try:
                 payload = shared.read(self._peer_segments[number], frame.payload_bytes)
             except (OSError, MemoryError) as error:
@@ -231,11 +178,11 @@ class _Connection:
         if not self.open:
             return
         self.open = False
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
+        self._loop.remove_reader(self._channel.sock.fileno())
+        self._loop.remove_writer(self._channel.sock.fileno())
+        self._channel.close()
         self._pool.close()
-        for descriptor in [*self._descriptors, *self._peer_segments.values()]:
+        for descriptor in self._peer_segments.values():
             os.close(descriptor)
         for pending in self._pending.values():
             if not pending.future.done():

@@ -11,6 +11,7 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import selectors
 import socket
 import struct
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -27,13 +28,13 @@ import numpy as np
 
 from appliance.dataplane import shared
 from appliance.dataplane.batching import Entry, RequestQueue
+from appliance.dataplane.channel import Channel
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
     FLAG_SHARED,
     SEGMENT_ID,
     Buffer,
-    Decoder,
     Frame,
     Kind,
     WireError,
@@ -48,8 +49,7 @@ from backends.registry import check_complete, load
 
 # A front that does not read its answers is broken: its connection is closed rather than its answers hoarded.
 _MAX_UNSENT_BYTES = 256 * 1024 * 1024
-_MAX_PAYLOAD_BYTES = 4 * 1024**3
-_MAX_DESCRIPTORS = 16
+_GOODBYE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,90 +90,29 @@ class _Request:
 
 
 class _Client:
-    """One front's connection: its decoder, its segments, and what could not be sent yet."""
+    """One front's connection. `lock` guards the channel's sending side, the segments and `open`: executors answer."""
 
     def __init__(self, sock: socket.socket, shared_memory_bytes: int) -> None:
-        self.sock = sock
-        self.decoder = Decoder(_MAX_PAYLOAD_BYTES)
-        self.descriptors: deque[int] = deque()
+        self.channel = Channel(sock)
         self.mapped: dict[int, mmap.mmap] = {}
-        self.lock = threading.Lock()  # guards what follows: executors send
-        self.pool = shared.SegmentPool(shared_memory_bytes)
-        self.unsent: deque[memoryview] = deque()
-        self.unsent_bytes = 0
         self.pending: dict[int, Entry[_Request]] = {}
+        self.lock = threading.Lock()
+        self.pool = shared.SegmentPool(shared_memory_bytes)
         self.open = True
 
-    def send(self, buffers: list[Buffer], descriptor: int | None = None) -> bool:
+    def send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> bool:
         """Sends or keeps `buffers`; false where something is kept, and the loop must wait for room. Holds `lock`."""
         if not self.open:
             return True
-        if descriptor is None and not self.unsent:
-            total = sum(map(len, buffers))
-            try:
-                sent = self.sock.sendmsg(buffers)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.open = False
-                return True
-            if sent == total:
-                return True
-            for buffer in buffers:
-                if sent >= len(buffer):
-                    sent -= len(buffer)
-                else:
-                    self._keep(memoryview(buffer)[sent:])
-                    sent = 0
-            return False
-        if descriptor is not None and not self._send_descriptor(buffers, descriptor):
-            return False
-        if descriptor is None:
-            for buffer in buffers:
-                self._keep(memoryview(buffer))
-            return False
-        return True
-
-    def _send_descriptor(self, buffers: list[Buffer], descriptor: int) -> bool:
-        # A descriptor goes with the first byte of its frame, and frames with one are tiny: they are sent whole, in
-        # blocking mode if need be, after whatever waits. It happens once a segment.
-        with contextlib.suppress(OSError):
-            self.sock.settimeout(10)
-            while self.unsent:
-                self.sock.sendall(self.unsent.popleft())
-            self.unsent_bytes = 0
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-            data = b"".join(buffers)
-            sent = self.sock.sendmsg([data], rights)
-            if sent < len(data):
-                self.sock.sendall(data[sent:])
-            self.sock.setblocking(False)
-            return True
-        self.open = False
-        return True
-
-    def _keep(self, view: memoryview) -> None:
-        self.unsent.append(view)
-        self.unsent_bytes += len(view)
-        if self.unsent_bytes > _MAX_UNSENT_BYTES:
+        try:
+            done = self.channel.send(buffers, descriptor)
+        except EOFError:
             self.open = False
-
-    def flush(self) -> bool:
-        """Sends what was kept; true when nothing is left. Holds `lock`."""
-        while self.unsent and self.open:
-            view = self.unsent.popleft()
-            try:
-                sent = self.sock.send(view)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.open = False
-                return True
-            self.unsent_bytes -= sent
-            if sent < len(view):
-                self.unsent.appendleft(view[sent:])
-                return False
-        return True
+            return True
+        if self.channel.unsent_bytes > _MAX_UNSENT_BYTES:
+            self.open = False
+            self.channel.sock.shutdown(socket.SHUT_RDWR)  # the main thread sees the end
+        return done
 
 
 class Worker:
@@ -221,12 +160,12 @@ class Worker:
             return not self._running and not len(self._queue)
 
     def _say_goodbye(self, client: _Client) -> None:
-        with client.lock, contextlib.suppress(OSError):
-            client.sock.settimeout(10)
-            for view in client.unsent:
-                client.sock.sendall(view)
-            client.sock.sendall(header(Kind.GOODBYE, 0, 0))
-        client.sock.close()
+        with client.lock, contextlib.suppress(EOFError, OSError):
+            client.send([header(Kind.GOODBYE, 0, 0)])
+            deadline = time.monotonic() + _GOODBYE_SECONDS
+            while not client.channel.flush() and time.monotonic() < deadline:
+                select.select([], [client.channel.sock], [], 0.1)
+        client.channel.close()
 
     # -- the main thread: sockets ------------------------------------------------------------------------------
 
@@ -240,7 +179,6 @@ class Worker:
     def _on_connect(self) -> None:
         with contextlib.suppress(BlockingIOError):
             sock, _ = self._listener.accept()
-            sock.setblocking(False)
             client = _Client(sock, self._task.shared_memory_bytes)
             self._clients.add(client)
             self._selector.register(sock, selectors.EVENT_READ, client)
@@ -251,53 +189,37 @@ class Worker:
         while self._blocked:
             client = self._blocked.popleft()
             if client in self._clients:
-                self._selector.modify(client.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, client)
+                self._selector.modify(client.channel.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, client)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"w")
 
     def _on_client(self, client: _Client, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            with client.lock:
-                done = client.flush()
-            if done:
-                self._selector.modify(client.sock, selectors.EVENT_READ, client)
-        if not events & selectors.EVENT_READ:
-            return
         try:
-            count, ancillary, _, _ = client.sock.recvmsg_into(
-                [client.decoder.target()], socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
-            )
-        except BlockingIOError:
-            return
-        except OSError:
+            if events & selectors.EVENT_WRITE:
+                with client.lock:
+                    done = client.channel.flush()
+                if done:
+                    self._selector.modify(client.channel.sock, selectors.EVENT_READ, client)
+            if events & selectors.EVENT_READ:
+                for frame in client.channel.receive():
+                    self._on_frame(client, frame)
+        except EOFError:
             self._disconnect(client)
-            return
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                client.descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
-        try:
-            if count == 0:
-                raise WireError("closed")
-            for frame in client.decoder.received(count):
-                self._on_frame(client, frame)
-        except WireError as error:
-            if count:
-                print(f"closed a front's connection: {error}", file=sys.stderr)
+        except (WireError, struct.error, KeyError, ValueError, OSError) as error:
+            print(f"closed a front's connection: {error!r}", file=sys.stderr)
             self._disconnect(client)
 
     def _disconnect(self, client: _Client) -> None:
-        self._selector.unregister(client.sock)
+        self._selector.unregister(client.channel.sock)
         self._clients.discard(client)
         with client.lock:
             client.open = False
-            for entry in client.pending.values():
+            for entry in list(client.pending.values()):  # a copy: executors take entries out
                 entry.cancelled = True
             client.pool.close()
-            client.sock.close()
-            for descriptor in client.descriptors:
-                os.close(descriptor)
+            client.channel.close()
 
     def _on_frame(self, client: _Client, frame: Frame) -> None:
         if frame.kind == Kind.PREDICT:
@@ -320,7 +242,7 @@ class Worker:
             (number,) = SEGMENT_ID.unpack_from(meta)
             meta = meta[SEGMENT_ID.size :]
             if frame.flags & FLAG_DESCRIPTOR:
-                descriptor = client.descriptors.popleft()
+                descriptor = client.channel.take_descriptor()
                 client.mapped[number] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
                 os.close(descriptor)
             # A view of its own keeps the mapping alive while the request runs, even when it is forgotten meanwhile.

@@ -91,8 +91,9 @@ class RestFront:
             self._log_access(req, resp, path, started)
 
     async def _route(self, req: Request, resp: Response, path: str) -> None:
+        asked = "GET" if req.method == "HEAD" else req.method
         for method, pattern, handler in _ROUTES:
-            if method == req.method and (match := pattern.fullmatch(path)):
+            if method == asked and (match := pattern.fullmatch(path)):
                 await handler(self, req, resp, match)
                 return
         if path == "/v1" or path.lower().startswith("/v1/"):
