@@ -98,6 +98,7 @@ class Supervisor:
         self._fronts: set[_Front] = set()
         self._acked = asyncio.Event()
         self._snapshot = Snapshot()
+        self._published = 0  # the manager's revision that the snapshot shows
         self._ready = False
         self._stopping = False
         self._stop_requested = asyncio.Event()
@@ -209,9 +210,9 @@ class Supervisor:
         started = time.monotonic()
         ready_by = started + self._options.ready_timeout_seconds
         while not self._stop_requested.is_set():
-            self._wake.clear()
             now = time.monotonic()
             self._act(self._manager.tick(now))
+            self._wake.clear()
             if not self._ready and ((list(self._manager.names()) and self._manager.all_tried()) or now >= ready_by):
                 self._ready = True
             self._publish()
@@ -438,10 +439,11 @@ class Supervisor:
 
     def _publish(self) -> None:
         """Sends the fronts a new snapshot, if anything has changed."""
-        routes = self._manager.routes()
         ready = self._ready and not self._stopping
-        if routes == self._snapshot.models and ready == self._snapshot.ready:
+        if self._manager.revision == self._published and ready == self._snapshot.ready:
             return
+        self._published = self._manager.revision
+        routes = self._manager.routes()
         self._snapshot = Snapshot(self._snapshot.serial + 1, ready, routes)
         data = self._encoded(self._snapshot)
         for front in self._fronts:

@@ -37,6 +37,8 @@ def eventually(probe: Callable[[], T], what: str, seconds: float = DEADLINE_SECO
 class Server:
     """One running server. Use as a context manager: it is stopped at the end, whatever happened."""
 
+    prefix: tuple[str, ...] = ()  # a command that runs the server's, such as `unshare -m`
+
     def __init__(self, *flags: str, **options: Any) -> None:
         self.runtime_dir = tempfile.mkdtemp(prefix="ds-")
         values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
@@ -46,7 +48,7 @@ class Server:
         self.log_path = os.path.join(self.runtime_dir, "log")
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "serve", *self.arguments, *flags],
+                [*self.prefix, sys.executable, "-m", "appliance", "serve", *self.arguments, *flags],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

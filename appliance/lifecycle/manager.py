@@ -18,6 +18,7 @@ from backends.contract import Signature
 
 _STABLE_SECONDS = 60.0
 _MAX_BACKOFF_SECONDS = 60.0
+_AT_REST = (State.SETTLING, State.FAILED, State.ENDED)  # no worker is there, or due
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class _Model:
     reason: str = ""
     removed: bool = False
     tried: bool = False  # a first attempt has ended, one way or the other
-    waiting: bool = False  # something would be loaded, but too many loads run
+    due: float | None = None  # when the next attempt at a version that is wanted may begin
 
 
 class Manager:
@@ -100,7 +101,9 @@ class Manager:
         self._workers: dict[int, _Version] = {}
         self._next_worker = 1
         self._loads = 0
+        self._waiting: dict[str, None] = {}  # models that would load something, but too many loads run; first come first
         self._changes: list[StateChange] = []
+        self.revision = 1  # grows with every change that `routes` shows
 
     # -- what the supervisor tells ---------------------------------------------------------------------------
 
@@ -111,8 +114,14 @@ class Manager:
         policy: VersionPolicy | None = None,
         labels: Mapping[str, int] | None = None,
     ) -> None:
-        """A model to serve from now on. It has no versions until they are observed."""
-        self._models[name] = _Model(name, base_path, policy or Latest(), labels or {})
+        """A model to serve from now on. It has no versions until they are observed.
+
+        Where a model of this name was removed and still drains, the new one waits for its workers, version by version.
+        """
+        old = self._models.get(name)
+        draining = {} if old is None else old.versions
+        self._models[name] = _Model(name, base_path, policy or Latest(), labels or {}, draining)
+        self.revision += 1
 
     def remove_model(self, name: str, now: float) -> list[Action]:
         """A model that is no longer wanted: its versions are unloaded, and it is forgotten when they are."""
@@ -120,37 +129,41 @@ class Manager:
         model.removed = True
         for version in model.versions.values():
             version.present = False
-        return self._decide(model, now)
+        return self._proceed(model, now)
 
     def observe(self, name: str, observed: Mapping[int, Observed], reason: str, now: float) -> list[Action]:
         """The version folders of a model as they are now; `reason` is a remark on its base path."""
         model = self._models[name]
-        model.reason = reason
+        self._remark(model, reason)
         for number, seen in observed.items():
             version = model.versions.get(number)
             if version is None:
                 version = model.versions[number] = _Version(ServableId(name, number), seen.path, seen.digest)
                 self._changes.append(StateChange(version.id, "", State.SETTLING.value, seen.reason))
-            elif seen.digest is not None and seen.digest != version.digest:
+            elif seen.digest not in (None, version.digest) and version.state in _AT_REST:
+                # While a worker is at it, the old digest is kept, so that the change counts once it has ended.
                 version.digest = seen.digest
                 version.incomplete = False
-                if version.state in (State.FAILED, State.ENDED):
-                    version.attempts = 0
-                    version.retry_at = None
+                version.attempts = 0
+                version.retry_at = None
+                if version.state is not State.SETTLING:
                     self._move(version, Event.FILES_CHANGED, "its files changed")
+            if not version.present:
+                version.settled = False  # it went and came back: these are other files
             version.present = True
             version.path = seen.path
             if seen.digest is not None:
                 version.settled = seen.settled
-                if version.state is State.SETTLING and not version.incomplete:
+                if version.state is State.SETTLING and not version.incomplete and version.reason != seen.reason:
                     version.reason = seen.reason
+                    self.revision += 1
         for number, version in model.versions.items():
             version.present = number in observed
-        return self._decide(model, now)
+        return self._proceed(model, now)
 
     def base_path_lost(self, name: str, reason: str) -> None:
         """The base path cannot be read: nothing is unloaded, and the status says why nothing new is."""
-        self._models[name].reason = reason
+        self._remark(self._models[name], reason)
 
     def worker_ready(
         self, worker: int, socket_path: str, signatures: Mapping[str, Signature], now: float
@@ -218,14 +231,14 @@ class Manager:
             self._schedule_restart(version, now)
             version.code = Code.UNAVAILABLE
             self._move(version, Event.WORKER_DIED, f"its worker died: {how}")
-        return self._decide(model, now)
+        return self._proceed(model, now)
 
     def tick(self, now: float) -> list[Action]:
         """Does what has become due by `now`."""
         actions: list[Action] = []
         for model in list(self._models.values()):
-            if any(v.retry_at is not None and v.retry_at <= now for v in model.versions.values()):
-                actions += self._decide(model, now)
+            if model.due is not None and model.due <= now:
+                actions += self._proceed(model, now)
         return actions
 
     # -- what the supervisor asks ----------------------------------------------------------------------------
@@ -233,15 +246,7 @@ class Manager:
     @property
     def next_due(self) -> float | None:
         """When `tick` has something to do."""
-        return min(
-            (
-                version.retry_at
-                for model in self._models.values()
-                for version in model.versions.values()
-                if version.retry_at is not None and version.worker is None
-            ),
-            default=None,
-        )
+        return min((model.due for model in self._models.values() if model.due is not None), default=None)
 
     def names(self) -> Iterable[str]:
         return [model.name for model in self._models.values() if not model.removed]
@@ -258,7 +263,11 @@ class Manager:
         """Whether each model has a version available, or has failed its first attempt and tries no other now."""
         return all(
             any(v.state is State.AVAILABLE for v in model.versions.values())
-            or (model.tried and not any(v.state is State.LOADING for v in model.versions.values()))
+            or (
+                model.tried
+                and model.name not in self._waiting
+                and not any(v.state is State.LOADING for v in model.versions.values())
+            )
             for model in self._models.values()
             if not model.removed
         )
@@ -306,6 +315,15 @@ class Manager:
 
     # -- decisions -------------------------------------------------------------------------------------------
 
+    def _proceed(self, model: _Model, now: float) -> list[Action]:
+        """Decides on `model`, and on those that wait for a load where one has ended."""
+        actions = self._decide(model, now)
+        for name in list(self._waiting):
+            if self._loads >= self._max_concurrent_loads:
+                break
+            actions += self._decide(self._models[name], now)
+        return actions
+
     def _decide(self, model: _Model, now: float) -> list[Action]:
         versions = model.versions
         actions = self._drop_the_absent(model)
@@ -315,37 +333,55 @@ class Manager:
             number for number, v in versions.items() if v.state is State.FAILED and v.present and v.retry_at is not None
         }
         hoped_for = aspired_versions(model.policy, loadable | retriable)
-        model.waiting = False
-        for number in sorted(aspired | hoped_for, reverse=True):
+        available = {number for number, v in versions.items() if v.state is State.AVAILABLE}
+        restarting = {number for number, v in versions.items() if v.state is State.RESTARTING}
+        surplus = surplus_versions(aspired, available | (restarting - aspired))
+        waiting = False
+        model.due = None
+        # An old version that crashes while the new one loads is started again: it is all that there is to serve.
+        for number in sorted(aspired | hoped_for | (restarting - surplus), reverse=True):
             version = versions[number]
             if version.worker is not None or version.state in (State.AVAILABLE, State.DRAINING):
                 continue
             if version.retry_at is not None and version.retry_at > now:
+                model.due = version.retry_at if model.due is None else min(model.due, version.retry_at)
                 continue
             if version.state is not State.RESTARTING:
                 # A restart never waits: it was admitted when it was first loaded.
                 if self._loads >= self._max_concurrent_loads:
-                    model.waiting = True
+                    waiting = True
                     continue
                 self._loads += 1
                 self._move(version, Event.LOAD, "")
             version.retry_at = None
             actions.append(self._start(version))
-        available = {number for number, v in versions.items() if v.state is State.AVAILABLE}
-        for number in sorted(surplus_versions(aspired, available)):
+        if waiting:
+            self._waiting.setdefault(model.name)
+        else:
+            self._waiting.pop(model.name, None)
+        for number in sorted(surplus):
             version = versions[number]
             why = "a newer version has taken over" if version.present else "its folder is gone"
-            self._move(version, Event.DRAIN, "the model was removed" if model.removed else why)
-            assert version.worker is not None
-            actions.append(DrainWorker(version.worker))
+            actions += self._unload(version, "the model was removed" if model.removed else why)
         if model.removed and not versions:
             del self._models[model.name]
         return actions
 
+    def _unload(self, version: _Version, why: str) -> list[Action]:
+        if version.state is State.LOADING:
+            self._loads -= 1
+        served = version.state is State.AVAILABLE
+        version.retry_at = None
+        self._move(version, Event.DRAIN, why)
+        if version.worker is None:
+            self._move(version, Event.WORKER_ENDED, "unloaded")
+            return []
+        return [DrainWorker(version.worker) if served else KillWorker(version.worker)]
+
     def _loadable(self, version: _Version) -> bool:
         if not version.present:
             return False
-        if version.state is State.SETTLING:
+        if version.state in (State.SETTLING, State.ENDED):
             return version.settled and not version.incomplete
         return version.state is not State.FAILED
 
@@ -355,15 +391,10 @@ class Manager:
             if version.present:
                 continue
             if version.state in (State.LOADING, State.RESTARTING):
-                if version.state is State.LOADING:
-                    self._loads -= 1
-                self._move(version, Event.DRAIN, "its folder is gone")
-                if version.worker is None:
-                    self._move(version, Event.WORKER_ENDED, "unloaded")
-                else:
-                    actions.append(KillWorker(version.worker))
-            if version.state in (State.SETTLING, State.FAILED, State.ENDED):
+                actions += self._unload(version, "the model was removed" if model.removed else "its folder is gone")
+            if version.state in _AT_REST:
                 del model.versions[number]
+                self.revision += 1
         return actions
 
     def _start(self, version: _Version) -> StartWorker:
@@ -393,16 +424,13 @@ class Manager:
     def _after_load(self, version: _Version, now: float) -> list[Action]:
         model = self._models[version.id.model]
         model.tried = True
-        actions = self._decide(model, now)
-        for other in list(self._models.values()):
-            if other.waiting and self._loads < self._max_concurrent_loads:
-                actions += self._decide(other, now)
-        return actions
+        return self._proceed(model, now)
 
     def _move(self, version: _Version, event: Event, reason: str) -> None:
         old = version.state
         version.state = transition(old, event)
         version.reason = reason
-        if version.state is State.ENDED or event is Event.FILES_CHANGED:
+        self.revision += 1
+        if version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
         self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
