@@ -167,7 +167,7 @@ class Supervisor:
         for name, table in self._settings.models.items():
             if "base_path" in table and name not in found:
                 found[name] = (table["base_path"], self._settings.of_model(name))
-        if not found and not options.model_root:
+        if not found and not options.model_root and not options.model_config_file:
             raise ConfigError(
                 "no models are configured",
                 "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",

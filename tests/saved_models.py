@@ -274,7 +274,8 @@ def slow(tf: Any, out: str) -> None:
 @_model
 def gate(tf: Any, out: str) -> None:
     """path string[-1] → batch_size int32[-1]: waits (on one busy core) until the file path[0] exists, then says for
-    each example how many the execution held. A test holds a request in flight, and sees what was merged.
+    each example how many the execution held. A test holds a request in flight, and sees what was merged. An execution
+    that waits keeps one of TensorFlow's inter-op threads, of which there are as many as cores unless options say more.
     """
 
     def wait(path: Any) -> dict[str, Any]:

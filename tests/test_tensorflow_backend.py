@@ -29,6 +29,12 @@ def zoo() -> Path:
     return model_zoo()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads(zoo: Path) -> None:
+    """A held execution of the model gate keeps one of TensorFlow's inter-op threads, which one core has one of."""
+    tensorflow_backend.load(str(zoo / "tf1_no_variables"), inter_op_threads=4)
+
+
 @pytest.fixture(scope="module")
 def load(zoo: Path) -> Callable[[str], Backend]:
     """Loads a model of the zoo, once for all tests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -74,7 +75,7 @@ def pieces(source: Path, order: list[str]) -> list[tuple[str, bytes]]:
         cuts = (
             [0, len(data) // 3, len(data) * 2 // 3, len(data)] if len(data) > 1000 else [0, len(data) // 2, len(data)]
         )
-        found += [(name, data[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+        found += [(name, data[start:end]) for start, end in itertools.pairwise(cuts)]
     return found
 
 
@@ -312,9 +313,9 @@ def test_broken_models_delay_no_other(server: Folder) -> None:
         shutil.rmtree(server.root / f"wreck_{index}")
 
 
-@pytest.mark.parametrize("trap", ["loop", "pipe", "dangling", "crowd"])
-def test_a_version_folder_with_a_trap_in_it_holds_up_no_other_version(server: Folder, trap: str, zoo: Path) -> None:
-    model = f"trapped_{trap}"
+@pytest.mark.parametrize("trap", ["loop", "pipe", "dangling", "loop itself"])
+def test_a_version_folder_with_a_trap_in_it_holds_up_no_other_version(server: Folder, trap: str) -> None:
+    model = f"trapped_{trap.replace(' ', '_')}"
     server.drop("half_plus_two", model, 1)
     server.wait_for(model, 1)
     trapped = server.drop("half_plus_three", model, ".hidden")
@@ -330,11 +331,8 @@ def test_a_version_folder_with_a_trap_in_it_holds_up_no_other_version(server: Fo
         os.unlink(trapped / GRAPH)
         os.symlink("nowhere", trapped / GRAPH)
     else:
-        (trapped / "assets").mkdir()
-        for index in range(100_001):
-            os.link(trapped / GRAPH, trapped / "assets" / str(index)) if index % 60_000 else (
-                shutil.copy(zoo / "half_plus_two" / GRAPH, trapped / GRAPH),
-            )
+        shutil.rmtree(trapped)
+        os.symlink("2", trapped)
     os.rename(trapped, trapped.parent / "2")
 
     def explained() -> str:

@@ -101,7 +101,7 @@ class Manager:
         self._workers: dict[int, _Version] = {}
         self._next_worker = 1
         self._loads = 0
-        self._waiting: dict[str, None] = {}  # models that would load something, but too many loads run; first come first
+        self._waiting: dict[str, None] = {}  # models that would load more than may load at once; first come first
         self._changes: list[StateChange] = []
         self.revision = 1  # grows with every change that `routes` shows
 
@@ -365,6 +365,7 @@ class Manager:
             actions += self._unload(version, "the model was removed" if model.removed else why)
         if model.removed and not versions:
             del self._models[model.name]
+            self.revision += 1
         return actions
 
     def _unload(self, version: _Version, why: str) -> list[Action]:
@@ -396,6 +397,11 @@ class Manager:
                 del model.versions[number]
                 self.revision += 1
         return actions
+
+    def _remark(self, model: _Model, reason: str) -> None:
+        if model.reason != reason:
+            model.reason = reason
+            self.revision += 1
 
     def _start(self, version: _Version) -> StartWorker:
         worker = self._next_worker

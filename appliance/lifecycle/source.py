@@ -33,6 +33,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 from appliance.lifecycle.settle import Fingerprint, Observed, Scan, Settler
 
@@ -87,10 +88,18 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
             ignored.append(f"{path} is ignored: a version is at most {_MAX_VERSION}")
         elif number in paths:
             ignored.append(f"{path} is ignored: {paths[number]} is version {number} already")
-        elif os.path.isdir(path):
-            paths[number] = path
-            with contextlib.suppress(FileNotFoundError):  # it went while we looked: the next scan knows
-                versions[number] = None if number in skip else fingerprint(path)
+        else:
+            try:
+                if stat.S_ISDIR(os.stat(path).st_mode):
+                    paths[number] = path
+                    versions[number] = None if number in skip else fingerprint(path)
+            except FileNotFoundError:
+                pass  # a dangling link, or it went while we looked: the next scan knows
+            except OSError as error:
+                if number in skip:  # what is loaded stays loaded until its folder is known to be gone
+                    versions[number], paths[number] = None, path
+                else:
+                    ignored.append(f"{path} is ignored: {error.strerror or error}")
     paths = {number: path for number, path in paths.items() if number in versions}
     if has_model_file and not versions:
         ignored.append(f"{base_path} holds a SavedModel itself; move it to {base_path}/1")
@@ -115,11 +124,15 @@ def fingerprint(path: str) -> Fingerprint:
                 if count > _MAX_ENTRIES:
                     raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
                 try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    status = entry.stat(follow_symlinks=False)  # a dangling link, or it went while we looked
-                # A linked folder is not descended into: it may lead anywhere, or back to itself.
-                if stat.S_ISDIR(status.st_mode) and not entry.is_symlink():
+                    status = _status(entry)
+                except FileNotFoundError:  # it went while we looked
+                    digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
+                    continue
+                # Of linked folders only those that a SavedModel reads are descended into: another may lead anywhere,
+                # or back to itself.
+                if stat.S_ISDIR(status.st_mode) and (
+                    not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
+                ):
                     folders.append(entry.path)
                 digest.update(
                     f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
@@ -130,10 +143,20 @@ def fingerprint(path: str) -> Fingerprint:
     return Fingerprint(digest.hexdigest(), newest)
 
 
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError:  # a dangling link, or one that leads to itself
+        return entry.stat(follow_symlinks=False)
+
+
 def scan_root(root: str) -> tuple[int, list[str]]:
     """The device of a model root, and the names of its sub-folders. Raises OSError where it cannot be read."""
     with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        # Whether a link leads to a folder is not asked here: the answer may hang, and with it every other model.
+        names = sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
+        )
     return os.stat(root).st_dev, [name for name in names if ":" not in name]
 
 
@@ -199,18 +222,22 @@ class Source:
         self._poll_seconds = poll_seconds
         self._threads = _Threads()
         self._targets: dict[str, _Target] = {}  # by model name
+        self._in_root: set[str] = set()  # those of them that are sub-folders of the root
         self._root: _Target | None = None
-        self._observer = Observer()
-        self._observing = False
+        self._observer: BaseObserver | None = None
+        self._observer_lock = threading.Lock()
 
     def add(self, name: str, base_path: str, settle_seconds: float) -> None:
         """Follows the base path of one model."""
+        self._add(name, base_path, settle_seconds)
+        self._watch(base_path)
+
+    def _add(self, name: str, base_path: str, settle_seconds: float) -> None:
         target = self._targets[name] = _Target(base_path)
         target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
-        if self._root is None:
-            self._watch(base_path)
 
     def remove(self, name: str) -> None:
+        self._in_root.discard(name)
         target = self._targets.pop(name)
         if target.task is not None:
             target.task.cancel()
@@ -247,9 +274,11 @@ class Source:
         def schedule() -> None:
             # In a thread: setting watches walks the tree, which may hang.
             try:
-                if not self._observing:
-                    self._observing = True
-                    self._observer.start()
+                with self._observer_lock:
+                    if self._observer is None:
+                        observer = Observer()  # fails where the user has no inotify instance left
+                        observer.start()
+                        self._observer = observer
                 self._observer.schedule(handler, path, recursive=True, event_filter=_EVENTS)
             except (OSError, RuntimeError) as error:
                 logger.warning(
@@ -262,16 +291,12 @@ class Source:
         threading.Thread(target=schedule, daemon=True, name="watch").start()
 
     def _hint(self, changed: str) -> None:
-        if self._root is not None:
+        if self._root is not None and _is_below(changed, self._root.path):
             parts = os.path.relpath(changed, self._root.path).split(os.sep)
-            target = self._targets.get(parts[0])
             if len(parts) <= 2:
                 self._root.wake.set()
-            if target is not None:
-                target.wake.set()
-            return
         for target in self._targets.values():
-            if changed == target.path or changed.startswith(target.path.rstrip("/") + "/"):
+            if _is_below(changed, target.path):
                 target.wake.set()
 
     async def _pause(self, target: _Target, seconds: float | None) -> None:
@@ -327,7 +352,7 @@ class Source:
             found: list[str] | None = None
             try:
                 seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
-                if not found and self._targets and seen_device != device:
+                if not found and self._in_root and seen_device != device:
                     found = None
                     raise OSError("it is suddenly empty and on another device: a lost mount?")
                 device, problem = seen_device, ""
@@ -335,17 +360,22 @@ class Source:
                 if problem != (problem := error.strerror or str(error)):
                     logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)
             if found is not None:
-                for name in [name for name in self._targets if name not in found]:
+                for name in self._in_root.difference(found):
                     self.remove(name)
                     self._listener.model_vanished(name)
                 for name in found:
                     if name not in self._targets:
                         base_path = os.path.join(root, name)
                         settle_seconds = self._listener.model_appeared(name, base_path)
-                        self.add(name, base_path, settle_seconds)
+                        self._in_root.add(name)
+                        self._add(name, base_path, settle_seconds)
             if self._poll_seconds == 0:
                 return
             await self._pause(target, self._poll_seconds)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 class _Hint(FileSystemEventHandler):
