@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 import typing
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 _GIB = 1024**3
 _MIB = 1024**2
+_MAX_DIGITS = 19  # of a version, which is at most 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,13 @@ def _option(
 
 def parse_version_policy(text: str) -> VersionPolicy:
     """`latest`, `latest:N`, `all` or `specific:V,V` as a policy. Raises ConfigError."""
-    kind, _, rest = text.partition(":")
-    numbers = rest.split(",") if rest else []
-    if all(n.strip().isascii() and n.strip().isdigit() for n in numbers):
+    kind, colon, rest = text.partition(":")
+    numbers = [n.strip() for n in rest.split(",")] if colon else []
+    if all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):
         versions = [int(n) for n in numbers]
         if kind == "latest" and (not versions or (len(versions) == 1 and versions[0] >= 1)):
             return Latest(*versions)
-        if kind == "all" and not versions and not rest:
+        if kind == "all" and not versions:
             return All()
         if kind == "specific" and versions:
             return Specific(frozenset(versions))
@@ -80,6 +82,12 @@ def _is_absolute(path: str) -> object:
     if path and not os.path.isabs(path):
         raise ConfigError(f"{path!r} is a relative path", f"give an absolute one, such as {os.path.abspath(path)}")
     return path
+
+
+def _is_model_name(name: str) -> object:
+    if not name or "/" in name or ":" in name:
+        raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
+    return name
 
 
 _MODEL, _MODELS, _NETWORK = "Options of a model", "Which models", "Network"
@@ -138,7 +146,7 @@ class Options(ModelOptions):
     model_root: str = _option(
         "", _MODELS, "Folder of models: each sub-folder with numbered version folders is one.", check=_is_absolute
     )
-    model_name: str = _option("default", _MODELS, "Name of the model at --model_base_path.")
+    model_name: str = _option("default", _MODELS, "Name of the model at --model_base_path.", check=_is_model_name)
     model_base_path: str = _option(
         "", _MODELS, "Base path of one model, which holds its version folders.", check=_is_absolute
     )
@@ -243,6 +251,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if type(value) is not kind:
         word = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[kind]
         raise ConfigError(f"{where}{name} is {value!r}", f"it must be {word}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}{name} is {value!r}", "it must be a finite number")
     rule = about(name)
     if rule.choices and value not in rule.choices:
         raise ConfigError(f"{where}{name} is {value!r}", f"it is one of {', '.join(rule.choices)}")
@@ -323,13 +333,18 @@ def _read_toml(path: str) -> dict[str, Any]:
 def _model_table(model: str, table: Any, where: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{where}is {table!r}", "write it as a table of options")
-    if not model or "/" in model or ":" in model:
-        raise ConfigError(f"{where}names no model", "a model's name is not empty and has no / and no :")
+    try:
+        _is_model_name(model)
+    except ConfigError as error:
+        raise ConfigError(f"{where}names no model", error.remedy) from None
     known = list(option_types(ModelOptions))
     for name in table:
         if name not in known:
             raise unknown_option(name, known, where)
-    return {name: _checked(name, value, where) for name, value in table.items()}
+    checked = {name: _checked(name, value, where) for name, value in table.items()}
+    if checked.get("base_path") == "":
+        raise ConfigError(f"{where}base_path is ''", "give the absolute path of the folder of its version folders")
+    return checked
 
 
 def effective(count: int, cores: int, low: int, high: int) -> int:

@@ -237,6 +237,8 @@ class Supervisor:
             logger.error("a task of the supervisor failed", exc_info=task.exception())
 
     def _act(self, actions: Iterable[Action]) -> None:
+        if self._stopping:
+            return  # workers end because they are told to: that is no news, and none is started again
         for change in self._manager.take_changes():
             level = logging.WARNING if change.new in ("failed", "restarting") else logging.INFO
             text = f"{change.servable}: {change.new}" + (f": {change.reason}" if change.reason else "")

@@ -73,8 +73,8 @@ def _check(path: str) -> None:
         raise IncompleteError("saved_model.pb is missing")
     for asset in assets:
         _check_asset(path, asset)
-    # TensorFlow 2 always writes a saver and variables/; for a graph without variables, TensorFlow 1 writes no saver and
-    # an empty variables/. The loader restores wherever there is a saver.
+    # TensorFlow 2 writes a saver (unless told experimental_skip_saver) and variables/; for a graph without variables,
+    # TensorFlow 1 writes no saver and an empty variables/. The loader restores wherever there is a saver.
     if has_saver or _lists_something(os.path.join(path, "variables")):
         _check_variables(path)
 

@@ -57,7 +57,8 @@ def load(
     except tf.errors.OpError as error:
         session.close()
         raise _backend_error(error, f"cannot load {path}: ") from error
-    # What the loader's Python raises on a graph that contradicts itself is nowhere specified; these were seen.
+    # What the loader's Python raises is nowhere specified: OSError, RuntimeError and ValueError were seen, the others
+    # are what Python raises on a graph that contradicts itself.
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         session.close()
         raise BackendError(Code.INVALID_ARGUMENT, f"cannot load {path}: {error}") from error

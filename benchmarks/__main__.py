@@ -46,25 +46,19 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def locate_model_root(scratch: str) -> str:
-    """What our server serves: a copy, since versions are dropped into it."""
-    return os.path.join(scratch, "models")
-
-
 def start_servers(
-    stack: contextlib.ExitStack, needed: set[str], scratch: str, options: argparse.Namespace
+    stack: contextlib.ExitStack, needed: set[str], model_root: str, log_stem: str, options: argparse.Namespace
 ) -> dict[str, Server]:
     """The servers that the chosen cases need, by name; they stop with the stack."""
     servers = {}
     if FASTAPI in needed:
         folder = os.path.join(MODELS, "half_plus_two", "1")
-        log = os.path.join(scratch, "fastapi.log")
-        servers[FASTAPI] = stack.enter_context(make_fastapi("half_plus_two", folder, log))
+        server = make_fastapi("half_plus_two", folder, f"{log_stem}.fastapi.log")
+        servers[FASTAPI] = stack.enter_context(server)
     if DROPSERVE in needed:
-        model_root = locate_model_root(scratch)
-        shutil.copytree(MODELS, model_root)
+        shutil.copytree(MODELS, model_root)  # versions are dropped into it
         extra = [f"--settle_seconds={options.settle_seconds}", *shlex.split(options.serve_args)]
-        server = make_dropserve(model_root, os.path.join(scratch, "dropserve.log"), extra)
+        server = make_dropserve(model_root, f"{log_stem}.dropserve.log", extra)
         servers[DROPSERVE] = stack.enter_context(server)
         waited = wait_until_quiet(servers[DROPSERVE])
         print(f"dropserve is quiet {waited:.0f} s after it was ready", flush=True)
@@ -132,12 +126,13 @@ def main() -> int:
     needed = {case.server for case in cases} | ({DROPSERVE} if chosen else set())
     well = True
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch, contextlib.ExitStack() as stack:
-        servers = start_servers(stack, needed, scratch, options)
+        model_root = os.path.join(scratch, "models")
+        servers = start_servers(stack, needed, model_root, results.stem, options)
         medians = run_cases(cases, servers, options, results)
         print(format_results(medians))
         well = not any(measurement.failures for row in medians.values() for measurement in row)
         if chosen:
-            well = run_footprint(servers[DROPSERVE], locate_model_root(scratch), chosen, options, results) and well
+            well = run_footprint(servers[DROPSERVE], model_root, chosen, options, results) and well
     print(f"\n{'no errors' if well else 'THERE WERE ERRORS'}; every measurement is in {results.path}")
     return 0 if well else 1
 

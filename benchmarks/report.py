@@ -48,11 +48,15 @@ def describe_machine() -> dict[str, str | int]:
 
 
 class ResultFile:
-    """A file of JSON lines, complete up to the last finished step even if the run is interrupted."""
+    """A file of JSON lines, complete up to the last finished step even if the run is interrupted.
+
+    The servers' logs stand beside it, under the same `stem`.
+    """
 
     def __init__(self, started: str) -> None:
         os.makedirs(RESULTS, exist_ok=True)
-        self.path = os.path.join(RESULTS, started.replace(":", "") + ".jsonl")
+        self.stem = os.path.join(RESULTS, started.replace(":", ""))
+        self.path = self.stem + ".jsonl"
 
     def append(self, kind: str, **values: object) -> None:
         """One line; `kind` says what the others are."""
@@ -108,7 +112,7 @@ def format_footprint(footprint: Footprint) -> str:
     for process in footprint.processes:
         role = "front" if process.is_front else ""
         runtimes = ", ".join(process.runtimes) or "no framework"
-        lines.append(f"  {process.pss_mib:7.1f} MiB  {role:<6}{runtimes:<28}{process.command[:70]}")
+        lines.append(f"  {process.pss_mib:7.1f} MiB  {role:<6}{runtimes:<14}{process.name}")
     total = sum(process.pss_mib for process in footprint.processes)
     lines.append(f"  {total:7.1f} MiB  in all (PSS: shared pages are divided among those who share them)")
     lines += [f"  ERROR: front {process.pid} has TensorFlow mapped" for process in footprint.fronts_with_tensorflow]

@@ -15,7 +15,7 @@ from typing import Self
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-QUIET_SECONDS = 600.0  # a server may convert and measure models after its start
+QUIET_SECONDS = 300.0  # a server may convert and measure models after its start
 RUNTIMES = {"TensorFlow": "libtensorflow", "ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert"}
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -90,25 +90,26 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise ServerError(self._describe(f"still running {STOP_SECONDS:.0f} s after SIGTERM")) from error
+            raise ServerError(self.describe(f"still running {STOP_SECONDS:.0f} s after SIGTERM")) from error
         if status not in self._exit_statuses:
-            raise ServerError(self._describe(f"exit status {status} after SIGTERM")) from error
+            raise ServerError(self.describe(f"exit status {status} after SIGTERM")) from error
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise ServerError(self._describe(f"ended with status {self._process.returncode} before it was ready"))
+                raise ServerError(self.describe(f"ended with status {self._process.returncode} before it was ready"))
             try:
                 fetch(f"{self.url}/readyz")
             except OSError:  # URLError and HTTPError (not ready yet) are among them
                 time.sleep(0.05)
             else:
                 return
-        raise ServerError(self._describe(f"/readyz did not answer 200 within {START_SECONDS:.0f} s"))
+        raise ServerError(self.describe(f"/readyz did not answer 200 within {START_SECONDS:.0f} s"))
 
-    def _describe(self, what: str) -> str:
+    def describe(self, what: str) -> str:
+        """A failure, with the end of the server's log."""
         with open(self._log_path, errors="replace") as log:
             tail = "".join(log.readlines()[-20:])
         return f"{' '.join(self._command)}: {what}\n{tail}"
@@ -136,7 +137,7 @@ class Process:
     """One process of a server. PSS counts a page shared by n processes as 1/n in each."""
 
     pid: int
-    command: str
+    name: str
     pss_mib: float
     is_front: bool  # it holds one of the server's listening sockets
     runtimes: tuple[str, ...]  # frameworks whose libraries are mapped
@@ -162,8 +163,8 @@ def inspect_processes(server: Server) -> list[Process]:
     processes = []
     for pid in list_tree(server.pid):
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/comm") as file:
+                name = file.read().strip()
             with open(f"/proc/{pid}/smaps_rollup") as file:
                 pss = re.search(r"^Pss: +(\d+) kB$", file.read(), re.MULTILINE)
             with open(f"/proc/{pid}/maps") as file:
@@ -174,7 +175,7 @@ def inspect_processes(server: Server) -> list[Process]:
         processes.append(
             Process(
                 pid=pid,
-                command=re.sub(r"^\S*/", "", command),
+                name=name,
                 pss_mib=int(pss[1]) / 1024 if pss else 0.0,
                 is_front=not sockets.isdisjoint(inodes),
                 runtimes=tuple(name for name, library in RUNTIMES.items() if library in maps),
@@ -195,9 +196,10 @@ def wait_until_quiet(server: Server) -> float:
     """Wait until background work (conversion, warm-up) is over, so that it is not measured; returns the seconds."""
     started = time.monotonic()
     while time.monotonic() < started + QUIET_SECONDS:
-        if measure_cpu(server, 2.0) < 2.0:
+        percent = measure_cpu(server, 2.0)
+        if percent < 2.0:
             return time.monotonic() - started
-    raise ServerError(f"still busy {QUIET_SECONDS:.0f} s after the last request")
+    raise ServerError(server.describe(f"uses {percent:.0f} % of a core {QUIET_SECONDS:.0f} s after the last request"))
 
 
 def _sum_cpu_seconds(pid: int) -> float:

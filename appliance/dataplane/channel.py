@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from appliance.dataplane.wire import Buffer, Decoder, Frame, WireError
 
 _MAX_PAYLOAD_BYTES = 4 * 1024**3
+_MAX_BUFFERS = 1024  # of one sendmsg: UIO_MAXIOV of Linux; more are refused, not cut
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
 
 
@@ -89,6 +90,8 @@ class Channel:
                 descriptor = None
 
     def _sendmsg(self, buffers: Sequence[Buffer], descriptor: int | None) -> int:
+        if len(buffers) > _MAX_BUFFERS:
+            buffers = buffers[:_MAX_BUFFERS]
         try:
             if descriptor is None:
                 return self.sock.sendmsg(buffers)

@@ -140,6 +140,8 @@ def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
             number, rank = table[position], table[position + 1]
             *shape, nbytes = struct.unpack_from(f"<{rank}qQ", table, position + 2)
             position += 2 + 8 * rank + 8
+            if min(shape, default=0) < 0:
+                raise WireError(f"array {name!r} has a negative dimension")
             offset = -(-offset // ALIGNMENT) * ALIGNMENT
             dtype = BY_NUMBER[number]
             if offset + nbytes > len(payload):
@@ -187,9 +189,12 @@ def predict_meta(signature: str, outputs: Sequence[str], table: bytes) -> bytes:
 
 
 def parse_predict_meta(meta: Buffer) -> tuple[str, list[str], Buffer]:
-    """The signature, the wanted outputs and the table of a PREDICT frame's meta."""
-    (size,) = struct.unpack_from("<I", meta)
-    signature, *outputs = bytes(meta[4 : 4 + size]).decode().split("\0")
+    """The signature, the wanted outputs and the table of a PREDICT frame's meta. Raises WireError."""
+    try:
+        (size,) = struct.unpack_from("<I", meta)
+        signature, *outputs = bytes(meta[4 : 4 + size]).decode().split("\0")
+    except (struct.error, UnicodeDecodeError) as error:
+        raise WireError(f"a request that cannot be read: {error}") from error
     return signature, outputs, meta[4 + size :]
 
 

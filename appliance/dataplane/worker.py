@@ -47,8 +47,10 @@ from appliance.dataplane.wire import (
 from backends.contract import Backend, BackendError, Code, IncompleteError
 from backends.registry import check_complete, load
 
-# A front that does not read its answers is broken: its connection is closed rather than its answers hoarded.
-_MAX_UNSENT_BYTES = 256 * 1024 * 1024
+# While more than this waits for a front to read it, executors wait with their next answer. A front that reads nothing
+# for so long is broken: its connection is closed.
+_MAX_UNSENT_BYTES = 64 * 1024 * 1024
+_ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
 
 
@@ -97,6 +99,7 @@ class _Client:
         self.mapped: dict[int, mmap.mmap] = {}
         self.pending: dict[int, Entry[_Request]] = {}
         self.lock = threading.Lock()
+        self._room = threading.Condition(self.lock)
         self.pool = shared.SegmentPool(shared_memory_bytes)
         self.open = True
 
@@ -105,14 +108,30 @@ class _Client:
         if not self.open:
             return True
         try:
-            done = self.channel.send(buffers, descriptor)
+            return self.channel.send(buffers, descriptor)
         except EOFError:
             self.open = False
             return True
-        if self.channel.unsent_bytes > _MAX_UNSENT_BYTES:
-            self.open = False
-            self.channel.sock.shutdown(socket.SHUT_RDWR)  # the main thread sees the end
+
+    def flush(self) -> bool:
+        """Sends what was kept; true when nothing is left. Raises EOFError where the front is gone. Holds `lock`."""
+        done = self.channel.flush()
+        self._room.notify_all()
         return done
+
+    def wait_for_room(self) -> None:
+        """Waits while much is unsent: an executor's turn, for the main thread sends it. Holds `lock`."""
+        while self.open and self.channel.unsent_bytes > _MAX_UNSENT_BYTES:
+            if not self._room.wait(_ROOM_SECONDS) and self.open:
+                self.open = False
+                self.channel.sock.shutdown(socket.SHUT_RDWR)  # the main thread sees the end
+
+    def close(self) -> None:
+        """Holds `lock`."""
+        self.open = False
+        self.pool.close()
+        self.channel.close()
+        self._room.notify_all()
 
 
 class Worker:
@@ -199,7 +218,7 @@ class Worker:
         try:
             if events & selectors.EVENT_WRITE:
                 with client.lock:
-                    done = client.channel.flush()
+                    done = client.flush()
                 if done:
                     self._selector.modify(client.channel.sock, selectors.EVENT_READ, client)
             if events & selectors.EVENT_READ:
@@ -215,11 +234,9 @@ class Worker:
         self._selector.unregister(client.channel.sock)
         self._clients.discard(client)
         with client.lock:
-            client.open = False
             for entry in list(client.pending.values()):  # a copy: executors take entries out
                 entry.cancelled = True
-            client.pool.close()
-            client.channel.close()
+            client.close()
 
     def _on_frame(self, client: _Client, frame: Frame) -> None:
         if frame.kind == Kind.PREDICT:
@@ -309,6 +326,7 @@ class Worker:
         packed = pack_arrays(arrays)
         client = request.client
         with client.lock:
+            client.wait_for_room()
             segment = None
             if packed.payload_bytes >= shared.THRESHOLD_BYTES and client.open:
                 segment = client.pool.acquire(packed.payload_bytes)

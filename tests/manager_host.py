@@ -1,0 +1,90 @@
+"""What the manager's tests share: the supervisor's side of the manager, without processes and with virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appliance.errors import Code
+from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.lifecycle.policy import VersionPolicy
+from appliance.lifecycle.settle import Observed
+from appliance.servable import ServableId
+
+RETRY_SECONDS = 60.0
+
+
+class Host:
+    """Stands where the supervisor stands: keeps the time, and knows of each worker what it runs."""
+
+    def __init__(self, retries: int = 2, loads: int = 8) -> None:
+        self.manager = Manager(retries, RETRY_SECONDS, loads)
+        self.now = 100.0
+        self.workers: dict[ServableId, int] = {}  # the last worker of each version
+        self.starts: list[str] = []
+
+    def add(
+        self, name: str = "a", policy: VersionPolicy | None = None, labels: Mapping[str, int] | None = None
+    ) -> None:
+        self.manager.add_model(name, f"/models/{name}", policy, labels)
+
+    def see(self, *versions: int, name: str = "a", settled: bool = True, digest: str = "1") -> list[str]:
+        """Shows the folders of `versions`; as the source does, without digests of those that are loaded."""
+        loaded = self.manager.loaded_versions(name)
+        observed = {
+            number: Observed(f"/models/{name}/{number}", None, settled=True)
+            if number in loaded
+            else Observed(f"/models/{name}/{number}", digest, settled, "" if settled else "its files change")
+            for number in versions
+        }
+        return self.did(self.manager.observe(name, observed, "", self.now))
+
+    def remove(self, name: str = "a") -> list[str]:
+        return self.did(self.manager.remove_model(name, self.now))
+
+    def ready(self, version: int, name: str = "a") -> list[str]:
+        worker = self.worker(version, name)
+        return self.did(self.manager.worker_ready(worker, f"/run/w{worker}", {}, self.now))
+
+    def fail(self, version: int, name: str = "a") -> list[str]:
+        return self.did(
+            self.manager.worker_failed(self.worker(version, name), Code.INVALID_ARGUMENT, "a bad graph", self.now)
+        )
+
+    def incomplete(self, version: int, name: str = "a") -> list[str]:
+        return self.did(self.manager.worker_incomplete(self.worker(version, name), "no variables", self.now))
+
+    def end(self, version: int, name: str = "a") -> list[str]:
+        return self.did(self.manager.worker_ended(self.worker(version, name), "killed by SIGKILL", self.now))
+
+    def wait(self, seconds: float) -> list[str]:
+        self.now += seconds
+        return self.did(self.manager.tick(self.now))
+
+    def worker(self, version: int, name: str = "a") -> int:
+        return self.workers[ServableId(name, version)]
+
+    def did(self, actions: list[Action]) -> list[str]:
+        words = []
+        for action in actions:
+            match action:
+                case StartWorker(worker, servable, path):
+                    assert path == f"/models/{servable}"
+                    self.workers[servable] = worker
+                    words.append(f"start {servable}")
+                    self.starts.append(words[-1])
+                case DrainWorker(worker) | KillWorker(worker):
+                    servable = next(s for s, w in self.workers.items() if w == worker)
+                    words.append(f"{'drain' if isinstance(action, DrainWorker) else 'kill'} {servable}")
+        return words
+
+    def states(self, name: str = "a") -> dict[int, str]:
+        return {route.version: route.state for route in self.manager.routes()[name].versions}
+
+    def reason(self, version: int, name: str = "a") -> str:
+        return next(r.reason for r in self.manager.routes()[name].versions if r.version == version)
+
+    def serving(self, *versions: int, name: str = "a", policy: VersionPolicy | None = None) -> None:
+        """Adds a model and brings the newest of `versions` up."""
+        self.add(name, policy)
+        self.see(*versions, name=name)
+        self.ready(max(versions), name)
