@@ -171,7 +171,10 @@ class Options(ModelOptions):
         10.0, _LIMITS, "A REST request's headers must be there by then.", minimum=0.1, maximum=3600
     )
     min_body_bytes_per_second: int = _option(
-        16384, _LIMITS, "A REST body must come at least this fast on average, after ten seconds.", minimum=1
+        16384, _LIMITS, "A REST body must come at least this fast on average, after body_grace_seconds.", minimum=1
+    )
+    body_grace_seconds: float = _option(
+        10.0, _LIMITS, "For so long a REST body may come at any pace.", minimum=0.1, maximum=3600
     )
     shared_memory_bytes: int = _option(
         256 * _MIB,

@@ -289,8 +289,9 @@ class Supervisor:
             worker.pid = await self._fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
         except (OSError, TimeoutError) as error:
             ours.close()
-            self._act(self._manager.worker_failed(number, Code.INTERNAL, str(error), time.monotonic()))
             del self._workers[number]
+            self._act(self._manager.worker_failed(number, Code.INTERNAL, str(error), time.monotonic()))
+            self._act(self._manager.worker_ended(number, str(error), time.monotonic()))  # where it was draining
             return
         finally:
             theirs.close()
@@ -492,6 +493,7 @@ class Supervisor:
                 max_header_bytes=options.max_header_bytes,
                 header_timeout_seconds=options.header_timeout_seconds,
                 min_body_bytes_per_second=options.min_body_bytes_per_second,
+                body_grace_seconds=options.body_grace_seconds,
                 shared_memory_bytes=options.shared_memory_bytes,
                 access_log=options.access_log,
                 log_format=options.log_format,

@@ -95,7 +95,7 @@ def run_footprint(
         print(format_footprint(footprint))
         results.append("footprint", **to_values(footprint))
         well = not footprint.fronts_with_tensorflow
-    if "drop" in chosen:
+    if "new version" in chosen:
         print("\na new version")
         for model in DROPPED:
             drop = measure_drop(server, model_root, model, options.settle_seconds)
@@ -107,10 +107,10 @@ def run_footprint(
 def main() -> int:
     """Returns the exit status: 1 if anything failed or was answered wrongly."""
     options = parse_options()
-    chosen = {name for name in ("footprint", "drop") if any(text in name for text in options.cases)}
+    chosen = {name for name in ("footprint", "new version") if any(text in name for text in options.cases)}
     cases = [case for case in CASES if any(text in case.name for text in options.cases)]
     if options.list:
-        print("\n".join([*(case.name for case in CASES), "footprint", "drop"]))
+        print("\n".join([*(case.name for case in CASES), "footprint", "new version"]))
         return 0
     if not cases and not chosen:
         print(f"no case has {options.cases} in its name; --list prints the names", file=sys.stderr)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Server:
         self.rest_port = self.grpc_port = 0
         self.socket_path = ""
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         def announced() -> re.Match[str] | None:
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"
             return re.search(r"REST on http://[^ ]*:(\d+) and gRPC on [^ ]*:(\d+)", self.log())

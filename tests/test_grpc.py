@@ -101,9 +101,9 @@ def test_errors_have_the_codes_of_the_contract(answers: dict[str, Any], case: st
 def test_the_health_service_says_serving_once_ready(server: Server) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
         for service in ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"):
             request = health_pb2.HealthCheckRequest(service=service)
-            serving = health_pb2.HealthCheckResponse.SERVING
             eventually(lambda request=request: stub.Check(request, timeout=10).status == serving, "SERVING")
 
 

@@ -22,6 +22,8 @@ import grpc
 import numpy as np
 import pytest
 
+from appliance.dataplane.channel import Channel
+from appliance.dataplane.wire import Frame, Kind, header, inline, pack_arrays, unpack_arrays
 from appliance.fronts import protos
 from tests.server import ROOT, Server, eventually
 
@@ -60,6 +62,16 @@ def grpc_predict(server: Server) -> Iterator[Callable[..., bytes]]:
     options = [*UNBOUNDED, ("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
         yield channel.unary_unary(PREDICT)
+
+
+class Rooted(Server):
+    """A server over a model root."""
+
+    gate = 0  # the process of the model of this name
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.root = root
+        super().__init__(model_root=root, **options)
 
 
 class Load:
@@ -142,7 +154,7 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     for model in ("gate", "slow", "big_output", "crash_on_negative"):
         drop(zoo, root, model, model)
     with Server(model_root=root, rest_workers=2, grpc_workers=2) as running:
-        running.models = root  # type: ignore[attr-defined]
+        running.models = root
         for model in ("switched", "bystander", "gate", "slow", "big_output", "crash_on_negative"):
             running.wait_for(model, 1)
         yield running
@@ -152,7 +164,6 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def test_version_switches_under_load_lose_not_one_request(server: Server, zoo: Path) -> None:
-    root: Path = server.models  # type: ignore[attr-defined]
     with Load(server, "switched", rest=3, grpc_clients=2) as load:
         for version in range(2, 6):
             drop(zoo, root, "half_plus_three" if version % 2 == 0 else "half_plus_two", "switched", version)
@@ -172,8 +183,7 @@ def test_version_switches_under_load_lose_not_one_request(server: Server, zoo: P
 def test_requests_that_an_old_version_holds_are_answered_before_it_goes(
     server: Server, zoo: Path, tmp_path: Path
 ) -> None:
-    root: Path = server.models  # type: ignore[attr-defined]
-    worker = add_model(server, zoo, root, "gate", "held")
+    worker = add_model(server, zoo, server.root, "gate", "held")
     with Background(server, "held", {"instances": [str(tmp_path / "open")]}) as held:
         wait_until_busy(worker)
         drop(zoo, root, "gate", "held", 2)
@@ -263,8 +273,7 @@ def test_a_killed_process_costs_at_most_what_it_held_and_comes_back(server: Serv
 
 
 def test_a_killed_worker_costs_its_model_a_moment_and_other_models_nothing(server: Server, zoo: Path) -> None:
-    root: Path = server.models  # type: ignore[attr-defined]
-    killed = add_model(server, zoo, root, "half_plus_two", "victim")
+    killed = add_model(server, zoo, server.root, "half_plus_two", "victim")
     others = set(server.pids("ds-worker")) - {killed}
     with Load(server, "victim") as load, Load(server, "bystander") as bystander:
         os.kill(killed, signal.SIGKILL)
@@ -281,7 +290,6 @@ def test_a_killed_worker_costs_its_model_a_moment_and_other_models_nothing(serve
 
 
 def test_workers_still_start_after_the_fork_server_was_killed(server: Server, zoo: Path) -> None:
-    root: Path = server.models  # type: ignore[attr-defined]
     (killed,) = server.pids("ds-forkserver")
     os.kill(killed, signal.SIGKILL)
     drop(zoo, root, "half_plus_two", "late")
@@ -348,8 +356,26 @@ def test_an_answer_of_hundreds_of_mebibytes_arrives_and_harms_no_other(server: S
     assert (bystander.failures, bystander.resets) == ([], [])
 
 
+def test_a_frame_of_thousands_of_pieces_arrives_whole() -> None:
+    """A model may have that many inputs; the kernel takes 1,024 buffers at once."""
+    ours, theirs = socket.socketpair()
+    sender, receiver = Channel(ours), Channel(theirs)
+    arrays = {f"feature_{index}": np.full(3, index, np.float32) for index in range(5000)}
+    packed = pack_arrays(arrays.items())
+    done = sender.send([header(Kind.RESULT, len(packed.table), packed.payload_bytes), packed.table, *inline(packed)])
+    frames: list[Frame] = []
+    while not frames:
+        done = done or sender.flush()
+        frames = receiver.receive()
+    payload = frames[0].payload
+    assert payload is not None
+    found = unpack_arrays(frames[0].meta, payload)
+    assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
+    sender.close()
+    receiver.close()
+
+
 def test_clients_that_go_in_the_middle_harm_nobody(server: Server, zoo: Path, tmp_path: Path) -> None:
-    root: Path = server.models  # type: ignore[attr-defined]
     before = server.processes()
     gate_request = json.dumps({"instances": [str(tmp_path / "open")]}).encode()
     large = json.dumps({"instances": [1.0] * 200_000}).encode()
@@ -366,7 +392,7 @@ def test_clients_that_go_in_the_middle_harm_nobody(server: Server, zoo: Path, tm
                     sock.sendall(head.encode() + body[:sent])
         with grpc_predict(server) as call:
             request = predict_request("gate", "path", np.array([str(tmp_path / "open").encode()], object))
-            calls = [call.future(request) for _ in range(5)]  # type: ignore[attr-defined]
+            calls = [call.future(request) for _ in range(5)]
             for future in calls:
                 future.cancel()
         (tmp_path / "open").touch()
@@ -391,15 +417,15 @@ def limited(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         max_queue_requests=1,
         max_inflight_bytes=2 * 2**20,
     ) as running:
-        running.gate = add_model(running, zoo, root, "gate", "gate")  # type: ignore[attr-defined]
-        add_model(running, zoo, root, "half_plus_two", "other")
+        running.gate = add_model(running, zoo, running.root, "gate", "gate")
+        add_model(running, zoo, running.root, "half_plus_two", "other")
         yield running
 
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took(limited: Server, tmp_path: Path) -> None:
     document = {"instances": [str(tmp_path / "open")]}
     with Background(limited, "gate", document) as running:
-        wait_until_busy(limited.gate)  # type: ignore[attr-defined]
+        wait_until_busy(limited.gate)
         with Background(limited, "gate", document) as first, Background(limited, "gate", document) as second:
             eventually(lambda: not (first.pending and second.pending), "one of two more requests is refused")
             refused, waiting = (second, first) if first.pending else (first, second)
@@ -416,7 +442,7 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took(limited: Server, 
             assert quickest < 0.05
             with grpc_predict(limited) as call, pytest.raises(grpc.RpcError) as caught:
                 call(predict_request("gate", "path", np.array([b"x"], object)), timeout=30)
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert limited.predict("other", {"instances": [1.0]})[0] == 200, "another model's queue is its own"
             assert running.pending
             assert waiting.pending
@@ -431,7 +457,7 @@ def test_too_many_bytes_in_flight_are_refused_and_small_requests_are_not(limited
     held = {"instances": [str(tmp_path / "open"), "x" * 700_000]}
     large = json.dumps({"instances": [1.0] * 100_000}).encode()
     with Background(limited, "gate", held) as running:
-        wait_until_busy(limited.gate)  # type: ignore[attr-defined]
+        wait_until_busy(limited.gate)
         status, body = limited.predict("other", large)
         assert status == 429
         assert "max_inflight_bytes" in body["error"]
@@ -442,13 +468,13 @@ def test_too_many_bytes_in_flight_are_refused_and_small_requests_are_not(limited
     # The same over gRPC.
     with grpc_predict(limited) as call:
         path = str(tmp_path / "open2")
-        future = call.future(  # type: ignore[attr-defined]
+        future = call.future(
             predict_request("gate", "path", np.array([path.encode(), b"x" * 700_000], object)), timeout=60
         )
-        wait_until_busy(limited.gate)  # type: ignore[attr-defined]
+        wait_until_busy(limited.gate)
         with pytest.raises(grpc.RpcError) as caught:
             call(predict_request("other", "x", np.zeros(100_000, np.float32)), timeout=30)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert call(predict_request("other", "x", np.zeros(10, np.float32)), timeout=30)
         Path(path).touch()
         assert future.result()
@@ -462,10 +488,10 @@ def test_sigterm_answers_what_is_in_flight_and_ends_with_status_0(zoo: Path, tmp
     root = tmp_path / "models"
     root.mkdir()
     with Server(model_root=root) as server:
-        worker = add_model(server, zoo, root, "gate", "gate")
+        worker = add_model(server, zoo, server.root, "gate", "gate")
         request = predict_request("gate", "path", np.array([str(tmp_path / "open").encode()], object))
         with Background(server, "gate", {"instances": [str(tmp_path / "open")]}) as held, grpc_predict(server) as call:
-            future = call.future(request, timeout=60)  # type: ignore[attr-defined]
+            future = call.future(request, timeout=60)
             wait_until_busy(worker)
             connection = server.connection()
             connection.request("GET", "/v1/models")
@@ -488,7 +514,7 @@ def test_a_deadline_ends_a_request_and_the_grace_ends_the_server(zoo: Path, tmp_
     with Server(
         model_root=root, shutdown_grace_seconds=1, rest_api_timeout_in_ms=300, max_concurrent_requests=4
     ) as server:
-        worker = add_model(server, zoo, root, "slow", "slow")
+        worker = add_model(server, zoo, server.root, "slow", "slow")
         status, body = server.predict("slow", ENDLESS)
         assert status == 504
         assert "Timed out" in body["error"]
@@ -497,9 +523,9 @@ def test_a_deadline_ends_a_request_and_the_grace_ends_the_server(zoo: Path, tmp_
             request = predict_request("slow", "iterations", np.array([2_000_000_000], np.int32))
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, timeout=0.5)
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert worker in server.pids("ds-worker"), "the worker lives"
-            future = call.future(request)  # type: ignore[attr-defined]
+            future = call.future(request)
             eventually(lambda: len(os.listdir(f"/proc/{worker}/task")) > 1, "it runs")
             wait_until_busy(worker)
             pids = set(server.processes())

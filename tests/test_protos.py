@@ -117,8 +117,8 @@ def test_pool_is_private_and_complete_for_reflection() -> None:
     for service in ("PredictionService", "ModelService"):
         assert protos.POOL.FindServiceByName(f"tensorflow.serving.{service}").methods
     assert protos.POOL.FindMessageTypeByName("google.protobuf.BoolValue").fields
-    with pytest.raises(KeyError):
-        descriptor_pool.Default().FindMessageTypeByName("tensorflow.TensorProto")
+    assert protos.POOL is not descriptor_pool.Default()
+    assert protos.TensorProto.DESCRIPTOR.file.pool is protos.POOL
 
 
 def test_any_carries_a_message_of_the_pool() -> None:

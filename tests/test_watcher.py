@@ -34,17 +34,13 @@ class Folder(Server):
         return folder / str(version)
 
     def states(self, model: str) -> dict[int, str]:
-        return {version: phase for version, (phase, _) in self.versions(model).items()}
+        """The phases of the versions, without those that ended: whether an old one was ever loaded is a race."""
+        return {version: phase for version, (phase, _) in self.versions(model).items() if phase != "ended"}
 
     def wait_for_states(self, model: str, **wanted: str) -> None:
-        """Waits until exactly the wanted versions, as v1="available", are listed so; ended ones need not be listed."""
+        """Waits until exactly the wanted versions, as v1="available", are listed so."""
         expected = {int(name[1:]): phase for name, phase in wanted.items()}
-
-        def reached() -> bool:
-            found = {version: phase for version, phase in self.states(model).items() if phase != "ended"}
-            return found == expected
-
-        eventually(reached, f"{model} is {expected}, not {self.versions(model)}")
+        eventually(lambda: self.states(model) == expected, f"{model} is {expected}")
 
     def model(self, name: str) -> dict[str, Any]:
         """What GET /v1/models says of one model, {} where it is not listed."""

@@ -26,23 +26,29 @@ class BoundedProtocol(HttpToolsProtocol):
     # The connections whose head is under way, and since when. One sweep a second over them costs less than a timer
     # for each request.
     _heads: ClassVar[dict[BoundedProtocol, float]] = {}
+    # Those that have their answer and still send the request's body, and since when.
+    _leftovers: ClassVar[dict[BoundedProtocol, float]] = {}
     _sweeping: ClassVar[bool] = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         self._head_bytes = 0
+        self._head_is_new = False
         self._refused = False
         super().connection_made(transport)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._heads.pop(self, None)
+        self._leftovers.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._head_is_new = False
         super().data_received(data)
-        if self in self._heads:
+        # Where a pipelined head begins in `data` is unknown: what is before it may be a large body.
+        if self in self._heads and not self._head_is_new:
             self._head_bytes += len(data)
             if self._head_bytes > self.max_header_bytes:
                 self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
@@ -65,8 +71,15 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._leftovers.pop(self, None)
         if not self._refused:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            self._leftovers[self] = self.loop.time()
+            self._start_sweeping()
 
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
@@ -74,7 +87,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._head_bytes = 0
+        self._head_is_new = True
         self._heads[self] = self.loop.time()
+        self._start_sweeping()
+
+    def _start_sweeping(self) -> None:
         if not BoundedProtocol._sweeping:
             BoundedProtocol._sweeping = True
             self.loop.call_later(_SWEEP_SECONDS, BoundedProtocol._sweep, self.loop)
@@ -82,6 +99,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True
         self._heads.pop(self, None)
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            # An earlier, pipelined request has no answer yet: answers keep their order, so it gets the last one.
+            self.cycle.keep_alive = False
+            return
         body = orjson.dumps({"error": message})
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
@@ -97,6 +118,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if now - since > cls.header_timeout_seconds:
                 seconds = cls.header_timeout_seconds
                 protocol._refuse(408, f"The request's headers took longer than {seconds:g} s")
-        BoundedProtocol._sweeping = bool(cls._heads)
-        if cls._heads:
+        for protocol, since in list(cls._leftovers.items()):
+            if now - since > cls.header_timeout_seconds:
+                del cls._leftovers[protocol]
+                protocol.transport.close()
+        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers)
+        if BoundedProtocol._sweeping:
             loop.call_later(_SWEEP_SECONDS, cls._sweep, loop)

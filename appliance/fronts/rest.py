@@ -14,7 +14,7 @@ import signal
 import time
 import urllib.parse
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import falcon
@@ -40,19 +40,24 @@ logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dropserve.access")
 
 _DEFAULT_SIGNATURE = "serving_default"
-_BODY_GRACE_SECONDS = 10.0
 _INFLATE_IN_THREAD_BYTES = 256 * 1024
+_INFLATE_STEP_BYTES = 4 * 1024 * 1024
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 2.0
 _JSON = "application/json"
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
+App = Callable[[Any, Any, Any], Awaitable[None]]
 Handler = Callable[["RestFront", Request, Response, re.Match[str]], Awaitable[None]]
 
 
-class _TooLargeError(Exception):
-    """A body over the limit: 413, and the connection ends, since what still comes is not wanted."""
+class _UnwantedBodyError(Exception):
+    """A body that is too large or too slow: the connection ends, since what still comes of it is not wanted."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RestFront:
@@ -79,8 +84,8 @@ class RestFront:
             resp.data = _json({"error": str(error)})
             if error.retry_after_seconds is not None:
                 resp.set_header("retry-after", str(error.retry_after_seconds))
-        except _TooLargeError as error:
-            resp.status = "413"
+        except _UnwantedBodyError as error:
+            resp.status = str(error.status)
             resp.data = _json({"error": str(error)})
             resp.set_header("connection", "close")
         except MemoryError:
@@ -208,51 +213,53 @@ class RestFront:
         limit = self._settings.max_request_bytes
         declared = req.content_length
         if declared is not None and declared > limit:
-            await self._discard(req)
-            raise _TooLargeError(f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
+            if req.get_header("expect") is None:  # else the client waits for leave to send it
+                await self._discard(aiter(req.stream))
+            raise _UnwantedBodyError(413, f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
         body = await self._received(req, limit, reserved)
         encoding = (req.get_header("content-encoding") or "identity").strip().lower()
         if encoding in ("identity", ""):
             return body
         if encoding not in ("gzip", "x-gzip"):
             raise ServingError(Code.INVALID_ARGUMENT, f"Content-Encoding is {encoding[:100]!r}", "send gzip, or none")
-        if len(body) < _INFLATE_IN_THREAD_BYTES:
-            inflated = _inflate(body, limit)
-        else:
-            inflated = await asyncio.to_thread(_inflate, body, limit)
-        reserved.add(len(inflated))
-        return inflated
+        return await _inflated(body, limit, reserved)
 
     async def _received(self, req: Request, limit: int, reserved: _Reservation) -> bytes:
         """The body as it was sent, at the pace that is asked for."""
         loop = asyncio.get_running_loop()
         started = loop.time()
+        grace = self._settings.body_grace_seconds
         rate = self._settings.min_body_bytes_per_second
         chunks: list[bytes] = []
         total = 0
         try:
-            async with asyncio.timeout_at(started + _BODY_GRACE_SECONDS) as pace:
-                async for chunk in req.stream:
+            async with asyncio.timeout_at(started + grace) as pace:
+                stream = aiter(req.stream)
+                async for chunk in stream:
                     total += len(chunk)
                     if total > limit:
-                        raise _TooLargeError(f"The body is larger than max_request_bytes, {limit:,}")
+                        break
                     reserved.add(len(chunk))
                     chunks.append(chunk)
-                    pace.reschedule(started + _BODY_GRACE_SECONDS + total / rate)
+                    pace.reschedule(started + grace + total / rate)
         except TimeoutError:
-            raise ServingError(
-                Code.DEADLINE_EXCEEDED,
-                f"The body came too slowly: {total:,} bytes in {loop.time() - started:.0f} s",
+            raise _UnwantedBodyError(
+                408,
+                f"The body came too slowly: {total:,} bytes in {loop.time() - started:.1f} s; "
                 f"at least {rate:,} bytes a second are asked for (min_body_bytes_per_second)",
             ) from None
+        if total > limit:
+            chunks.clear()
+            await self._discard(stream)
+            raise _UnwantedBodyError(413, f"The body is larger than max_request_bytes, {limit:,}")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _discard(self, req: Request) -> None:
+    async def _discard(self, stream: AsyncIterator[bytes]) -> None:
         """Reads a little of an unwanted body: a client that is still writing it would not see the answer otherwise."""
         total = 0
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
-                async for chunk in req.stream:
+                async for chunk in stream:
                     total += len(chunk)
                     if total > _DRAIN_BYTES:
                         return
@@ -285,19 +292,37 @@ class _Reservation:
         self._router.release(self._nbytes)
 
 
-def _inflate(body: bytes, limit: int) -> bytes:
+async def _inflated(body: bytes, limit: int, reserved: _Reservation) -> bytes:
+    """A gzip body, inflated in steps that count as in flight as they come: many bombs at once stay bounded too."""
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    pieces: list[bytes] = []
+    total = 0
+    position = 0
+    rest: bytes | memoryview = b""
+    view = memoryview(body)
     try:
-        data = inflater.decompress(body, limit + 1)
+        while not inflater.eof:
+            if not rest:
+                rest = view[position : position + _INFLATE_STEP_BYTES]
+                position += len(rest)
+            size = min(_INFLATE_STEP_BYTES, limit + 1 - total)
+            if len(body) < _INFLATE_IN_THREAD_BYTES and not pieces:
+                piece = inflater.decompress(rest, size)
+            else:
+                piece = await asyncio.to_thread(inflater.decompress, rest, size)
+            rest = inflater.unconsumed_tail
+            total += len(piece)
+            if total > limit:
+                raise _UnwantedBodyError(413, f"The body inflates to more than max_request_bytes, {limit:,}")
+            if not piece and not rest and position == len(body) and not inflater.eof:
+                raise ServingError(Code.INVALID_ARGUMENT, "The gzip body is cut off", "send it whole")
+            reserved.add(len(piece))
+            pieces.append(piece)
     except zlib.error as error:
         raise ServingError(Code.INVALID_ARGUMENT, f"The body is not gzip: {error}") from None
-    if len(data) > limit:
-        raise _TooLargeError(f"The body inflates to more than max_request_bytes, {limit:,}")
-    if not inflater.eof:
-        raise ServingError(Code.INVALID_ARGUMENT, "The gzip body is cut off", "send it whole")
     if inflater.unused_data:
         raise ServingError(Code.INVALID_ARGUMENT, "There is something behind the gzip body", "send one gzip member")
-    return data
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _json(value: object) -> bytes:
@@ -343,7 +368,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
 )
 
 
-def make_app(settings: FrontSettings) -> falcon.asgi.App:
+def make_app(settings: FrontSettings) -> App:
     """The ASGI application of one REST process."""
     front = RestFront(settings)
     app = falcon.asgi.App(middleware=[_Startup(front)])  # type: ignore[arg-type]  # falcon's protocols want more hooks
@@ -356,7 +381,29 @@ def make_app(settings: FrontSettings) -> falcon.asgi.App:
         resp.data = _json({"error": f"Internal error: {type(error).__name__}; the server's log has the details"})
 
     app.add_error_handler(Exception, on_failure)
-    return app
+    return _without_waiting_for_the_body(app)
+
+
+def _without_waiting_for_the_body(app: App) -> App:
+    """`app`, which otherwise calls no handler before the body has begun: a client that sends none would hold its
+    connection for ever, and one that asks for leave to send it (100-continue) would always be given it."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        begun = False
+
+        async def receive_at_once() -> Any:
+            nonlocal begun
+            if begun:
+                return await receive()
+            begun = True
+            return {"type": "http.request", "body": b"", "more_body": True}
+
+        await app(scope, receive_at_once, send)
+
+    return serve
 
 
 class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
@@ -406,7 +453,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         for name, value in values.items():
             self.cfg.set(name, value)
 
-    def load(self) -> falcon.asgi.App:
+    def load(self) -> App:
         return make_app(self._settings)
 
 

@@ -29,6 +29,7 @@ class FrontSettings:
     max_header_bytes: int
     header_timeout_seconds: float
     min_body_bytes_per_second: int
+    body_grace_seconds: float
     shared_memory_bytes: int
     access_log: bool
     log_format: str

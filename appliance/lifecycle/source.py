@@ -336,6 +336,9 @@ class Source:
             except OSError as error:
                 problem = error.strerror or str(error)
                 self._listener.base_path_lost(name, f"{path} cannot be read ({problem}); nothing is unloaded")
+            except Exception:
+                # The outer loop of this model: a fault of ours must not leave it unwatched for ever.
+                logger.exception("looking at %s failed; it is tried again", path)
             if self._poll_seconds == 0 and settler.due is None:
                 return  # as TensorFlow Serving: 0 looks once
             pause = self._poll_seconds or None
