@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable
+from typing import cast
 
 import uvloop
 
@@ -45,8 +46,7 @@ class LoadConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio calls this on connecting."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class, not derived from it
         self.start()
         self._send_timed()
 

@@ -77,7 +77,7 @@ def refusal(server: Server, request: Any, method: str = PREDICT, **options: Any)
     """Code and details of the error that the request gets."""
     with pytest.raises(grpc.RpcError) as caught:
         call_grpc(server, request, method, **options)
-    return caught.value.code().name, caught.value.details()  # type: ignore[attr-defined]
+    return caught.value.code().name, caught.value.details()
 
 
 class Connection:

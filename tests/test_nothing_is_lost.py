@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def predict_request(model: str, name: str, array: np.ndarray) -> bytes:
 
 
 @contextmanager
-def grpc_predict(server: Server) -> Iterator[Callable[..., bytes]]:
+def grpc_predict(server: Server) -> Iterator[Any]:
     """A gRPC client: takes a serialized PredictRequest and gives a serialized PredictResponse."""
     # Each its own connection, as clients of their own have: channels to one address share one otherwise.
     options = [*UNBOUNDED, ("grpc.use_local_subchannel_pool", 1)]
@@ -147,14 +148,13 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rooted]:
     root = tmp_path_factory.mktemp("models")
     for model in ("switched", "bystander"):
         drop(zoo, root, "half_plus_two", model)
     for model in ("gate", "slow", "big_output", "crash_on_negative"):
         drop(zoo, root, model, model)
-    with Server(model_root=root, rest_workers=2, grpc_workers=2) as running:
-        running.models = root
+    with Rooted(root, rest_workers=2, grpc_workers=2) as running:
         for model in ("switched", "bystander", "gate", "slow", "big_output", "crash_on_negative"):
             running.wait_for(model, 1)
         yield running
@@ -163,16 +163,18 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 # -- version switches ---------------------------------------------------------------------------------------------
 
 
-def test_version_switches_under_load_lose_not_one_request(server: Server, zoo: Path) -> None:
+def has_ended(server: Server, model: str, version: int) -> bool:
+    return server.versions(model).get(version, ("ended", ""))[0] == "ended"
+
+
+def test_version_switches_under_load_lose_not_one_request(server: Rooted, zoo: Path) -> None:
     with Load(server, "switched", rest=3, grpc_clients=2) as load:
         for version in range(2, 6):
-            drop(zoo, root, "half_plus_three" if version % 2 == 0 else "half_plus_two", "switched", version)
+            drop(zoo, server.root, "half_plus_three" if version % 2 == 0 else "half_plus_two", "switched", version)
             server.wait_for("switched", version)
-            eventually(
-                lambda version=version: server.versions("switched").get(version - 1, ("ended",))[0] == "ended", ""
-            )
+            eventually(partial(has_ended, server, "switched", version - 1), "the old version has ended")
             load.more(20)
-        shutil.rmtree(root / "switched" / "5")
+        shutil.rmtree(server.root / "switched" / "5")
         server.wait_for("switched", 4)
         load.more(20)
     assert load.failures == []
@@ -181,12 +183,12 @@ def test_version_switches_under_load_lose_not_one_request(server: Server, zoo: P
 
 
 def test_requests_that_an_old_version_holds_are_answered_before_it_goes(
-    server: Server, zoo: Path, tmp_path: Path
+    server: Rooted, zoo: Path, tmp_path: Path
 ) -> None:
     worker = add_model(server, zoo, server.root, "gate", "held")
     with Background(server, "held", {"instances": [str(tmp_path / "open")]}) as held:
         wait_until_busy(worker)
-        drop(zoo, root, "gate", "held", 2)
+        drop(zoo, server.root, "gate", "held", 2)
         server.wait_for("held", 2)
         server.wait_for("held", 1, "draining")
         (tmp_path / "open").touch()
@@ -252,7 +254,7 @@ def add_model(server: Server, zoo: Path, root: Path, source: str, model: str) ->
 
 
 @pytest.mark.parametrize("kind", ["ds-rest", "ds-rest-master", "ds-grpc", "ds-forkserver"])
-def test_a_killed_process_costs_at_most_what_it_held_and_comes_back(server: Server, kind: str) -> None:
+def test_a_killed_process_costs_at_most_what_it_held_and_comes_back(server: Rooted, kind: str) -> None:
     count = {name: len(server.pids(name)) for name in ("ds-rest", "ds-rest-master", "ds-grpc", "ds-forkserver")}
     workers = server.pids("ds-worker")
     killed = server.pids(kind)[0]
@@ -272,7 +274,7 @@ def test_a_killed_process_costs_at_most_what_it_held_and_comes_back(server: Serv
     assert server.pids("ds-worker") == workers, "no model's worker noticed"
 
 
-def test_a_killed_worker_costs_its_model_a_moment_and_other_models_nothing(server: Server, zoo: Path) -> None:
+def test_a_killed_worker_costs_its_model_a_moment_and_other_models_nothing(server: Rooted, zoo: Path) -> None:
     killed = add_model(server, zoo, server.root, "half_plus_two", "victim")
     others = set(server.pids("ds-worker")) - {killed}
     with Load(server, "victim") as load, Load(server, "bystander") as bystander:
@@ -289,15 +291,15 @@ def test_a_killed_worker_costs_its_model_a_moment_and_other_models_nothing(serve
     assert others < set(server.pids("ds-worker"))
 
 
-def test_workers_still_start_after_the_fork_server_was_killed(server: Server, zoo: Path) -> None:
+def test_workers_still_start_after_the_fork_server_was_killed(server: Rooted, zoo: Path) -> None:
     (killed,) = server.pids("ds-forkserver")
     os.kill(killed, signal.SIGKILL)
-    drop(zoo, root, "half_plus_two", "late")
+    drop(zoo, server.root, "half_plus_two", "late")
     server.wait_for("late", 1)
     assert server.predict("late", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
 
 
-def test_a_model_that_crashes_its_worker_is_restarted_and_harms_no_other(server: Server) -> None:
+def test_a_model_that_crashes_its_worker_is_restarted_and_harms_no_other(server: Rooted) -> None:
     with Load(server, "bystander") as bystander:
         status, body, headers = server.http("POST", "/v1/models/crash_on_negative:predict", b'{"instances": [-1.0]}')
         assert status == 503
@@ -320,7 +322,7 @@ def shared_mappings(pids: list[int]) -> int:
     return sum(Path(f"/proc/{pid}/maps").read_text().count("/dev/shm") for pid in pids)
 
 
-def test_large_requests_leave_no_descriptor_and_no_shared_memory_behind(server: Server) -> None:
+def test_large_requests_leave_no_descriptor_and_no_shared_memory_behind(server: Rooted) -> None:
     array = np.arange(600_000, dtype=np.float32)  # 2.3 MiB: through shared memory, both ways
     request = predict_request("bystander", "x", array)
     body = json.dumps({"instances": [1.5] * 300_000}).encode()
@@ -346,7 +348,7 @@ def test_large_requests_leave_no_descriptor_and_no_shared_memory_behind(server: 
     eventually(settled, f"descriptors are as before: {before}, {descriptors(pids)}")
 
 
-def test_an_answer_of_hundreds_of_mebibytes_arrives_and_harms_no_other(server: Server) -> None:
+def test_an_answer_of_hundreds_of_mebibytes_arrives_and_harms_no_other(server: Rooted) -> None:
     size = 72_000_000  # 275 MiB: more than shared memory may hold, so it goes through the socket
     with Load(server, "bystander") as bystander, grpc_predict(server) as call:
         request = predict_request("big_output", "n", np.array(size, np.int32))
@@ -375,7 +377,7 @@ def test_a_frame_of_thousands_of_pieces_arrives_whole() -> None:
     receiver.close()
 
 
-def test_clients_that_go_in_the_middle_harm_nobody(server: Server, zoo: Path, tmp_path: Path) -> None:
+def test_clients_that_go_in_the_middle_harm_nobody(server: Rooted, zoo: Path, tmp_path: Path) -> None:
     before = server.processes()
     gate_request = json.dumps({"instances": [str(tmp_path / "open")]}).encode()
     large = json.dumps({"instances": [1.0] * 200_000}).encode()
@@ -400,17 +402,16 @@ def test_clients_that_go_in_the_middle_harm_nobody(server: Server, zoo: Path, tm
         bystander.more(20)
     assert (bystander.failures, bystander.resets) == ([], [])
     assert server.processes() == before
-    assert root.is_dir()
 
 
 # -- limits -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def limited(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def limited(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rooted]:
     root = tmp_path_factory.mktemp("limited")
-    with Server(
-        model_root=root,
+    with Rooted(
+        root,
         rest_workers=1,
         grpc_workers=1,
         max_concurrent_requests=1,
@@ -422,7 +423,7 @@ def limited(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield running
 
 
-def test_a_full_queue_refuses_at_once_and_answers_what_it_took(limited: Server, tmp_path: Path) -> None:
+def test_a_full_queue_refuses_at_once_and_answers_what_it_took(limited: Rooted, tmp_path: Path) -> None:
     document = {"instances": [str(tmp_path / "open")]}
     with Background(limited, "gate", document) as running:
         wait_until_busy(limited.gate)
@@ -452,7 +453,7 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took(limited: Server, 
     assert limited.predict("gate", document) == (200, {"predictions": [1]})
 
 
-def test_too_many_bytes_in_flight_are_refused_and_small_requests_are_not(limited: Server, tmp_path: Path) -> None:
+def test_too_many_bytes_in_flight_are_refused_and_small_requests_are_not(limited: Rooted, tmp_path: Path) -> None:
     """The share of a front is 1 MiB."""
     held = {"instances": [str(tmp_path / "open"), "x" * 700_000]}
     large = json.dumps({"instances": [1.0] * 100_000}).encode()
@@ -487,7 +488,7 @@ def test_too_many_bytes_in_flight_are_refused_and_small_requests_are_not(limited
 def test_sigterm_answers_what_is_in_flight_and_ends_with_status_0(zoo: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     root.mkdir()
-    with Server(model_root=root) as server:
+    with Rooted(root) as server:
         worker = add_model(server, zoo, server.root, "gate", "gate")
         request = predict_request("gate", "path", np.array([str(tmp_path / "open").encode()], object))
         with Background(server, "gate", {"instances": [str(tmp_path / "open")]}) as held, grpc_predict(server) as call:
@@ -511,9 +512,7 @@ def test_sigterm_answers_what_is_in_flight_and_ends_with_status_0(zoo: Path, tmp
 def test_a_deadline_ends_a_request_and_the_grace_ends_the_server(zoo: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     root.mkdir()
-    with Server(
-        model_root=root, shutdown_grace_seconds=1, rest_api_timeout_in_ms=300, max_concurrent_requests=4
-    ) as server:
+    with Rooted(root, shutdown_grace_seconds=1, rest_api_timeout_in_ms=300, max_concurrent_requests=4) as server:
         worker = add_model(server, zoo, server.root, "slow", "slow")
         status, body = server.predict("slow", ENDLESS)
         assert status == 504
@@ -553,7 +552,7 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works_at_once(
     drop(zoo, root, "half_plus_two", "m")
     run = tmp_path / "r"
     socket_path = str(tmp_path / "grpc.sock")
-    with Server(model_root=root, runtime_dir=run, grpc_socket_path=socket_path) as first:
+    with Rooted(root, runtime_dir=run, grpc_socket_path=socket_path) as first:
         first.wait_for("m", 1)
         ports = {"rest_api_port": first.rest_port, "port": first.grpc_port}
         with Load(first, "m") as load:
@@ -561,7 +560,7 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works_at_once(
             first.process.kill()
             first.process.wait(10)
             eventually(lambda: not alive(pids), "every process ends with the supervisor")
-            with Server(model_root=root, runtime_dir=run, grpc_socket_path=socket_path, **ports) as second:
+            with Rooted(root, runtime_dir=run, grpc_socket_path=socket_path, **ports) as second:
                 second.wait_for("m", 1)
                 load.more(20)
                 with grpc.insecure_channel(f"unix:{socket_path}") as channel:
