@@ -267,35 +267,16 @@ class Supervisor:
         """The life of one worker process, from its start to its end."""
         number, servable = worker.action.worker, worker.action.servable
         options = self._model_options[servable.model]
-        socket_path = os.path.join(self._directory, f"w{number}")
-        task = WorkerTask(
-            model=servable.model,
-            version=servable.version,
-            path=worker.action.path,
-            socket_path=socket_path,
-            backend="tensorflow",
-            tags=options.tags,
-            intra_op_threads=options.tensorflow_intra_op_parallelism,
-            inter_op_threads=options.tensorflow_inter_op_parallelism,
-            max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
-            max_queue_requests=options.max_queue_requests,
-            max_queue_bytes=options.max_queue_bytes,
-            shared_memory_bytes=self._options.shared_memory_bytes,
-        )
-        ours, theirs = socket.socketpair()
-        read_end, write_end = os.pipe()
-        stderr = self._task(self._relay_stderr(str(servable), read_end, worker.hear))
         try:
-            worker.pid = await self._fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+            async with asyncio.timeout(_SPAWN_SECONDS):
+                ours, socket_path, stderr = await self._fork_worker(worker, options)
         except (OSError, TimeoutError) as error:
-            ours.close()
+            reason = str(error) or f"the fork server did not start it within {_SPAWN_SECONDS:g} s"
             del self._workers[number]
-            self._act(self._manager.worker_failed(number, Code.INTERNAL, str(error), time.monotonic()))
-            self._act(self._manager.worker_ended(number, str(error), time.monotonic()))  # where it was draining
+            self._act(self._manager.worker_failed(number, Code.INTERNAL, reason, time.monotonic()))
+            self._act(self._manager.worker_ended(number, reason, time.monotonic()))  # where it was draining
             return
-        finally:
-            theirs.close()
-            os.close(write_end)
+        assert worker.pid is not None
         exited = self._reaper.exit_of(worker.pid)
         if worker.killed:
             self._reaper.kill(worker.pid)
@@ -328,6 +309,49 @@ class Supervisor:
             os.unlink(socket_path)
         del self._workers[number]
         self._act(self._manager.worker_ended(number, how, time.monotonic()))
+
+    async def _fork_worker(
+        self, worker: _Worker, options: ModelOptions
+    ) -> tuple[socket.socket, str, asyncio.Task[None]]:
+        """Starts the process of `worker`: our end of its control socket, its data socket's path, and the task that
+        relays its stderr.
+
+        Where the fork server dies meanwhile, the next one is asked, with a socket and a path of its own: a worker that
+        was forked all the same sees the end of its control socket, and ends.
+        """
+        servable = worker.action.servable
+        attempt = 0
+        while True:
+            attempt += 1
+            socket_path = os.path.join(self._directory, f"w{worker.action.worker}.{attempt}")
+            task = WorkerTask(
+                model=servable.model,
+                version=servable.version,
+                path=worker.action.path,
+                socket_path=socket_path,
+                backend="tensorflow",
+                tags=options.tags,
+                intra_op_threads=options.tensorflow_intra_op_parallelism,
+                inter_op_threads=options.tensorflow_inter_op_parallelism,
+                max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
+                max_queue_requests=options.max_queue_requests,
+                max_queue_bytes=options.max_queue_bytes,
+                shared_memory_bytes=self._options.shared_memory_bytes,
+            )
+            ours, theirs = socket.socketpair()
+            read_end, write_end = os.pipe()
+            stderr = self._task(self._relay_stderr(str(servable), read_end, worker.hear))
+            try:
+                worker.pid = await self._fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+                os.close(write_end)
+            if worker.pid is not None:
+                return ours, socket_path, stderr
+            ours.close()
 
     def _on_report(self, worker: _Worker, socket_path: str, line: bytes) -> bool:
         """Takes a worker's one report; whether it serves now."""
@@ -625,19 +649,16 @@ class _ForkServer:
             if await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES) and ours is self._socket:
                 self._ready.set()
 
-    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int:
-        """A new worker's process number. Raises TimeoutError or OSError with a reason."""
-        try:
-            async with asyncio.timeout(_SPAWN_SECONDS), self._lock:
-                while True:
-                    await self._ready.wait()
-                    self._requests += 1
-                    pid = await self._ask({"id": self._requests, "task": task}, descriptors)
-                    if pid is not None:
-                        return pid
-                    self._ready.clear()  # it has died: the next one does it
-        except TimeoutError:
-            raise TimeoutError(f"the fork server did not start a worker within {_SPAWN_SECONDS:g} s") from None
+    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
+        """A new worker's process number, or None where the fork server died before it could tell. Waits as long as
+        no fork server is ready."""
+        async with self._lock:
+            await self._ready.wait()
+            self._requests += 1
+            pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+            if pid is None:
+                self._ready.clear()
+            return pid
 
     async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
         """The new worker's number, or None where the fork server has died."""
