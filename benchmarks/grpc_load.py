@@ -2,9 +2,10 @@
 
     python -m benchmarks.grpc_load --port 8500 --body FILE --concurrency 8 --seconds 5
 
-grpc.aio's client, even with raw bytes, uses some 200 µs of CPU a call: against a server that only echoes it stopped at
-4,600 calls a second, and so measured itself. These connections speak the little of HTTP/2 (RFC 9113) that a unary call
-needs, with headers encoded once (HPACK, RFC 7541). Each caller has a connection of its own, as separate clients have.
+A client library would use the CPU that the server needs: against a server that only echoes, one caller made 2,200 calls
+a second through grpc.aio's client, with raw bytes, and 3,900 through these connections. They speak the little of HTTP/2
+(RFC 9113) that a unary call needs, with headers encoded once (HPACK, RFC 7541). Each caller has a connection of its
+own, as separate clients have.
 """
 
 import struct
