@@ -30,6 +30,7 @@ from appliance.model_config import ModelConfig, parse_model_config
 from appliance.options import ModelOptions, Settings, effective, format_version_policy
 from appliance.processes import Reaper, become_subreaper, describe_status, set_name, spawn
 from appliance.routes import Snapshot
+from appliance.servable import ServableId
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _MAX_LINE_BYTES = 256 * 1024 * 1024
 _STABLE_SECONDS = 10.0
 _MAX_BACKOFF_SECONDS = 10.0
 _KILL_SECONDS = 2.0
+_STILL_LOADING_SECONDS = 10.0
 # TensorFlow's remarks (absl's I and W lines), and its surprise that we hide the GPU from it.
 _CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages before absl|.*failed call to cuInit|.*cuda_platform")
 
@@ -283,7 +285,7 @@ class Supervisor:
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
         try:
             async with asyncio.timeout(options.load_timeout_seconds):
-                serving = self._on_report(worker, socket_path, await reader.readline())
+                serving = self._on_report(worker, socket_path, await self._first_line(reader, servable))
         except TimeoutError:
             serving = False
             reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
@@ -309,6 +311,18 @@ class Supervisor:
             os.unlink(socket_path)
         del self._workers[number]
         self._act(self._manager.worker_ended(number, how, time.monotonic()))
+
+    @staticmethod
+    async def _first_line(reader: asyncio.StreamReader, servable: ServableId) -> bytes:
+        """A worker's report; while it takes its time, the log says that the load is alive."""
+        started = time.monotonic()
+        line = asyncio.ensure_future(reader.readline())
+        try:
+            while not (await asyncio.wait([line], timeout=_STILL_LOADING_SECONDS))[0]:
+                logger.info("%s: still loading after %.0f s", servable, time.monotonic() - started)
+            return line.result()
+        finally:
+            line.cancel()
 
     async def _fork_worker(
         self, worker: _Worker, options: ModelOptions
