@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,23 +11,23 @@ import re
 import shutil
 import signal
 import socket
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from appliance import __version__, forkserver
+from appliance import __version__
 from appliance.dataplane.worker import WorkerTask
 from appliance.errors import Code, ConfigError
 from appliance.fronts.settings import FrontSettings
+from appliance.host import hold_port, instance_directory, listen
 from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.source import Source
 from appliance.model_config import ModelConfig, parse_model_config
 from appliance.options import ModelOptions, Settings, effective, format_version_policy
 from appliance.processes import Reaper, become_subreaper, describe_status, set_name, spawn
+from appliance.programs import ForkServer, Program
 from appliance.routes import Snapshot
 from appliance.servable import ServableId
 from backends.contract import Signature
@@ -69,18 +68,6 @@ class _Front:
     acked: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Program:
-    """A process that is kept running."""
-
-    name: str
-    start: Callable[[], int]
-    pid: int | None = None
-    stopping: bool = False
-    task: asyncio.Task[None] | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Supervisor:
     """One server. `run()` serves until SIGTERM or SIGINT."""
 
@@ -107,7 +94,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._reaper = Reaper()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._programs: list[_Program] = []
+        self._programs: list[Program] = []
         self._serving: dict[str, int] = {}
         self._announced = False
 
@@ -121,13 +108,13 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_requested.set)
-        self._listener = _listen(options.bind_address, options.rest_api_port)
-        self._grpc_holder = _hold_port(options.bind_address, options.port)
-        self._directory, self._lock = _instance_directory(options.runtime_dir)
+        self._listener = listen(options.bind_address, options.rest_api_port)
+        self._grpc_holder = hold_port(options.bind_address, options.port)
+        self._directory, self._lock = instance_directory(options.runtime_dir)
         try:
             control_path = os.path.join(self._directory, "control")
             control = await asyncio.start_unix_server(self._on_front, control_path, limit=_MAX_LINE_BYTES)
-            self._fork_server = _ForkServer(self._reaper, self._relay_fork_server)
+            self._fork_server = ForkServer(self._reaper, self._relay_fork_server)
             self._keep(self._fork_server.program)
             for program in self._front_programs(control_path):
                 self._keep(program)
@@ -508,7 +495,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._acked.wait(), delay)
 
-    def _front_programs(self, control_path: str) -> list[_Program]:
+    def _front_programs(self, control_path: str) -> list[Program]:
         options = self._options
         rest = effective(options.rest_workers, self._cores, 2, 4)
         grpc = effective(options.grpc_workers, self._cores, 2, 4)
@@ -549,15 +536,15 @@ class Supervisor:
 
             return start
 
-        return [_Program("rest", start_rest), *(_Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+        return [Program("rest", start_rest), *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
 
     # -- processes that are kept running ---------------------------------------------------------------------
 
-    def _keep(self, program: _Program) -> None:
+    def _keep(self, program: Program) -> None:
         self._programs.append(program)
         program.task = self._task(self._keep_running(program))
 
-    async def _keep_running(self, program: _Program) -> None:
+    async def _keep_running(self, program: Program) -> None:
         failures = 0
         while not program.stopping:
             started = time.monotonic()
@@ -575,7 +562,7 @@ class Supervisor:
             await asyncio.sleep(delay)
         program.ended.set()
 
-    async def _stop_programs(self, programs: Iterable[_Program], seconds: float) -> None:
+    async def _stop_programs(self, programs: Iterable[Program], seconds: float) -> None:
         programs = list(programs)
         for program in programs:
             program.stopping = True
@@ -621,74 +608,6 @@ class Supervisor:
         self._grpc_holder.close()
 
 
-class _ForkServer:
-    """The fork server's process, and the way to ask it for workers."""
-
-    def __init__(self, reaper: Reaper, relay_stderr: Callable[[int], None]) -> None:
-        self._reaper = reaper
-        self._relay_stderr = relay_stderr
-        self._socket: socket.socket | None = None
-        self._ready = asyncio.Event()
-        self._lock = asyncio.Lock()
-        self._requests = 0
-        self.program = _Program("fork server", self._start)
-
-    def _start(self) -> int:
-        if self._socket is not None:
-            self._socket.close()
-        self._ready.clear()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        environment = {
-            # TensorFlow's own chatter; what matters of it comes as an exception too.
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            **os.environ,
-            # Its workers run on the CPU: without this, each would take memory on every GPU.
-            "CUDA_VISIBLE_DEVICES": "-1",
-            forkserver.PARENT_VARIABLE: str(os.getpid()),
-            forkserver.PRELOAD_VARIABLE: "appliance.dataplane.worker backends.tensorflow_backend",
-        }
-        read_end, write_end = os.pipe()
-        pid = spawn("appliance.forkserver", environment, [theirs.fileno()], stderr=write_end)
-        theirs.close()
-        os.close(write_end)
-        self._relay_stderr(read_end)
-        self._socket = ours
-        task = asyncio.create_task(self._wait_until_ready(ours))
-        self._task = task
-        return pid
-
-    async def _wait_until_ready(self, ours: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            if await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES) and ours is self._socket:
-                self._ready.set()
-
-    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
-        """A new worker's process number, or None where the fork server died before it could tell. Waits as long as
-        no fork server is ready."""
-        async with self._lock:
-            await self._ready.wait()
-            self._requests += 1
-            pid = await self._ask({"id": self._requests, "task": task}, descriptors)
-            if pid is None:
-                self._ready.clear()
-            return pid
-
-    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
-        """The new worker's number, or None where the fork server has died."""
-        assert self._socket is not None
-        loop = asyncio.get_running_loop()
-        try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-            while data := await loop.sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES):
-                answer = json.loads(data)
-                if answer["id"] == request["id"]:  # another is late: its asker has given up, and its worker exits
-                    return int(answer["pid"])
-        except OSError:
-            pass
-        return None
-
-
 def _read_model_config(path: str) -> tuple[ModelConfig, ...]:
     try:
         with open(path, encoding="utf-8") as file:
@@ -697,92 +616,3 @@ def _read_model_config(path: str) -> tuple[ModelConfig, ...]:
         raise ConfigError(f"cannot read the model_config_file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"the model_config_file {path} is not UTF-8 text: {error}") from None
-
-
-# -- what is taken from the machine ----------------------------------------------------------------------------
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    """REST's listening socket. Raises ConfigError where the port is taken."""
-    try:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        sock.listen(2048)
-    except OSError as error:
-        raise _port_error("rest_api_port", address, port, error) from None
-    return sock
-
-
-def _hold_port(address: str, port: int) -> socket.socket:
-    """A socket that holds gRPC's port for our own processes. Raises ConfigError where the port is taken.
-
-    The first bind is without SO_REUSEPORT: with it, two servers would silently share the port.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, port))
-            probe.listen(1)
-            port = probe.getsockname()[1]
-        holder = socket.socket(family, socket.SOCK_STREAM)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((address, port))
-    except OSError as error:
-        raise _port_error("port", address, port, error) from None
-    return holder
-
-
-def _port_error(option: str, address: str, port: int, error: OSError) -> ConfigError:
-    remedy = f"is another server running? Stop it, or choose another --{option}" if error.errno == 98 else ""
-    return ConfigError(f"cannot listen on {address} port {port} (--{option}): {error.strerror or error}", remedy)
-
-
-def _instance_directory(runtime_dir: str) -> tuple[str, int]:
-    """A folder of this server's own for its sockets, and the descriptor of the lock that marks it as in use.
-
-    Folders of servers that were killed are removed.
-    """
-    base = runtime_dir or _default_runtime_dir()
-    try:
-        os.makedirs(base, mode=0o700, exist_ok=True)
-        status = os.lstat(base)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise ConfigError(
-                f"{base} is not a folder that only this user may enter", "remove it, or set --runtime_dir to another"
-            )
-        for name in os.listdir(base):
-            _remove_if_stale(os.path.join(base, name))
-        directory = tempfile.mkdtemp(prefix="server-", dir=base)
-        lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ConfigError(f"cannot use {base} for sockets: {error.strerror}", "set --runtime_dir") from None
-    if len(directory) > 90:  # a Unix socket's path has at most 107 bytes
-        shutil.rmtree(directory)
-        raise ConfigError(f"{directory} is too long for Unix sockets", "set --runtime_dir to a shorter path")
-    return directory, lock
-
-
-def _default_runtime_dir() -> str:
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        return os.path.join(os.environ["XDG_RUNTIME_DIR"], "dropserve")
-    if os.geteuid() == 0:
-        return "/run/dropserve"
-    return os.path.join(tempfile.gettempdir(), f"dropserve-{os.geteuid()}")
-
-
-def _remove_if_stale(directory: str) -> None:
-    try:
-        lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
-    except OSError:
-        pass  # in use
-    finally:
-        os.close(lock)

@@ -1,0 +1,95 @@
+"""The supervisor's side of the processes that it keeps running, and of the fork server that starts workers for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance import forkserver
+from appliance.processes import Reaper, spawn
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """A process that is kept running."""
+
+    name: str
+    start: Callable[[], int]
+    pid: int | None = None
+    stopping: bool = False
+    task: asyncio.Task[None] | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ForkServer:
+    """The fork server's process, and the way to ask it for workers."""
+
+    def __init__(self, reaper: Reaper, relay_stderr: Callable[[int], None]) -> None:
+        self._reaper = reaper
+        self._relay_stderr = relay_stderr
+        self._socket: socket.socket | None = None
+        self._ready = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._requests = 0
+        self.program = Program("fork server", self._start)
+
+    def _start(self) -> int:
+        if self._socket is not None:
+            self._socket.close()
+        self._ready.clear()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        environment = {
+            # TensorFlow's own chatter; what matters of it comes as an exception too.
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            **os.environ,
+            # Its workers run on the CPU: without this, each would take memory on every GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            forkserver.PARENT_VARIABLE: str(os.getpid()),
+            forkserver.PRELOAD_VARIABLE: "appliance.dataplane.worker backends.tensorflow_backend",
+        }
+        read_end, write_end = os.pipe()
+        pid = spawn("appliance.forkserver", environment, [theirs.fileno()], stderr=write_end)
+        theirs.close()
+        os.close(write_end)
+        self._relay_stderr(read_end)
+        self._socket = ours
+        task = asyncio.create_task(self._wait_until_ready(ours))
+        self._task = task
+        return pid
+
+    async def _wait_until_ready(self, ours: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES) and ours is self._socket:
+                self._ready.set()
+
+    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
+        """A new worker's process number, or None where the fork server died before it could tell. Waits as long as
+        no fork server is ready."""
+        async with self._lock:
+            await self._ready.wait()
+            self._requests += 1
+            pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+            if pid is None:
+                self._ready.clear()
+            return pid
+
+    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
+        """The new worker's number, or None where the fork server has died."""
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            while data := await loop.sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES):
+                answer = json.loads(data)
+                if answer["id"] == request["id"]:  # another is late: its asker has given up, and its worker exits
+                    return int(answer["pid"])
+        except OSError:
+            pass
+        return None
