@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance import forkserver
-from appliance.processes import Reaper, spawn
+from appliance.processes import spawn
 
 
 @dataclass(slots=True, eq=False)
@@ -30,8 +30,7 @@ class Program:
 class ForkServer:
     """The fork server's process, and the way to ask it for workers."""
 
-    def __init__(self, reaper: Reaper, relay_stderr: Callable[[int], None]) -> None:
-        self._reaper = reaper
+    def __init__(self, relay_stderr: Callable[[int], None]) -> None:
         self._relay_stderr = relay_stderr
         self._socket: socket.socket | None = None
         self._ready = asyncio.Event()

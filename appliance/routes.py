@@ -107,6 +107,19 @@ class Snapshot:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
         return model
 
+    def status(self, spec: ModelSpec) -> list[VersionRoute]:
+        """The versions that a status request asks for: all, or the one of its number; a label is ignored.
+
+        Raises NOT_FOUND where there are none.
+        """
+        model = self.model(spec.model)
+        versions = [version for version in model.versions if spec.version in (None, version.version)]
+        if not versions:
+            wanted = "any versions" if spec.version is None else f"version {spec.version}"
+            remedy = model.reason or "GET /v1/models lists all models with their states"
+            raise ServingError(Code.NOT_FOUND, f"Could not find {wanted} of model {spec.model}", remedy)
+        return versions
+
     def resolve(self, spec: ModelSpec) -> tuple[ModelRoute, VersionRoute]:
         """The available version that `spec` asks for: by number, by label, or the highest.
 

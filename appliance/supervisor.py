@@ -114,7 +114,7 @@ class Supervisor:
         try:
             control_path = os.path.join(self._directory, "control")
             control = await asyncio.start_unix_server(self._on_front, control_path, limit=_MAX_LINE_BYTES)
-            self._fork_server = ForkServer(self._reaper, self._relay_fork_server)
+            self._fork_server = ForkServer(self._relay_fork_server)
             self._keep(self._fork_server.program)
             for program in self._front_programs(control_path):
                 self._keep(program)

@@ -45,7 +45,7 @@ class RequestQueue(Generic[T]):
         return None
 
     def push(self, entry: Entry[T]) -> None:
-        """Queues `entry` whatever the limits: an executor is free, so it does not wait."""
+        """Queues `entry` whatever the limits: a thread is free, so it does not wait."""
         self._entries.append(entry)
         self.nbytes += entry.nbytes
 

@@ -2,9 +2,9 @@
 
 One more thread than `max_concurrent_requests`, all alike: whoever holds `_poll_lock` leads, which is to read and write
 sockets; when there is a request that may run, the leader lets go and runs it itself, and another thread leads. So a
-request that meets an idle worker is not handed from thread to thread (which cost 30 µs), requests are read while
-others compute, and what exceeds the queue is refused at once. The process ends when it has been told to drain and has
-answered everything, or when its supervisor is gone.
+request that meets an idle worker is not handed from thread to thread, requests are read while others compute, and
+what exceeds the queue is refused at once. The process ends when it has been told to drain and has answered everything,
+or when its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from appliance.dataplane.wire import (
 from backends.contract import Backend, BackendError, Code, IncompleteError
 from backends.registry import check_complete, load
 
-# While more than this waits for a front to read it, executors wait with their next answer. A front that reads nothing
-# for so long is broken: its connection is closed.
+# While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
+# nothing for so long is broken: its connection is closed.
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
@@ -94,7 +94,7 @@ class _Request:
 
 
 class _Client:
-    """One front's connection. `lock` guards the channel's sending side, the segments and `open`: executors answer."""
+    """One front's connection. `lock` guards the channel's sending side, the segments and `open`: any thread answers."""
 
     def __init__(self, sock: socket.socket, shared_memory_bytes: int) -> None:
         self.channel = Channel(sock)
@@ -122,11 +122,11 @@ class _Client:
         return done
 
     def wait_for_room(self) -> None:
-        """Waits while much is unsent: an executor's turn, for the main thread sends it. Holds `lock`."""
+        """Waits while much is unsent: a running thread's turn, for the leader sends it. Holds `lock`."""
         while self.open and self.channel.unsent_bytes > _MAX_UNSENT_BYTES:
             if not self._room.wait(_ROOM_SECONDS) and self.open:
                 self.open = False
-                self.channel.sock.shutdown(socket.SHUT_RDWR)  # the main thread sees the end
+                self.channel.sock.shutdown(socket.SHUT_RDWR)  # the leader sees the end
 
     def close(self) -> None:
         """Holds `lock`."""
@@ -270,7 +270,7 @@ class Worker:
         self._selector.unregister(client.channel.sock)
         self._clients.discard(client)
         with client.lock:
-            for entry in list(client.pending.values()):  # a copy: executors take entries out
+            for entry in list(client.pending.values()):  # a copy: running threads take entries out
                 entry.cancelled = True
             client.close()
 

@@ -80,12 +80,7 @@ class GrpcFront:
         return bytes(response.SerializeToString())
 
     async def get_model_status(self, data: bytes, seconds: float) -> bytes:
-        spec = model_spec(_parse(protos.GetModelStatusRequest, data).model_spec)
-        model = self.router.snapshot.model(spec.model)
-        versions = [v for v in model.versions if spec.version is None or v.version == spec.version]
-        if not versions:
-            wanted = f"version {spec.version}" if spec.version is not None else "any versions"
-            raise ServingError(Code.NOT_FOUND, f"Could not find {wanted} of model {spec.model}", model.reason)
+        versions = self.router.snapshot.status(model_spec(_parse(protos.GetModelStatusRequest, data).model_spec))
         response = protos.GetModelStatusResponse()
         for version in versions:
             status = response.model_version_status.add(version=version.version, state=int(version.public_state))

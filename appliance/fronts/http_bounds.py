@@ -22,7 +22,8 @@ _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fie
 class _OneWrite:
     """A transport that sends a response's head and body in one system call, and one packet where they fit.
 
-    uvicorn writes them one by one, which costs 10 % of a small request here, and the client a wake-up.
+    uvicorn writes them one by one: two system calls, which a profile of small requests shows, and two wake-ups of the
+    client.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -174,14 +174,7 @@ class RestFront:
         )
 
     async def status(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        spec = _spec(match)
-        model = self.router.snapshot.model(spec.model)
-        versions = [v for v in model.versions if spec.version is None or v.version == spec.version]
-        if not versions:
-            wanted = f"version {spec.version}" if spec.version is not None else "any versions"
-            raise ServingError(
-                Code.NOT_FOUND, f"Could not find {wanted} of model {spec.model}", model.reason or "see GET /v1/models"
-            )
+        versions = self.router.snapshot.status(_spec(match))
         resp.data = _json(
             {
                 "model_version_status": [

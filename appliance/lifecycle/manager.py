@@ -273,6 +273,7 @@ class Manager:
         )
 
     def busy(self) -> bool:
+        """Whether any worker is accounted for."""
         return bool(self._workers)
 
     def take_changes(self) -> list[StateChange]:

@@ -253,12 +253,6 @@ class Source:
             if target is not None and target.task is not None:
                 target.task.cancel()
 
-    def rescan(self) -> None:
-        """Looks at everything now."""
-        for target in [*self._targets.values(), self._root]:
-            if target is not None:
-                target.wake.set()
-
     # -- hints -----------------------------------------------------------------------------------------------
 
     def _watch(self, path: str) -> None:
