@@ -92,6 +92,7 @@ def _is_model_name(name: str) -> object:
 
 _MODEL, _MODELS, _NETWORK = "Options of a model", "Which models", "Network"
 _LIMITS, _LIFE, _PROCESS, _LOG = "Limits", "Life of versions", "Processes", "Logs"
+_BATCHING, _WARMUP, _SAFETY, _MONITORING = "Batching", "Warm-up", "Security", "Monitoring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,48 @@ class ModelOptions:
     load_timeout_seconds: float = _option(
         600.0, _MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
     )
+    tensorflow_session_config_file: str = _option(
+        "", _MODEL, "File with a tensorflow.ConfigProto in protobuf's text format, for the session.", check=_is_absolute
+    )
+    prefer_tflite_model: bool = _option(
+        False, _MODEL, "Serve model.tflite of a version folder, where there is one, instead of its SavedModel."
+    )
+    num_tflite_interpreters: int = _option(
+        0,
+        _MODEL,
+        "Interpreters of a TF-Lite model, each with memory of its own; 0: the number of cores.",
+        minimum=0,
+        maximum=1024,
+    )
+
+    enable_batching: bool = _option(
+        False, _BATCHING, "Let requests wait for others, as batching_parameters_file says, and run them together."
+    )
+    batching_parameters_file: str = _option(
+        "", _BATCHING, "File with BatchingParameters in protobuf's text format.", check=_is_absolute
+    )
+    enable_per_model_batching_parameters: bool = _option(
+        False, _BATCHING, "Take batching_params.pbtxt in the version folder before batching_parameters_file."
+    )
+    merge_waiting_requests: bool = _option(
+        True,
+        _BATCHING,
+        "Without enable_batching: run requests that wait anyway together, where warm-up has shown that the answers "
+        "stay the same.",
+    )
+    max_merged_batch_size: int = _option(
+        8, _BATCHING, "Rows that requests merged by merge_waiting_requests have at most.", minimum=1, maximum=65536
+    )
+
+    enable_model_warmup: bool = _option(
+        True, _WARMUP, "Run requests before a version is available, so that no client pays for the first."
+    )
+    num_request_iterations_for_warmup: int = _option(
+        0, _WARMUP, "How often each recorded warm-up request is run; 0: once.", minimum=0, maximum=1_000_000
+    )
+    warmup_timeout_seconds: float = _option(
+        30.0, _WARMUP, "Warm-up with made-up inputs ends by then.", minimum=0, maximum=86400
+    )
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -151,13 +194,65 @@ class Options(ModelOptions):
         "", _MODELS, "Base path of one model, which holds its version folders.", check=_is_absolute
     )
     model_config_file: str = _option("", _MODELS, "File with a ModelServerConfig in protobuf's text format.")
+    model_config_file_poll_wait_seconds: int = _option(
+        0, _MODELS, "Seconds between looks at model_config_file for changes; 0: never.", minimum=0, maximum=86400
+    )
+    allow_version_labels_for_unavailable_models: bool = _option(
+        False, _MODELS, "Let a new label point at a version that is not available yet."
+    )
+    reload_timeout_seconds: float = _option(
+        60.0, _MODELS, "A reload by RPC answers by then, with the state of each model.", minimum=0.1, maximum=86400
+    )
 
     bind_address: str = _option("0.0.0.0", _NETWORK, "Address that REST and gRPC listen on; :: for IPv6 and IPv4.")  # noqa: S104
-    rest_api_port: int = _option(8501, _NETWORK, "Port of REST; 0: any free one.", minimum=0, maximum=65535)
-    port: int = _option(8500, _NETWORK, "Port of gRPC; 0: any free one.", minimum=0, maximum=65535)
+    rest_api_port: int = _option(
+        8501, _NETWORK, "Port of REST; 0: any free one; -1: no REST.", minimum=-1, maximum=65535
+    )
+    port: int = _option(
+        8500, _NETWORK, "Port of gRPC; 0: any free one; -1: none, only grpc_socket_path.", minimum=-1, maximum=65535
+    )
     grpc_socket_path: str = _option("", _NETWORK, "Unix socket that gRPC listens on too.", check=_is_absolute)
     rest_api_timeout_in_ms: int = _option(
         30000, _NETWORK, "A REST request that has no answer by then gets 504.", minimum=1, maximum=86_400_000
+    )
+
+    rest_api_enable_cors_support: bool = _option(False, _NETWORK, "Let web pages of any origin call REST (CORS).")
+    rest_compression_min_bytes: int = _option(
+        1024,
+        _NETWORK,
+        "REST answers of this size and more are compressed for clients that accept it; 0: none.",
+        minimum=0,
+    )
+    grpc_channel_arguments: str = _option(
+        "", _NETWORK, "Arguments for gRPC's server, as name=value, separated by commas."
+    )
+    grpc_max_threads: int = _option(
+        0, _NETWORK, "gRPC requests that one front process works on at once; more wait; 0: no bound.", minimum=0
+    )
+    enable_grpc_healthcheck_service: bool = _option(True, _NETWORK, "Offer gRPC's health service.")
+    enable_serialization_as_tensor_content: bool = _option(
+        False, _NETWORK, "Send gRPC's output tensors as tensor_content instead of the typed fields."
+    )
+
+    ssl_config_file: str = _option(
+        "", _SAFETY, "File with an SSLConfig in protobuf's text format: gRPC speaks TLS.", check=_is_absolute
+    )
+    allow_remote_reload: str = _option(
+        "never",
+        _SAFETY,
+        "Who may reload models by TCP without a client certificate: never, loopback or any. A reload can make the "
+        "server read any folder.",
+        choices=("never", "loopback", "any"),
+    )
+    enable_profiler: bool = _option(
+        False, _SAFETY, "Let TensorBoard's profiler trace the workers, from this machine only."
+    )
+
+    monitoring_config_file: str = _option(
+        "",
+        _MONITORING,
+        "File with a MonitoringConfig in protobuf's text format: TensorFlow Serving's metrics.",
+        check=_is_absolute,
     )
 
     max_request_bytes: int = _option(_GIB, _LIMITS, "Size of a REST body, inflated.", minimum=1)

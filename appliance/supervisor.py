@@ -13,12 +13,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from appliance import __version__
 from appliance.dataplane.worker import WorkerTask
-from appliance.errors import Code, ConfigError
+from appliance.errors import Code, ConfigError, ServingError
 from appliance.fronts.settings import FrontSettings
 from appliance.host import hold_port, instance_directory, listen
 from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
@@ -108,10 +108,12 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_requested.set)
-        self._listener = listen(options.bind_address, options.rest_api_port)
-        self._grpc_holder = hold_port(options.bind_address, options.port)
+        self._listener = None if options.rest_api_port < 0 else listen(options.bind_address, options.rest_api_port)
+        self._grpc_holder = None if options.port < 0 else hold_port(options.bind_address, options.port)
         self._directory, self._lock = instance_directory(options.runtime_dir)
         try:
+            self._metrics_directory = os.path.join(self._directory, "metrics")
+            os.mkdir(self._metrics_directory, 0o700)
             control_path = os.path.join(self._directory, "control")
             control = await asyncio.start_unix_server(self._on_front, control_path, limit=_MAX_LINE_BYTES)
             self._fork_server = ForkServer(self._relay_fork_server)
@@ -156,6 +158,8 @@ class Supervisor:
         for name, table in self._settings.models.items():
             if "base_path" in table and name not in found:
                 found[name] = (table["base_path"], self._settings.of_model(name))
+        if options.rest_api_port < 0 and options.port < 0 and not options.grpc_socket_path:
+            raise ConfigError("neither REST nor gRPC is served", "set rest_api_port, port or grpc_socket_path")
         if not found and not options.model_root and not options.model_config_file:
             raise ConfigError(
                 "no models are configured",
@@ -272,7 +276,7 @@ class Supervisor:
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
         try:
             async with asyncio.timeout(options.load_timeout_seconds):
-                serving = self._on_report(worker, socket_path, await self._first_line(reader, servable))
+                serving = self._on_report(worker, socket_path, await self._report_of(reader, servable))
         except TimeoutError:
             serving = False
             reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
@@ -300,14 +304,24 @@ class Supervisor:
         self._act(self._manager.worker_ended(number, how, time.monotonic()))
 
     @staticmethod
-    async def _first_line(reader: asyncio.StreamReader, servable: ServableId) -> bytes:
-        """A worker's report; while it takes its time, the log says that the load is alive."""
+    async def _report_of(reader: asyncio.StreamReader, servable: ServableId) -> bytes:
+        """A worker's report; until it comes, the log says what the worker does (its lines of event "progress"), and
+        that it is alive."""
         started = time.monotonic()
+        stage = "loading"
         line = asyncio.ensure_future(reader.readline())
         try:
-            while not (await asyncio.wait([line], timeout=_STILL_LOADING_SECONDS))[0]:
-                logger.info("%s: still loading after %.0f s", servable, time.monotonic() - started)
-            return line.result()
+            while True:
+                done, _ = await asyncio.wait([line], timeout=_STILL_LOADING_SECONDS)
+                if not done:
+                    logger.info("%s: still %s after %.0f s", servable, stage, time.monotonic() - started)
+                    continue
+                report = line.result()
+                message = json.loads(report) if report else {}
+                if message.get("event") != "progress":
+                    return report
+                stage = message["stage"]
+                line = asyncio.ensure_future(reader.readline())
         finally:
             line.cancel()
 
@@ -331,13 +345,10 @@ class Supervisor:
                 path=worker.action.path,
                 socket_path=socket_path,
                 backend="tensorflow",
-                tags=options.tags,
-                intra_op_threads=options.tensorflow_intra_op_parallelism,
-                inter_op_threads=options.tensorflow_inter_op_parallelism,
+                metrics_directory=self._metrics_directory,
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
-                max_queue_requests=options.max_queue_requests,
-                max_queue_bytes=options.max_queue_bytes,
                 shared_memory_bytes=self._options.shared_memory_bytes,
+                options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
             )
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
@@ -436,6 +447,8 @@ class Supervisor:
                     self._acked.set()
                 elif "serving" in message:
                     self._announce(front.role)
+                elif "call" in message:
+                    self._task(self._answer_call(front, message))
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             logger.debug("a front's control connection ended: %s", error)
         finally:
@@ -444,26 +457,46 @@ class Supervisor:
                 self._acked.set()
             writer.close()
 
+    async def _answer_call(self, front: _Front, message: dict[str, Any]) -> None:
+        """Does what a front asks for, and answers it."""
+        answer: dict[str, Any] = {"answer_to": message["call"]}
+        try:
+            answer["result"] = await self._call(message["method"], message["params"])
+        except ServingError as error:
+            answer |= {"code": int(error.code), "message": str(error)}
+        except Exception as error:
+            logger.exception("a front's call failed: %s", message["method"])
+            answer |= {"code": int(Code.INTERNAL), "message": f"{type(error).__name__}: {error}"}
+        self._send(front, json.dumps(answer).encode() + b"\n")
+
+    async def _call(self, method: str, params: dict[str, Any]) -> Any:
+        raise ServingError(Code.UNIMPLEMENTED, f"the supervisor cannot {method}")
+
     def _announce(self, role: str) -> None:
         self._serving[role] = self._serving.get(role, 0) + 1
-        if not self._announced and {"rest", "grpc"} <= self._serving.keys():
-            self._announced = True
-            host = self._options.bind_address
-            shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-            rest, grpc = self._listener.getsockname()[1], self._grpc_holder.getsockname()[1]
-            logger.info(
-                "dropserve %s serves REST on http://%s:%d and gRPC on %s:%d",
-                __version__,
-                shown,
-                rest,
-                shown,
-                grpc,
-                extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
-            )
+        expected = {program.name.partition(" ")[0] for program in self._programs} & {"rest", "grpc"}
+        if self._announced or not expected <= self._serving.keys():
+            return
+        self._announced = True
+        host = self._options.bind_address
+        shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        rest = None if self._listener is None else self._listener.getsockname()[1]
+        grpc = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
+        places = [
+            *([] if rest is None else [f"REST on http://{shown}:{rest}"]),
+            *([] if grpc is None else [f"gRPC on {shown}:{grpc}"]),
+            *([f"gRPC on unix:{self._options.grpc_socket_path}"] if self._options.grpc_socket_path else []),
+        ]
+        logger.info(
+            "dropserve %s serves %s",
+            __version__,
+            " and ".join(places),
+            extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
+        )
 
     @staticmethod
     def _encoded(snapshot: Snapshot) -> bytes:
-        return json.dumps(snapshot.to_json()).encode() + b"\n"
+        return json.dumps({"snapshot": snapshot.to_json()}).encode() + b"\n"
 
     def _publish(self) -> None:
         """Sends the fronts a new snapshot, if anything has changed."""
@@ -499,44 +532,36 @@ class Supervisor:
         options = self._options
         rest = effective(options.rest_workers, self._cores, 2, 4)
         grpc = effective(options.grpc_workers, self._cores, 2, 4)
-        port = self._grpc_holder.getsockname()[1]
+        port = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
 
-        def settings(index: int, workers: int, max_request_bytes: int) -> FrontSettings:
+        def settings(index: int, workers: int) -> FrontSettings:
             return FrontSettings(
+                options=options,
                 supervisor=os.getpid(),
                 control_path=control_path,
+                metrics_directory=self._metrics_directory,
                 workers=workers,
                 index=index,
-                bind_address=options.bind_address,
                 port=port,
-                grpc_socket_path=options.grpc_socket_path,
-                timeout_seconds=options.rest_api_timeout_in_ms / 1000,
-                shutdown_grace_seconds=options.shutdown_grace_seconds,
-                max_request_bytes=max_request_bytes,
                 max_inflight_bytes=options.max_inflight_bytes // (rest + grpc),
-                max_connections=options.max_connections,
-                max_header_bytes=options.max_header_bytes,
-                header_timeout_seconds=options.header_timeout_seconds,
-                min_body_bytes_per_second=options.min_body_bytes_per_second,
-                body_grace_seconds=options.body_grace_seconds,
-                shared_memory_bytes=options.shared_memory_bytes,
-                access_log=options.access_log,
-                log_format=options.log_format,
-                log_level=options.log_level,
             )
 
         def start_rest() -> int:
-            environment = settings(0, rest, options.max_request_bytes).environment(os.environ)
+            environment = settings(0, rest).environment(os.environ)
+            assert self._listener is not None
             return spawn("appliance.fronts.rest", environment, [self._listener.fileno()])
 
         def start_grpc(index: int) -> Callable[[], int]:
             def start() -> int:
-                environment = settings(index, 1, options.max_grpc_message_bytes).environment(os.environ)
+                environment = settings(index, 1).environment(os.environ)
                 return spawn("appliance.fronts.grpc_server", environment)
 
             return start
 
-        return [Program("rest", start_rest), *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+        programs = [] if self._listener is None else [Program("rest", start_rest)]
+        if port is None:
+            grpc = 1 if options.grpc_socket_path else 0  # one process owns the Unix socket
+        return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
 
     # -- processes that are kept running ---------------------------------------------------------------------
 
@@ -587,7 +612,8 @@ class Supervisor:
         deadline = time.monotonic() + self._options.shutdown_grace_seconds
         self._source.stop()
         self._publish()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         fronts = [program for program in self._programs if program is not self._fork_server.program]
         await self._stop_programs(fronts, max(deadline - time.monotonic() - 0.5, 0.1))
         self._fork_server.program.stopping = True
@@ -605,7 +631,8 @@ class Supervisor:
             self._kill(worker)
         if self._fork_server.program.pid is not None:
             self._reaper.kill(self._fork_server.program.pid)
-        self._grpc_holder.close()
+        if self._grpc_holder is not None:
+            self._grpc_holder.close()
 
 
 def _read_model_config(path: str) -> tuple[ModelConfig, ...]:

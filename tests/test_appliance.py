@@ -77,7 +77,7 @@ def test_the_models_command_shows_state_and_reason(drop: Callable[..., Path], tm
         (["serve", "--model_root", "relative"], "relative path"),
         (["serve", "--model_base_path", "s3://bucket/m"], "only local folders"),
         (["serve", "--model_root", "/x", "--rest_api_port", "eighty"], "a whole number"),
-        (["serve", "--model_root", "/x", "--port", "99999"], "from 0 to 65,535"),
+        (["serve", "--model_root", "/x", "--port", "99999"], "from -1 to 65,535"),
         (["serve", "--config", "/nonexistent"], "/nonexistent"),
         (["serve", "--model_config_file", "/nonexistent"], "/nonexistent"),
         (["frobnicate"], "frobnicate"),

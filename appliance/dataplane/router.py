@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -218,6 +219,8 @@ class Router:
         self._inflight_bytes = 0
         self._connections: dict[str, _Connection] = {}
         self._changed: asyncio.Event | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._next_call = 1
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
 
@@ -240,9 +243,41 @@ class Router:
         line = await reader.readline()
         if not line:
             return False
-        self._adopt(Snapshot.from_json(json.loads(line)))
+        message = json.loads(line)
+        if "answer_to" in message:
+            self._on_answer(message)
+            return True
+        self._adopt(Snapshot.from_json(message["snapshot"]))
         self._writer.write(json.dumps({"ack": self.snapshot.serial}).encode() + b"\n")
         return True
+
+    async def call(self, method: str, params: Mapping[str, Any], seconds: float) -> Any:
+        """Asks the supervisor to do `method`; its answer, plain JSON values both ways.
+
+        Raises ServingError: what the supervisor answers, or DEADLINE_EXCEEDED after `seconds`.
+        """
+        number = self._next_call
+        self._next_call += 1
+        future = self._calls[number] = asyncio.get_running_loop().create_future()
+        self._writer.write(json.dumps({"call": number, "method": method, "params": dict(params)}).encode() + b"\n")
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise ServingError(
+                Code.DEADLINE_EXCEEDED, f"the server did not {method} within {seconds:g} s", "see its log"
+            ) from None
+        finally:
+            del self._calls[number]
+
+    def _on_answer(self, message: Mapping[str, Any]) -> None:
+        future = self._calls.get(message["answer_to"])
+        if future is None or future.done():
+            return
+        if "code" in message:
+            future.set_exception(ServingError(Code(message["code"]), message["message"]))
+        else:
+            future.set_result(message["result"])
 
     async def _follow(self, reader: asyncio.StreamReader, on_lost: Callable[[], None]) -> None:
         try:

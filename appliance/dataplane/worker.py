@@ -46,6 +46,7 @@ from appliance.dataplane.wire import (
     parse_predict_meta,
     unpack_arrays,
 )
+from appliance.options import ModelOptions
 from backends.contract import Backend, BackendError, Code, IncompleteError
 from backends.registry import check_complete, load
 
@@ -65,20 +66,17 @@ class WorkerTask:
     path: str
     socket_path: str
     backend: str
-    tags: tuple[str, ...]
-    intra_op_threads: int
-    inter_op_threads: int
-    max_concurrent_requests: int
-    max_queue_requests: int
-    max_queue_bytes: int
+    metrics_directory: str
+    max_concurrent_requests: int  # the option's value, worked out
     shared_memory_bytes: int
+    options: ModelOptions
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
-        return cls(**{**value, "tags": tuple(value["tags"])})
+        return cls(**{**value, "options": ModelOptions(**value["options"])})
 
 
 class _Request:
@@ -147,7 +145,9 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._poll_lock = threading.Lock()  # whoever holds it is the leader
         self._lock = threading.Lock()  # guards the queue and `_running`
-        self._queue: RequestQueue[_Request] = RequestQueue(task.max_queue_requests, task.max_queue_bytes)
+        self._queue: RequestQueue[_Request] = RequestQueue(
+            task.options.max_queue_requests, task.options.max_queue_bytes
+        )
         self._running = 0
         self._draining = False
         self._drained = False
@@ -391,9 +391,9 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         backend = load(
             task.backend,
             task.path,
-            tags=task.tags,
-            intra_op_threads=task.intra_op_threads,
-            inter_op_threads=task.inter_op_threads,
+            tags=task.options.tags,
+            intra_op_threads=task.options.tensorflow_intra_op_parallelism,
+            inter_op_threads=task.options.tensorflow_inter_op_parallelism,
         )
         report("ready", signatures={name: s.to_json() for name, s in backend.signatures.items()})
         worker = Worker(task, backend, control, listener)

@@ -41,8 +41,10 @@ class GrpcFront:
     """The methods: each takes a serialized request and the seconds that are left, and returns a serialized answer."""
 
     def __init__(self, settings: FrontSettings) -> None:
-        self._settings = settings
-        self.router = Router(settings.control_path, "grpc", settings.shared_memory_bytes, settings.max_inflight_bytes)
+        self._options = settings.options
+        self.router = Router(
+            settings.control_path, "grpc", settings.options.shared_memory_bytes, settings.max_inflight_bytes
+        )
 
     async def predict(self, data: bytes, seconds: float) -> bytes:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
@@ -175,7 +177,8 @@ def _handler(name: str, method: Method, access_log: bool) -> Any:
 async def serve(settings: FrontSettings) -> None:
     """Serves until SIGTERM, then ends what is in flight."""
     front = GrpcFront(settings)
-    access_log = settings.access_log
+    options = settings.options
+    access_log = options.access_log
     services: dict[str, dict[str, Method]] = {
         "tensorflow.serving.PredictionService": {
             "Predict": front.predict,
@@ -186,9 +189,9 @@ async def serve(settings: FrontSettings) -> None:
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.max_receive_message_length", options.max_grpc_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", settings.max_header_bytes),
+            ("grpc.max_metadata_size", options.max_header_bytes),
         ],
     )
     for service, methods in services.items():
@@ -214,10 +217,11 @@ async def serve(settings: FrontSettings) -> None:
 
     front.router.on_snapshot = on_snapshot
     await front.router.start(on_lost=lambda: os.kill(os.getpid(), signal.SIGKILL))
-    address = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
-    server.add_insecure_port(f"{address}:{settings.port}")
-    if settings.grpc_socket_path and settings.index == 0:
-        server.add_insecure_port(f"unix:{settings.grpc_socket_path}")
+    if settings.port is not None:
+        address = f"[{options.bind_address}]" if ":" in options.bind_address else options.bind_address
+        server.add_insecure_port(f"{address}:{settings.port}")
+    if options.grpc_socket_path and settings.index == 0:
+        server.add_insecure_port(f"unix:{options.grpc_socket_path}")
     await server.start()
     front.router.say_serving()
     stop = asyncio.Event()
@@ -225,14 +229,14 @@ async def serve(settings: FrontSettings) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     await stop.wait()
-    await server.stop(settings.shutdown_grace_seconds)
+    await server.stop(options.shutdown_grace_seconds)
 
 
 def main() -> None:
     settings = FrontSettings.from_environment()
     die_with_parent(settings.supervisor)
     set_name("ds-grpc")
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.options.log_format, settings.options.log_level)
     uvloop.run(serve(settings))
 
 

@@ -64,8 +64,10 @@ class RestFront:
     """The handlers, over one router."""
 
     def __init__(self, settings: FrontSettings) -> None:
-        self._settings = settings
-        self.router = Router(settings.control_path, "rest", settings.shared_memory_bytes, settings.max_inflight_bytes)
+        self._options = settings.options
+        self.router = Router(
+            settings.control_path, "rest", settings.options.shared_memory_bytes, settings.max_inflight_bytes
+        )
 
     async def start(self) -> None:
         """Gets the first routes; from then on requests can be taken."""
@@ -92,7 +94,7 @@ class RestFront:
             resp.status = "429"
             resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
         resp.content_type = _JSON
-        if self._settings.access_log:
+        if self._options.access_log:
             self._log_access(req, resp, path, started)
 
     async def _route(self, req: Request, resp: Response, path: str) -> None:
@@ -126,7 +128,7 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        deadline_ns = time.monotonic_ns() + int(self._settings.timeout_seconds * 1e9)
+        deadline_ns = time.monotonic_ns() + int(self._options.rest_api_timeout_in_ms * 1e6)
         reserved = _Reservation(self.router)
         try:
             body = await self._body(req, reserved)
@@ -203,7 +205,7 @@ class RestFront:
     # -- bodies ----------------------------------------------------------------------------------------------
 
     async def _body(self, req: Request, reserved: _Reservation) -> bytes:
-        limit = self._settings.max_request_bytes
+        limit = self._options.max_request_bytes
         declared = req.content_length
         if declared is not None and declared > limit:
             if req.get_header("expect") is None:  # else the client waits for leave to send it
@@ -221,8 +223,8 @@ class RestFront:
         """The body as it was sent, at the pace that is asked for."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        grace = self._settings.body_grace_seconds
-        rate = self._settings.min_body_bytes_per_second
+        grace = self._options.body_grace_seconds
+        rate = self._options.min_body_bytes_per_second
         chunks: list[bytes] = []
         total = 0
         try:
@@ -425,6 +427,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 
     def load_config(self) -> None:
         settings = self._settings
+        options = settings.options
 
         def post_fork(arbiter: Any, worker: Any) -> None:
             set_name("ds-rest")
@@ -435,7 +438,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
             "workers": settings.workers,
             "worker_class": RestWorker,
             "logger_class": _GunicornLogger,
-            "graceful_timeout": max(int(settings.shutdown_grace_seconds), 1),
+            "graceful_timeout": max(int(options.shutdown_grace_seconds), 1),
             "timeout": 120,
             "keepalive": 75,
             "backlog": 2048,
@@ -452,11 +455,12 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 
 def main() -> None:
     settings = FrontSettings.from_environment()
+    options = settings.options
     die_with_parent(settings.supervisor)
     set_name("ds-rest-master")
-    logs.configure(settings.log_format, settings.log_level)
-    BoundedProtocol.max_header_bytes = settings.max_header_bytes
-    BoundedProtocol.header_timeout_seconds = settings.header_timeout_seconds
+    logs.configure(options.log_format, options.log_level)
+    BoundedProtocol.max_header_bytes = options.max_header_bytes
+    BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
     RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
         "http": BoundedProtocol,
@@ -464,8 +468,8 @@ def main() -> None:
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
-        "limit_concurrency": settings.max_connections,
-        "timeout_graceful_shutdown": max(int(settings.shutdown_grace_seconds), 1),
+        "limit_concurrency": options.max_connections,
+        "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
     }
     _Application(settings).run()
 

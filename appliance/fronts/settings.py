@@ -7,37 +7,29 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from appliance.options import Options
+
 VARIABLE = "DROPSERVE_FRONT"
 
 
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
-    """Options as in `appliance.options`, with defaults worked out; `max_inflight_bytes` is this process's share."""
+    """The server's options, and what is this process's own: `max_inflight_bytes` is its share, and `port` gRPC's
+    actual port (None: no TCP)."""
 
+    options: Options
     supervisor: int  # its process number
     control_path: str
+    metrics_directory: str
     workers: int
     index: int
-    bind_address: str
-    port: int
-    grpc_socket_path: str
-    timeout_seconds: float
-    shutdown_grace_seconds: float
-    max_request_bytes: int
+    port: int | None
     max_inflight_bytes: int
-    max_connections: int
-    max_header_bytes: int
-    header_timeout_seconds: float
-    min_body_bytes_per_second: int
-    body_grace_seconds: float
-    shared_memory_bytes: int
-    access_log: bool
-    log_format: str
-    log_level: str
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         return {**base, VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_environment(cls) -> FrontSettings:
-        return cls(**json.loads(os.environ[VARIABLE]))
+        values = json.loads(os.environ[VARIABLE])
+        return cls(**{**values, "options": Options(**values["options"])})
