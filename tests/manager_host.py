@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from appliance.errors import Code
 from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
-from appliance.lifecycle.policy import VersionPolicy
+from appliance.lifecycle.policy import Latest, VersionPolicy
 from appliance.lifecycle.settle import Observed
 from appliance.servable import ServableId
 
@@ -20,6 +20,7 @@ class Host:
         self.manager = Manager(retries, RETRY_SECONDS, loads)
         self.now = 100.0
         self.workers: dict[ServableId, int] = {}  # the last worker of each version
+        self.by_number: dict[int, ServableId] = {}
         self.starts: list[str] = []
 
     def add(
@@ -27,13 +28,16 @@ class Host:
     ) -> None:
         self.manager.add_model(name, f"/models/{name}", policy, labels)
 
-    def see(self, *versions: int, name: str = "a", settled: bool = True, digest: str = "1") -> list[str]:
+    def see(
+        self, *versions: int, name: str = "a", settled: bool = True, digest: str = "1", base: str = ""
+    ) -> list[str]:
         """Shows the folders of `versions`; as the source does, without digests of those that are loaded."""
+        base = base or f"/models/{name}"
         loaded = self.manager.loaded_versions(name)
         observed = {
-            number: Observed(f"/models/{name}/{number}", None, settled=True)
+            number: Observed(f"{base}/{number}", None, settled=True)
             if number in loaded
-            else Observed(f"/models/{name}/{number}", digest, settled, "" if settled else "its files change")
+            else Observed(f"{base}/{number}", digest, settled, "" if settled else "its files change")
             for number in versions
         }
         return self.did(self.manager.observe(name, observed, "", self.now))
@@ -68,12 +72,12 @@ class Host:
         for action in actions:
             match action:
                 case StartWorker(worker, servable, path):
-                    assert path == f"/models/{servable}"
                     self.workers[servable] = worker
-                    words.append(f"start {servable}")
+                    self.by_number[worker] = servable
+                    words.append(f"start {servable}" + ("" if path == f"/models/{servable}" else f" from {path}"))
                     self.starts.append(words[-1])
                 case DrainWorker(worker) | KillWorker(worker):
-                    servable = next(s for s, w in self.workers.items() if w == worker)
+                    servable = self.by_number[worker]
                     words.append(f"{'drain' if isinstance(action, DrainWorker) else 'kill'} {servable}")
         return words
 
@@ -88,3 +92,18 @@ class Host:
         self.add(name, policy)
         self.see(*versions, name=name)
         self.ready(max(versions), name)
+
+    def update(
+        self,
+        policy: VersionPolicy | None = None,
+        labels: Mapping[str, int] | None = None,
+        base_path: str = "",
+        name: str = "a",
+    ) -> list[str]:
+        """Reconfigures a model."""
+        return self.did(
+            self.manager.update_model(name, base_path or f"/models/{name}", policy or Latest(), labels or {}, self.now)
+        )
+
+    def labels(self, name: str = "a") -> Mapping[str, int]:
+        return self.manager.routes()[name].labels

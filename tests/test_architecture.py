@@ -28,6 +28,7 @@ EXCEPTIONS = {
     # A policy is a plain value, and what configures it must know it.
     "appliance.options": {"appliance.lifecycle.policy"},
     "appliance.model_config": {"appliance.lifecycle.policy"},
+    "appliance.configuration": {"appliance.lifecycle.policy"},
     # The worker that a forked process becomes; the import is in that process only.
     "appliance.forkserver": {"appliance.dataplane.worker"},
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from appliance.errors import Code
-from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, Standing, StartWorker
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy, aspired_versions
 from appliance.lifecycle.settle import Observed
 from appliance.routes import ModelRoute
@@ -18,6 +18,8 @@ from appliance.servable import ServableId
 LOADS = 2
 NAMES = st.sampled_from(["a", "b"])
 VERSIONS = st.integers(1, 4)
+LABELS = st.dictionaries(st.sampled_from(["stable", "canary"]), VERSIONS)
+BASES = st.sampled_from(["/x", "/y"])
 POLICIES = st.sampled_from([Latest(), Latest(2), All(), Specific(frozenset({1, 3}))])
 
 
@@ -26,6 +28,7 @@ class Process:
     """A worker process as the supervisor knows it."""
 
     servable: ServableId
+    path: str
     reported: bool = False
     told: bool = False  # to drain, or killed
 
@@ -36,6 +39,8 @@ class World:
 
     disk: dict[str, dict[int, str]] = field(default_factory=lambda: {"a": {}, "b": {}})
     policies: dict[str, VersionPolicy] = field(default_factory=dict)  # of the models that are served
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)
     processes: dict[int, Process] = field(default_factory=dict)
     numbers: set[int] = field(default_factory=set)
     dead: list[int] = field(default_factory=list)
@@ -72,10 +77,11 @@ class ManagerMachine(RuleBasedStateMachine):
         if name not in self.world.policies:
             return
         loaded = self.manager.loaded_versions(name)
+        base = self.world.bases[name]
         observed = {
-            version: Observed(f"/{name}/{version}", None, settled=True)
+            version: Observed(f"{base}/{version}", None, settled=True)
             if version in loaded
-            else Observed(f"/{name}/{version}", digest, settled, "" if settled else "they change")
+            else Observed(f"{base}/{version}", base + digest, settled, "" if settled else "they change")
             for version, digest in self.world.disk[name].items()
         }
         self.act(self.manager.observe(name, observed, "", self.now))
@@ -86,7 +92,15 @@ class ManagerMachine(RuleBasedStateMachine):
     def add_model(self, name: str, policy: VersionPolicy) -> None:
         if name not in self.world.policies:
             self.world.policies[name] = policy
-            self.manager.add_model(name, f"/{name}", policy, {"stable": 1})
+            self.world.labels[name] = {"stable": 1}
+            self.world.bases[name] = "/x"
+            self.manager.add_model(name, "/x", policy, {"stable": 1})
+
+    @rule(name=NAMES, policy=POLICIES, labels=LABELS, base=BASES)
+    def update_model(self, name: str, policy: VersionPolicy, labels: dict[str, int], base: str) -> None:
+        if name in self.world.policies:
+            self.world.policies[name], self.world.labels[name], self.world.bases[name] = policy, labels, base
+            self.act(self.manager.update_model(name, base, policy, labels, self.now))
 
     @rule(name=NAMES)
     def remove_model(self, name: str) -> None:
@@ -147,11 +161,12 @@ class ManagerMachine(RuleBasedStateMachine):
         leaving = {ended}
         for action in actions:
             match action:
-                case StartWorker(worker, servable, _):
+                case StartWorker(worker, servable, path):
                     assert worker not in self.world.numbers
-                    assert servable not in [p.servable for p in self.world.processes.values()], "two workers"
+                    others = [p for p in self.world.processes.values() if p.servable == servable and not p.told]
+                    assert not others or (len(others) == 1 and others[0].path != path), "two workers"
                     self.world.numbers.add(worker)
-                    self.world.processes[worker] = Process(servable)
+                    self.world.processes[worker] = Process(servable, path)
                 case DrainWorker(worker) | KillWorker(worker):
                     process = self.world.processes[worker]
                     assert not process.told
@@ -207,8 +222,22 @@ class ManagerMachine(RuleBasedStateMachine):
             self.loads_stay_within_their_limit()
         wanted = {name: aspired_versions(policy, self.world.disk[name]) for name, policy in self.world.policies.items()}
         for name, aspired in wanted.items():
-            served = {v.version for v in self.manager.routes()[name].versions if v.available}
-            assert served == aspired
+            labels = {label: v for label, v in self.world.labels[name].items() if v in self.world.disk[name]}
+            route = self.manager.routes()[name]
+            served = {v.version for v in route.versions if v.available}
+            assert served == aspired | set(labels.values())
+            assert labels.items() <= route.labels.items()
+            # A label whose version is not there stays where it was, as long as that is served.
+            assert route.labels.keys() <= self.world.labels[name].keys()
+            assert set(route.labels.values()) <= served
+            paths = {p.path for p in self.world.processes.values() if p.servable.model == name}
+            assert paths == {f"{self.world.bases[name]}/{version}" for version in served}
+            standing, reason = self.manager.standing(name)
+            missing = set(self.world.labels[name].values()) - served
+            if isinstance(policy := self.world.policies[name], Specific):
+                missing |= policy.versions - served
+            assert (standing is Standing.LIVE) == bool(served and not missing), reason
+            assert standing is not Standing.PENDING
         assert not any(process.told for process in self.world.processes.values())
         assert self.manager.next_due is None
         assert self.manager.all_tried() or not all(wanted.values())

@@ -5,11 +5,13 @@ No thread, socket, file or clock: the supervisor carries the actions out and say
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from appliance.errors import Code
-from appliance.lifecycle.policy import Latest, VersionPolicy, aspired_versions, surplus_versions
+from appliance.lifecycle.policy import Latest, Specific, VersionPolicy, aspired_versions, surplus_versions
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
 from appliance.routes import ModelRoute, VersionRoute
@@ -57,6 +59,14 @@ class StateChange:
     reason: str
 
 
+class Standing(Enum):
+    """How far a model has come with what its configuration asks for."""
+
+    PENDING = "pending"  # a look at its folder, a load or a label is still to come
+    LIVE = "live"
+    FAILED = "failed"  # nothing that is under way will bring what was asked for
+
+
 @dataclass(slots=True, eq=False)
 class _Version:
     id: ServableId
@@ -75,6 +85,9 @@ class _Version:
     crashes: int = 0
     available_since: float = 0.0
     retry_at: float | None = None
+    successor: int | None = None  # a worker that loads the same version from `next_path`, to take over from `worker`
+    next_path: str = ""
+    next_digest: str = ""  # what the last successor was started for
 
 
 @dataclass(slots=True, eq=False)
@@ -82,10 +95,12 @@ class _Model:
     name: str
     base_path: str
     policy: VersionPolicy
-    labels: Mapping[str, int]
+    labels: Mapping[str, int]  # as configured
+    effective_labels: dict[str, int] = field(default_factory=dict)  # as routed: each follows once its version is there
     versions: dict[int, _Version] = field(default_factory=dict)
     reason: str = ""
     removed: bool = False
+    seen: bool = False  # its folder has been looked at
     tried: bool = False  # a first attempt has ended, one way or the other
     due: float | None = None  # when the next attempt at a version that is wanted may begin
 
@@ -93,7 +108,14 @@ class _Model:
 class Manager:
     """Knows every model and version, and decides what happens next."""
 
-    def __init__(self, max_load_retries: int, load_retry_interval_seconds: float, max_concurrent_loads: int) -> None:
+    def __init__(
+        self,
+        max_load_retries: int,
+        load_retry_interval_seconds: float,
+        max_concurrent_loads: int,
+        labels_for_unavailable_versions: bool = False,
+    ) -> None:
+        self._labels_for_unavailable_versions = labels_for_unavailable_versions
         self._max_load_retries = max_load_retries
         self._load_retry_interval_seconds = load_retry_interval_seconds
         self._max_concurrent_loads = max_concurrent_loads
@@ -120,8 +142,25 @@ class Manager:
         """
         old = self._models.get(name)
         draining = {} if old is None else old.versions
-        self._models[name] = _Model(name, base_path, policy or Latest(), labels or {}, draining)
+        model = self._models[name] = _Model(name, base_path, policy or Latest(), labels or {}, versions=draining)
+        self._move_labels(model)
         self.revision += 1
+
+    def update_model(
+        self, name: str, base_path: str, policy: VersionPolicy, labels: Mapping[str, int], now: float
+    ) -> list[Action]:
+        """Another configuration for a model that is there. What is served stays until what is asked for is loaded:
+        versions, labels, and the same version in another folder too."""
+        model = self._models[name]
+        if base_path != model.base_path:
+            model.seen = False
+            model.base_path = base_path
+        model.policy = policy
+        model.labels = dict(labels)
+        model.effective_labels = {label: v for label, v in model.effective_labels.items() if label in labels}
+        self._move_labels(model)
+        self.revision += 1
+        return self._proceed(model, now)
 
     def remove_model(self, name: str, now: float) -> list[Action]:
         """A model that is no longer wanted: its versions are unloaded, and it is forgotten when they are."""
@@ -134,9 +173,18 @@ class Manager:
     def observe(self, name: str, observed: Mapping[int, Observed], reason: str, now: float) -> list[Action]:
         """The version folders of a model as they are now; `reason` is a remark on its base path."""
         model = self._models[name]
+        actions: list[Action] = []
         self._remark(model, reason)
+        model.seen = True
         for number, seen in observed.items():
             version = model.versions.get(number)
+            if version is not None and version.worker is not None and seen.path != version.path:
+                version.present = True
+                if seen.settled and seen.digest is not None:
+                    version.next_path, version.next_digest, changed = seen.path, seen.digest, version.next_digest
+                    if changed != seen.digest and version.successor is None:
+                        actions += self._succeed(version)
+                continue
             if version is None:
                 version = model.versions[number] = _Version(ServableId(name, number), seen.path, seen.digest)
                 self._changes.append(StateChange(version.id, "", State.SETTLING.value, seen.reason))
@@ -159,16 +207,19 @@ class Manager:
                     self.revision += 1
         for number, version in model.versions.items():
             version.present = number in observed
-        return self._proceed(model, now)
+        return actions + self._proceed(model, now)
 
     def base_path_lost(self, name: str, reason: str) -> None:
         """The base path cannot be read: nothing is unloaded, and the status says why nothing new is."""
+        self._models[name].seen = True
         self._remark(self._models[name], reason)
 
     def worker_ready(
         self, worker: int, socket_path: str, signatures: Mapping[str, Signature], now: float
     ) -> list[Action]:
         version = self._workers.get(worker)
+        if version is not None and worker == version.successor:
+            return self._take_over(version, socket_path, signatures, now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._end_load(version)
@@ -183,7 +234,7 @@ class Manager:
     def worker_incomplete(self, worker: int, reason: str, now: float) -> list[Action]:
         """The version's folder is not all there. It is tried again when its files change."""
         version = self._workers.get(worker)
-        if version is None or version.state is not State.LOADING:
+        if version is None or version.state is not State.LOADING or worker == version.successor:
             return self.worker_failed(worker, Code.FAILED_PRECONDITION, f"incomplete: {reason}", now)
         self._detach(version)
         version.incomplete = True
@@ -193,6 +244,12 @@ class Manager:
     def worker_failed(self, worker: int, code: Code, reason: str, now: float) -> list[Action]:
         """The version could not be loaded, or its worker died before it was."""
         version = self._workers.get(worker)
+        if version is not None and worker == version.successor:
+            self._drop_successor(version)
+            version.reason = f"still served from {version.path}: {version.next_path} does not load: {reason}"
+            self._changes.append(StateChange(version.id, version.state.value, version.state.value, version.reason))
+            self.revision += 1
+            return self._proceed(self._models[version.id.model], now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._detach(version)
@@ -219,7 +276,7 @@ class Manager:
         version = self._workers.get(worker)
         if version is None:
             return []
-        if version.state in (State.LOADING, State.RESTARTING):
+        if worker == version.successor or version.state in (State.LOADING, State.RESTARTING):
             return self.worker_failed(worker, Code.INTERNAL, f"its worker died while loading: {how}", now)
         self._detach(version)
         model = self._models[version.id.model]
@@ -231,6 +288,9 @@ class Manager:
             self._schedule_restart(version, now)
             version.code = Code.UNAVAILABLE
             self._move(version, Event.WORKER_DIED, f"its worker died: {how}")
+            if version.successor is not None:  # it was to take over anyway
+                version.worker, version.successor = version.successor, None
+                version.path, version.retry_at = version.next_path, None
         return self._proceed(model, now)
 
     def tick(self, now: float) -> list[Action]:
@@ -257,7 +317,11 @@ class Manager:
         if model is None:
             return frozenset()
         states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
-        return frozenset(number for number, version in model.versions.items() if version.state in states)
+        return frozenset(
+            number
+            for number, version in model.versions.items()
+            if version.state in states and os.path.dirname(version.path) == model.base_path.rstrip("/")
+        )
 
     def all_tried(self) -> bool:
         """Whether each model has a version available, or has failed its first attempt and tries no other now."""
@@ -271,6 +335,40 @@ class Manager:
             for model in self._models.values()
             if not model.removed
         )
+
+    def standing(self, name: str) -> tuple[Standing, str]:
+        """How far the model has come with its configuration, and the reason where it is not LIVE."""
+        model = self._models[name]
+        versions = model.versions
+        available = {number for number, v in versions.items() if v.state is State.AVAILABLE}
+        if not model.seen:
+            return Standing.PENDING, f"{model.base_path} has not been looked at yet"
+        present = {number: v for number, v in versions.items() if v.present}
+        for number, version in sorted(present.items()):
+            if version.state in (State.LOADING, State.RESTARTING) or version.successor is not None:
+                return Standing.PENDING, f"version {number} is loading"
+        if model.name in self._waiting:
+            return Standing.PENDING, "it waits for other models to load"
+        specific = model.policy.versions if isinstance(model.policy, Specific) else frozenset[int]()
+        needed = set(specific | frozenset(model.labels.values()))
+        if not available:
+            needed |= aspired_versions(model.policy, present)
+        coming = {n for n in needed & present.keys() if present[n].state is State.SETTLING}
+        if coming:
+            number = min(coming)
+            return Standing.PENDING, f"version {number} is settling: {versions[number].reason}"
+        for number in sorted(needed - available):
+            label = next((label for label, v in model.labels.items() if v == number), None)
+            what = f"version {number}" if label is None else f"version {number} (label {label})"
+            if number not in versions or not versions[number].present:
+                return Standing.FAILED, f"{what} is not under {model.base_path}"
+            return Standing.FAILED, f"{what} is {versions[number].state.value}: {versions[number].reason}"
+        moved = [v for n, v in sorted(present.items()) if n in available and v.reason]
+        if moved:
+            return Standing.FAILED, f"version {moved[0].id.version} is {moved[0].reason}"
+        if not available:
+            return Standing.FAILED, model.reason or f"there is no version under {model.base_path}"
+        return Standing.LIVE, ""
 
     def busy(self) -> bool:
         """Whether any worker is accounted for."""
@@ -290,11 +388,7 @@ class Manager:
                     for _, version in sorted(model.versions.items(), reverse=True)
                     if version.state is not State.SETTLING or version.reason
                 ),
-                {
-                    label: number
-                    for label, number in model.labels.items()
-                    if (v := model.versions.get(number)) is not None and v.state in (State.AVAILABLE, State.RESTARTING)
-                },
+                dict(model.effective_labels),
                 model.base_path,
                 model.reason,
             )
@@ -329,14 +423,17 @@ class Manager:
         versions = model.versions
         actions = self._drop_the_absent(model)
         loadable = {number for number, version in versions.items() if self._loadable(version)}
-        aspired = aspired_versions(model.policy, loadable)
+        labelled = frozenset() if model.removed else frozenset(model.labels.values())
+        aspired = aspired_versions(model.policy, loadable) | (labelled & loadable)
         retriable = {
             number for number, v in versions.items() if v.state is State.FAILED and v.present and v.retry_at is not None
         }
-        hoped_for = aspired_versions(model.policy, loadable | retriable)
+        hoped_for = aspired_versions(model.policy, loadable | retriable) | (labelled & retriable)
         available = {number for number, v in versions.items() if v.state is State.AVAILABLE}
         restarting = {number for number, v in versions.items() if v.state is State.RESTARTING}
         surplus = surplus_versions(aspired, available | (restarting - aspired))
+        if not aspired or aspired & available:
+            surplus |= {number for number in available if not versions[number].present}
         waiting = False
         model.due = None
         # An old version that crashes while the new one loads is started again: it is all that there is to serve.
@@ -375,10 +472,62 @@ class Manager:
         served = version.state is State.AVAILABLE
         version.retry_at = None
         self._move(version, Event.DRAIN, why)
+        actions: list[Action] = []
+        if version.successor is not None:
+            actions.append(KillWorker(version.successor))
+            self._drop_successor(version)
         if version.worker is None:
             self._move(version, Event.WORKER_ENDED, "unloaded")
+            return actions
+        return [*actions, DrainWorker(version.worker) if served else KillWorker(version.worker)]
+
+    def _succeed(self, version: _Version) -> list[Action]:
+        """Begins to replace the worker of `version` by one that loads `next_path`."""
+        if version.state is not State.AVAILABLE:
+            version.next_digest = ""  # seen again once it is available
             return []
-        return [DrainWorker(version.worker) if served else KillWorker(version.worker)]
+        version.successor = self._next_worker
+        self._next_worker += 1
+        self._workers[version.successor] = version
+        return [StartWorker(version.successor, version.id, version.next_path)]
+
+    def _take_over(
+        self, version: _Version, socket_path: str, signatures: Mapping[str, Signature], now: float
+    ) -> list[Action]:
+        """The successor is ready: it is routed from now on, and its predecessor drains."""
+        old = version.worker
+        assert old is not None
+        del self._workers[old]
+        version.worker, version.successor = version.successor, None
+        version.path = version.next_path
+        version.digest = version.next_digest
+        version.socket_path, version.signatures = socket_path, signatures
+        version.available_since = now
+        version.reason = ""
+        self.revision += 1
+        self._changes.append(
+            StateChange(version.id, version.state.value, version.state.value, f"now served from {version.path}")
+        )
+        return [DrainWorker(old), *self._proceed(self._models[version.id.model], now)]
+
+    def _drop_successor(self, version: _Version) -> None:
+        if version.successor is not None:
+            del self._workers[version.successor]
+            version.successor = None
+
+    def _move_labels(self, model: _Model) -> None:
+        """Points each label at its configured version as soon as that is available: until then it stays where it was,
+        so that a promotion loses no request."""
+        for label, number in model.labels.items():
+            version = model.versions.get(number)
+            new = self._labels_for_unavailable_versions and label not in model.effective_labels
+            if new or (version is not None and version.state is State.AVAILABLE):
+                model.effective_labels[label] = number
+        for label, number in list(model.effective_labels.items()):
+            version = model.versions.get(number)
+            gone = version is None or version.state not in (State.AVAILABLE, State.RESTARTING)
+            if gone and not (self._labels_for_unavailable_versions and model.labels.get(label) == number):
+                del model.effective_labels[label]
 
     def _loadable(self, version: _Version) -> bool:
         if not version.present:
@@ -396,6 +545,7 @@ class Manager:
                 actions += self._unload(version, "the model was removed" if model.removed else "its folder is gone")
             if version.state in _AT_REST:
                 del model.versions[number]
+                self._move_labels(model)
                 self.revision += 1
         return actions
 
@@ -438,6 +588,7 @@ class Manager:
         version.state = transition(old, event)
         version.reason = reason
         self.revision += 1
+        self._move_labels(self._models[version.id.model])
         if version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
         self._changes.append(StateChange(version.id, old.value, version.state.value, reason))

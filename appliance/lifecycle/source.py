@@ -33,7 +33,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from appliance.lifecycle.settle import Fingerprint, Observed, Scan, Settler
 
@@ -226,6 +226,7 @@ class Source:
         self._root: _Target | None = None
         self._observer: BaseObserver | None = None
         self._observer_lock = threading.Lock()
+        self._watches: dict[str, ObservedWatch | None] = {}  # by path; None while one is being set
 
     def add(self, name: str, base_path: str, settle_seconds: float) -> None:
         """Follows the base path of one model."""
@@ -236,11 +237,17 @@ class Source:
         target = self._targets[name] = _Target(base_path)
         target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
 
+    def follows(self, name: str) -> bool:
+        return name in self._targets
+
     def remove(self, name: str) -> None:
+        in_root = name in self._in_root
         self._in_root.discard(name)
         target = self._targets.pop(name)
         if target.task is not None:
             target.task.cancel()
+        if not in_root and not any(other.path == target.path for other in self._targets.values()):
+            threading.Thread(target=self._unwatch, args=(target.path,), daemon=True, name="watch").start()
 
     def set_root(self, root: str) -> None:
         """Follows a root: every sub-folder that has versions is a model."""
@@ -273,8 +280,14 @@ class Source:
                         observer = Observer()  # fails where the user has no inotify instance left
                         observer.start()
                         self._observer = observer
-                self._observer.schedule(handler, path, recursive=True, event_filter=_EVENTS)
+                    if path in self._watches:
+                        return
+                    self._watches[path] = None
+                watch = self._observer.schedule(handler, path, recursive=True, event_filter=_EVENTS)
+                with self._observer_lock:
+                    self._watches[path] = watch
             except (OSError, RuntimeError) as error:
+                self._watches.pop(path, None)
                 logger.warning(
                     "no file events for %s (%s): changes are found by the rescan every %g s",
                     path,
@@ -283,6 +296,15 @@ class Source:
                 )
 
         threading.Thread(target=schedule, daemon=True, name="watch").start()
+
+    def _unwatch(self, path: str) -> None:
+        with self._observer_lock:
+            if any(target.path == path for target in list(self._targets.values())):
+                return  # it was added again meanwhile
+            watch = self._watches.pop(path, None)
+        if watch is not None and self._observer is not None:
+            with contextlib.suppress(OSError, KeyError):  # the folder is gone, and its watch with it
+                self._observer.unschedule(watch)
 
     def _hint(self, changed: str) -> None:
         if self._root is not None and _is_below(changed, self._root.path):
