@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.dataplane.batching import Entry, RequestQueue
+from appliance.dataplane.batching import Entry, Extent, RequestQueue
 
 
 def entry(item: str, nbytes: int = 10) -> Entry[str]:
@@ -99,3 +99,67 @@ def test_what_waits_is_counted_exactly_and_within_its_limits(
             assert len(waiting) <= max_requests
             assert len(waiting) == 1 or sum(waiting) <= max_bytes
         assert (len(queue), queue.nbytes) == (len(waiting), sum(waiting))
+
+
+def extent(item: str) -> Extent | None:
+    """Items of these tests: "a3" is 3 rows of the kind a; "-" runs alone."""
+    return None if item == "-" else Extent(item[0], int(item[1:]))
+
+
+def taken_like(queue: RequestQueue[str], max_rows: int) -> list[str]:
+    first = queue.take()
+    assert first is not None
+    return [each.item for each in queue.take_like(first, extent, max_rows)]
+
+
+def queued(*items: str) -> RequestQueue[str]:
+    queue: RequestQueue[str] = RequestQueue(1000, 100_000)
+    for item in items:
+        assert queue.offer(entry(item)) is None
+    return queue
+
+
+def test_what_may_run_together_is_taken_in_the_order_in_which_it_came() -> None:
+    queue = queued("a1", "b1", "a2", "-", "a1", "b1")
+    assert taken_like(queue, 8) == ["a1", "a2", "a1"]
+    assert (len(queue), queue.nbytes) == (3, 30)
+    assert drained(queue) == ["b1", "-", "b1"]
+
+
+def test_what_runs_alone_takes_nothing_with_it() -> None:
+    queue = queued("-", "a1", "-")
+    assert taken_like(queue, 8) == ["-"]
+    assert drained(queue) == ["a1", "-"]
+
+
+def test_no_more_rows_are_taken_than_allowed() -> None:
+    queue = queued("a3", "a3", "a3", "a1")
+    assert taken_like(queue, 8) == ["a3", "a3"]
+    assert drained(queue) == ["a3", "a1"]  # the last would fit, but overtakes none of its kind
+
+
+def test_a_request_with_more_rows_than_allowed_runs_alone() -> None:
+    queue = queued("a9", "a1")
+    assert taken_like(queue, 8) == ["a9"]
+
+
+def test_a_long_queue_of_others_is_not_searched_to_its_end() -> None:
+    queue = queued("a1", *["b1"] * 500, "a1")
+    assert taken_like(queue, 8) == ["a1"]
+    assert drained(queue) == [*["b1"] * 500, "a1"]
+
+
+@given(st.lists(st.sampled_from(["a1", "a2", "a5", "b1", "b3", "-"]), max_size=100), st.integers(1, 9))
+def test_merging_loses_nothing_and_keeps_each_kind_in_order(items: list[str], max_rows: int) -> None:
+    queue = queued(*items)
+    found: list[str] = []
+    while len(queue):
+        oldest = items[len(found)] if not found else None
+        group = taken_like(queue, max_rows)
+        assert oldest is None or group[0] == oldest
+        assert len({item[0] for item in group}) == 1
+        assert len(group) == 1 or sum(int(item[1:]) for item in group) <= max_rows
+        found += group
+    assert queue.nbytes == 0
+    for kind in "ab-":
+        assert [item for item in found if item[0] == kind] == [item for item in items if item[0] == kind]

@@ -13,6 +13,7 @@ with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descriptor arriv
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -33,6 +34,9 @@ MAX_META_BYTES = 16 * 1024 * 1024
 ALIGNMENT = 64
 _BUFFER_BYTES = 256 * 1024
 _SMALL = 16 * 1024
+
+_HEAD_BYTES = struct.Struct("<I")
+_MAX_KEPT_BYTES = 1024  # of a head that is remembered: clients choose them
 
 Buffer = bytes | bytearray | memoryview
 Arrays = Mapping[str, np.ndarray]
@@ -161,6 +165,25 @@ def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
     return arrays
 
 
+def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Name, number of the element type and shape of each array of a table, without its payload. Raises WireError."""
+    found: list[tuple[str, int, tuple[int, ...]]] = []
+    try:
+        (count,) = struct.unpack_from("<H", table)
+        position = 2
+        for _ in range(count):
+            (name_bytes,) = struct.unpack_from("<H", table, position)
+            position += 2
+            name = bytes(table[position : position + name_bytes]).decode()
+            position += name_bytes
+            number, rank = table[position], table[position + 1]
+            found.append((name, number, struct.unpack_from(f"<{rank}q", table, position + 2)))
+            position += 2 + 8 * rank + 8
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise WireError(f"a table that cannot be read: {error}") from error
+    return found
+
+
 def _empty(dtype: np.dtype) -> np.ndarray:
     return np.empty(0, dtype)
 
@@ -191,11 +214,18 @@ def predict_meta(signature: str, outputs: Sequence[str], table: bytes) -> bytes:
 def parse_predict_meta(meta: Buffer) -> tuple[str, list[str], Buffer]:
     """The signature, the wanted outputs and the table of a PREDICT frame's meta. Raises WireError."""
     try:
-        (size,) = struct.unpack_from("<I", meta)
-        signature, *outputs = bytes(meta[4 : 4 + size]).decode().split("\0")
+        (size,) = _HEAD_BYTES.unpack_from(meta)
+        head = bytes(meta[4 : 4 + size])
+        signature, outputs = _predict_head(head) if size <= _MAX_KEPT_BYTES else _predict_head.__wrapped__(head)
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"a request that cannot be read: {error}") from error
-    return signature, outputs, meta[4 + size :]
+    return signature, list(outputs), meta[4 + size :]
+
+
+@functools.lru_cache(256)
+def _predict_head(head: bytes) -> tuple[str, tuple[str, ...]]:
+    signature, *outputs = head.decode().split("\0")
+    return signature, tuple(outputs)
 
 
 class Decoder:

@@ -16,10 +16,12 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 __all__ = [
     "POOL",
     "AnyProto",
+    "BatchingParameters",
     "ClassificationRequest",
     "ClassificationResponse",
     "DataType",
     "Example",
+    "ExamplesRequest",
     "GetModelMetadataRequest",
     "GetModelMetadataResponse",
     "GetModelStatusRequest",
@@ -30,20 +32,29 @@ __all__ = [
     "ModelSpec",
     "ModelType",
     "ModelVersionStatus",
+    "MonitoringConfig",
     "MultiInferenceRequest",
     "MultiInferenceResponse",
     "PredictRequest",
     "PredictResponse",
+    "PredictionLog",
+    "ProfileRequest",
+    "ProfileResponse",
     "RegressionRequest",
     "RegressionResponse",
     "ReloadConfigRequest",
     "ReloadConfigResponse",
+    "SSLConfig",
+    "SerializedInput",
     "SignatureDef",
     "SignatureDefMap",
     "StatusProto",
+    "TasksRequest",
     "TensorInfo",
     "TensorProto",
     "TensorShapeProto",
+    "TerminateRequest",
+    "TerminateResponse",
 ]
 
 
@@ -71,6 +82,10 @@ TensorShapeProto = _message("tensorflow.TensorShapeProto")
 TensorInfo = _message("tensorflow.TensorInfo")
 SignatureDef = _message("tensorflow.SignatureDef")
 Example = _message("tensorflow.Example")
+ProfileRequest = _message("tensorflow.ProfileRequest")
+ProfileResponse = _message("tensorflow.ProfileResponse")
+TerminateRequest = _message("tensorflow.TerminateRequest")
+TerminateResponse = _message("tensorflow.TerminateResponse")
 DataType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.DataType"))
 
 ModelSpec = _message("tensorflow.serving.ModelSpec")
@@ -92,5 +107,12 @@ GetModelStatusResponse = _message("tensorflow.serving.GetModelStatusResponse")
 ModelVersionStatus = _message("tensorflow.serving.ModelVersionStatus")
 ReloadConfigRequest = _message("tensorflow.serving.ReloadConfigRequest")
 ReloadConfigResponse = _message("tensorflow.serving.ReloadConfigResponse")
+BatchingParameters = _message("tensorflow.serving.BatchingParameters")
 ModelServerConfig = _message("tensorflow.serving.ModelServerConfig")
+MonitoringConfig = _message("tensorflow.serving.MonitoringConfig")
+SSLConfig = _message("tensorflow.serving.SSLConfig")
+SerializedInput = _message("dropserve.SerializedInput")
+ExamplesRequest = _message("dropserve.ExamplesRequest")
+TasksRequest = _message("dropserve.TasksRequest")
+PredictionLog = _message("dropserve.PredictionLog")
 ModelType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.serving.ModelType"))
