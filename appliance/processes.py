@@ -38,6 +38,15 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def become_worker(supervisor: int) -> None:
+    """What every worker's process is, however it was started: a child that dies with its supervisor, whose number is
+    `supervisor`, and that a Ctrl-C on the terminal does not end."""
+    die_with_parent(supervisor)
+    set_name("ds-worker")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def describe_status(status: int) -> str:
     """A wait status in words."""
     if os.WIFSIGNALED(status):
@@ -69,6 +78,12 @@ class Reaper:
             if pid in self._early:
                 self._futures[pid].set_result(self._early.pop(pid))
         return self._futures[pid]
+
+    def forget(self, pid: int) -> None:
+        """Forgets an earlier process that had this number. To be called for one that has just been started."""
+        future = self._futures.get(pid)
+        if future is not None and future.done():
+            del self._futures[pid]
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Signals a child that has not been reaped."""

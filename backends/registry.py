@@ -2,29 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from backends.contract import Backend
+from backends import onnx_model, tflite_model
+from backends.artifact import model_files
+from backends.contract import Backend, BackendError, Code
 from backends.saved_model import check_complete as check_saved_model
 
-__all__ = ["BACKENDS", "check_complete", "load"]
+__all__ = ["BACKENDS", "FORKED", "MODEL_FILES", "backend_for", "check_complete", "end_profile", "load", "profile"]
 
-BACKENDS = ("tensorflow",)
+BACKENDS = ("tensorflow", "litert", "onnx")
+
+FORKED = frozenset({"tensorflow"})
+"""The backends that run in a process forked from one that has imported their framework; others start afresh."""
+
+_SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
+
+MODEL_FILES = (*_SAVED_MODEL_FILES, tflite_model.FILE, onnx_model.FILE)
+"""The names by which a folder is known to hold a model."""
+
+
+def backend_for(names: Collection[str], prefer_tflite: bool) -> str:
+    """The backend for a version folder with the files `names`: TensorFlow Lite's file where it is preferred; else the
+    SavedModel, the ONNX file, TensorFlow Lite's file, whichever is there first.
+
+    A folder that holds none is TensorFlow's, which says what is missing.
+    """
+    if tflite_model.FILE in names and prefer_tflite:
+        return "litert"
+    if any(name in names for name in _SAVED_MODEL_FILES):
+        return "tensorflow"
+    if onnx_model.FILE in names:
+        return "onnx"
+    return "litert" if tflite_model.FILE in names else "tensorflow"
 
 
 def check_complete(backend: str, path: str) -> None:
-    """Raises IncompleteError where the version folder at `path` is not all there, BackendError where it is broken."""
+    """Raises IncompleteError where the version folder at `path` is not all there, BackendError where it is broken.
+
+    The folder of a converted model (`backends.artifact`) is complete where its files are.
+    """
     if backend == "tensorflow":
         check_saved_model(path)
+    elif backend == "litert":
+        for name in model_files(path, tflite_model.FILE):
+            tflite_model.check_complete(path, name)
+    elif backend == "onnx":
+        for name in model_files(path, onnx_model.FILE):
+            onnx_model.check_complete(path, name)
 
 
-def load(backend: str, path: str, *, tags: Sequence[str], intra_op_threads: int, inter_op_threads: int) -> Backend:
-    """Loads the version folder at `path`. Thread counts of 0 leave the choice to the framework.
+def load(
+    backend: str,
+    path: str,
+    *,
+    tags: Sequence[str],
+    intra_op_threads: int,
+    inter_op_threads: int,
+    session_config_file: str = "",
+    interpreters: int = 0,
+    onnx_spinning: bool = False,
+    device: str = "auto",
+    gpu_memory_limit_bytes: int = 0,
+) -> Backend:
+    """Loads the version folder at `path`. Thread counts of 0 leave the choice to the framework; `session_config_file`
+    is for TensorFlow's session; `interpreters` bounds LiteRT's, 0: one for each core; the rest is for ONNX Runtime's.
 
     Raises BackendError with the reason.
     """
     if backend == "tensorflow":
         from backends import tensorflow_backend  # noqa: PLC0415 - costs 1.5 s and 500 MB
 
-        return tensorflow_backend.load(path, tags, intra_op_threads, inter_op_threads)
+        return tensorflow_backend.load(path, tags, intra_op_threads, inter_op_threads, session_config_file)
+    if backend == "litert":
+        from backends import litert_backend  # noqa: PLC0415 - 0.1 s and 30 MB
+
+        return litert_backend.load(path, intra_op_threads, interpreters)
+    if backend == "onnx":
+        from backends import onnx_backend  # noqa: PLC0415 - 0.15 s and 40 MB
+
+        return onnx_backend.load(
+            path,
+            onnx_backend.SessionSettings(intra_op_threads, onnx_spinning, device, gpu_memory_limit_bytes),
+        )
     raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+
+
+def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int]) -> dict[str, Any]:
+    """Traces what this process's framework does for `seconds`, or until `end_profile`, and writes the XSpace (a
+    serialized protocol buffer) to the new file `path`: its "bytes", and whether it "has_events". `levels` are the
+    framework's options by name.
+
+    Raises BackendError: UNIMPLEMENTED where `backend` has no profiler, ALREADY_EXISTS where a trace runs already.
+    """
+    if backend == "tensorflow":
+        from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
+
+        return asdict(tensorflow_profiler.profile(seconds, path, levels))
+    raise BackendError(Code.UNIMPLEMENTED, f"workers on {backend} have no profiler")
+
+
+def end_profile(backend: str) -> dict[str, Any]:
+    """Ends the trace that runs in this process, if one does."""
+    if backend == "tensorflow":
+        from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
+
+        tensorflow_profiler.end_profile()
+    return {}

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
-from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from collections.abc import Iterator
 
 from backends.contract import BackendError, Code, IncompleteError
+from backends.crc32c import masked_crc32c
+from backends.reading import VARINT, Reader, Schema, open_file
 
 # Which fields of which message hold messages worth descending into. A file that was allocated but not yet written is
 # zeros somewhere inside: no tag is zero, so a walk finds them in every message that is listed, even as {}.
-_Schema = Mapping[int, "_Schema"]
-_NODE: _Schema = {}
-_FUNCTION: _Schema = {1: {}, 3: _NODE}  # signature, node_def
-_GRAPH: _Schema = {1: _NODE, 2: {1: _FUNCTION}, 4: {}}  # node, library.function, versions
-_COLLECTION: _Schema = {1: {}, 2: {}, 5: {1: {}}}  # node_list, bytes_list, any_list.value
-_META_GRAPH: _Schema = {1: {}, 2: _GRAPH, 3: {}, 4: {2: _COLLECTION}, 5: {2: {}}, 6: {}, 7: {1: {}}}
-_SAVED_MODEL: _Schema = {2: _META_GRAPH}
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 are groups, which none of the messages has
+_NODE: Schema = {}
+_FUNCTION: Schema = {1: {}, 3: _NODE}  # signature, node_def
+_GRAPH: Schema = {1: _NODE, 2: {1: _FUNCTION}, 4: {}}  # node, library.function, versions
+_COLLECTION: Schema = {1: {}, 2: {}, 5: {1: {}}}  # node_list, bytes_list, any_list.value
+_META_GRAPH: Schema = {1: {}, 2: _GRAPH, 3: {}, 4: {2: _COLLECTION}, 5: {2: {}}, 6: {}, 7: {1: {}}}
+_SAVED_MODEL: Schema = {2: _META_GRAPH}
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
 _BLOCK_TRAILER_BYTES = 5
 
-# Bounds for hostile files. Pure Python walks about a million fields a second; real graphs have up to a few million.
-_MAX_FIELDS = 20_000_000
+# Bounds for hostile files.
 _MAX_INDEX_BYTES = 64 << 20  # about 100 bytes for each variable
-_MAX_CHECKSUM_BYTES = 1 << 20  # crc32c in Python takes about 0.1 s for these; a larger block goes unchecked
 _MAX_ASSET_NAME_BYTES = 4096
 
 
@@ -55,11 +50,11 @@ def check_complete(path: str) -> None:
 
 def _check(path: str) -> None:
     if os.path.lexists(os.path.join(path, "saved_model.pb")):
-        with _open(path, "saved_model.pb") as reader:
+        with open_file(path, "saved_model.pb") as reader:
             assets, has_saver = _check_graph(reader)
     # TensorFlow's loader reads this form if there is no other. It is rare: only that it was written is checked.
     elif os.path.lexists(os.path.join(path, "saved_model.pbtxt")):
-        with _open(path, "saved_model.pbtxt") as reader:
+        with open_file(path, "saved_model.pbtxt") as reader:
             if not reader.read(max(0, reader.size - 1), min(1, reader.size)).strip(b"\0"):
                 raise IncompleteError("saved_model.pbtxt ends in nothing: it is not written to its end")
         assets, has_saver = [], False
@@ -79,112 +74,6 @@ def _check(path: str) -> None:
         _check_variables(path)
 
 
-class _Reader:
-    """A file, or a part of one in memory, read by position. `name` is its path in the model folder, for messages.
-
-    The files are read, not mapped: one that is truncated below a mapping kills the process (SIGBUS), and starting a
-    copy over again truncates.
-    """
-
-    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
-        self.name = name
-        self.size = size
-        self._file = file
-        self._fields_left = _MAX_FIELDS
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def damaged(self, at: int, what: str) -> IncompleteError:
-        return IncompleteError(f"{self.name} is damaged, or not written yet, at byte {at:,} of {self.size:,}: {what}")
-
-    def read(self, at: int, size: int) -> bytes:
-        self._file.seek(at)
-        data = self._file.read(size)
-        if len(data) < size:
-            raise IncompleteError(f"{self.name} is cut off at byte {at + len(data):,}, before byte {at + size:,}")
-        return data
-
-    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of the protobuf message in the bytes [start, end): (number, wire type, value, stop).
-
-        `value` is the number itself of a varint, else the position of the bytes that end at `stop`.
-        """
-        at = start
-        while at < end:
-            self._fields_left -= 1
-            if self._fields_left < 0:
-                raise BackendError(Code.RESOURCE_EXHAUSTED, f"{self.name} has more than {_MAX_FIELDS:,} fields")
-            self._file.seek(at)
-            tag = self._varint()
-            number, wire_type = tag >> 3, tag & 7
-            if number == 0 or wire_type not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
-                raise self.damaged(at, "no field begins there")
-            if wire_type == _VARINT:
-                value = self._varint()
-                stop = self._file.tell()
-            else:
-                size = self._varint() if wire_type == _BYTES else 8 if wire_type == _FIXED64 else 4
-                value = self._file.tell()
-                stop = value + size
-            if stop > self.size:
-                raise IncompleteError(f"{self.name} is cut off at byte {self.size:,}, before byte {stop:,}")
-            if stop > end:
-                raise self.damaged(at, "a field ends outside its message")
-            yield number, wire_type, value, stop
-            at = stop
-
-    def messages(self, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-        """Where the values (messages, strings) of the field `number` begin and end."""
-        for field, wire_type, value, stop in self.fields(start, end):
-            if field == number and wire_type == _BYTES:
-                yield value, stop
-
-    def walk(self, start: int, end: int, schema: _Schema) -> None:
-        """Raises unless the bytes [start, end) are a message in which every message of `schema` is well-formed."""
-        for number, wire_type, value, stop in self.fields(start, end):
-            if number in schema and wire_type == _BYTES:
-                self.walk(value, stop, schema[number])
-
-    def varints(self, at: int, count: int) -> list[int]:
-        self._file.seek(at)
-        return [self._varint() for _ in range(count)]
-
-    def position(self) -> int:
-        return self._file.tell()
-
-    def _varint(self) -> int:
-        result = shift = 0
-        while True:
-            byte = self._file.read(1)
-            if not byte:
-                raise IncompleteError(f"{self.name} is cut off at byte {self._file.tell():,}")
-            result |= (byte[0] & 0x7F) << shift
-            if byte[0] < 0x80:
-                return result
-            shift += 7
-            if shift > 63:
-                raise self.damaged(self._file.tell(), "a number of more than ten bytes")
-
-
-def _open(root: str, name: str) -> _Reader:
-    # A named pipe would block the open for ever without O_NONBLOCK.
-    try:
-        descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise IncompleteError(f"{name} is missing") from None
-    except OSError as error:
-        raise IncompleteError(f"{name} cannot be read: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise BackendError(Code.INVALID_ARGUMENT, f"{name} is not a regular file")
-    return _Reader(os.fdopen(descriptor, "rb"), name, status.st_size)
-
-
 def _lists_something(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
@@ -193,7 +82,7 @@ def _lists_something(folder: str) -> bool:
         return os.path.lexists(folder)  # what it is that cannot be listed shows when it is read
 
 
-def _check_graph(reader: _Reader) -> tuple[list[bytes], bool]:
+def _check_graph(reader: Reader) -> tuple[list[bytes], bool]:
     """Checks saved_model.pb. Returns the names of its assets, and whether it has a saver, which restores variables."""
     reader.walk(0, reader.size, _SAVED_MODEL)
     assets: list[bytes] = []
@@ -212,7 +101,7 @@ def _check_graph(reader: _Reader) -> tuple[list[bytes], bool]:
     return assets, has_saver
 
 
-def _collected_assets(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _collected_assets(reader: Reader, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The AssetFileDefs of a meta graph of early TensorFlow 1: Any messages in the collection saved_model_assets."""
     for entry in reader.messages(start, end, 4):
         if any(reader.read(a, min(b - a, 64)) == b"saved_model_assets" for a, b in reader.messages(*entry, 1)):
@@ -227,7 +116,7 @@ def _check_asset(path: str, asset: bytes) -> None:
     name = asset.decode("utf-8", "surrogateescape")
     if not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
         raise BackendError(Code.INVALID_ARGUMENT, f"saved_model.pb has an asset of a forbidden name: {asset!r}")
-    with _open(path, f"assets/{name}"):
+    with open_file(path, f"assets/{name}"):
         pass
 
 
@@ -239,11 +128,11 @@ def _check_variables(path: str) -> None:
     """
     shards = 0
     needed: dict[int, int] = {}
-    with _open(path, "variables/variables.index") as index:
+    with open_file(path, "variables/variables.index") as index:
         for position, (key_bytes, value) in enumerate(_table(index)):
             # BundleHeaderProto: num_shards 1. BundleEntryProto: shard_id 3, offset 4, size 5.
-            message = _Reader(io.BytesIO(value), f"{index.name}, entry {position:,}", len(value))
-            fields = {number: n for number, kind, n, _ in message.fields(0, len(value)) if kind == _VARINT}
+            message = Reader(io.BytesIO(value), f"{index.name}, entry {position:,}", len(value))
+            fields = {number: n for number, kind, n, _ in message.fields(0, len(value)) if kind == VARINT}
             if position == 0:
                 shards = fields.get(1, 0)
                 if key_bytes or not shards:
@@ -256,12 +145,12 @@ def _check_variables(path: str) -> None:
         if not shards:
             raise IncompleteError(f"{index.name} is damaged: it has no entries")
     for shard, size in sorted(needed.items()):
-        with _open(path, f"variables/variables.data-{shard:05d}-of-{shards:05d}") as data:
+        with open_file(path, f"variables/variables.data-{shard:05d}-of-{shards:05d}") as data:
             if data.size < size:
                 raise IncompleteError(f"{data.name} has {data.size:,} of {size:,} bytes")
 
 
-def _table(reader: _Reader) -> Iterator[tuple[int, bytes]]:
+def _table(reader: Reader) -> Iterator[tuple[int, bytes]]:
     """The entries of a LevelDB table, in order: the length of the key (nothing here needs the keys), and the value."""
     if reader.size < _FOOTER_BYTES:
         raise IncompleteError(
@@ -278,14 +167,14 @@ def _table(reader: _Reader) -> Iterator[tuple[int, bytes]]:
     _, _, offset, size = reader.varints(reader.size - _FOOTER_BYTES, 4)
     free = 0
     for _, handle in _block(reader, offset, size):
-        offset, size = _Reader(io.BytesIO(handle), f"{reader.name}, index block", len(handle)).varints(0, 2)
+        offset, size = Reader(io.BytesIO(handle), f"{reader.name}, index block", len(handle)).varints(0, 2)
         if offset < free:  # the same block a million times over would keep us busy
             raise reader.damaged(offset, "blocks overlap")
         free = offset + size
         yield from _block(reader, offset, size)
 
 
-def _block(reader: _Reader, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _block(reader: Reader, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
     """The entries of the block at `offset`; `size` leaves out the trailer: type of compression, masked crc32c."""
     if offset + size + _BLOCK_TRAILER_BYTES > reader.size - _FOOTER_BYTES or size < 4:
         raise reader.damaged(min(offset, reader.size), "a block does not fit in front of the footer")
@@ -293,14 +182,14 @@ def _block(reader: _Reader, offset: int, size: int) -> Iterator[tuple[int, bytes
     if data[size] != 0:
         raise reader.damaged(offset + size, f"a block is compressed (type {data[size]}), which TensorFlow never writes")
     (masked,) = struct.unpack_from("<I", data, size + 1)
-    if size <= _MAX_CHECKSUM_BYTES and _masked_crc32c(data[: size + 1]) != masked:
+    if masked_crc32c(data[: size + 1]) != masked:
         raise reader.damaged(offset, "a block does not match its checksum")
     # After the entries: the offsets of restart points, and their number, 32 bits each.
     (restarts,) = struct.unpack_from("<I", data, size - 4)
     end = size - 4 - 4 * restarts
     if end < 0:
         raise reader.damaged(offset, "a block has more restart points than bytes")
-    block = _Reader(io.BytesIO(data[:end]), f"{reader.name}, block at byte {offset:,}", end)
+    block = Reader(io.BytesIO(data[:end]), f"{reader.name}, block at byte {offset:,}", end)
     at = key_bytes = 0
     while at < end:
         # An entry: how much of the last key it shares, the lengths of the rest of its key and of its value, both.
@@ -313,26 +202,3 @@ def _block(reader: _Reader, offset: int, size: int) -> Iterator[tuple[int, bytes
         if at > end:
             raise block.damaged(end, "an entry ends outside its block")
         yield key_bytes, block.read(value_at, value_bytes)
-
-
-def _crc32c_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        crc = byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        table.append(crc)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def _masked_crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and offset as `xla/tsl/lib/hash/crc32c.h` stores it."""
-    crc = 0xFFFFFFFF
-    table = _CRC32C
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

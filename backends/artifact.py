@@ -1,0 +1,182 @@
+"""What a converter leaves in a folder: files of another framework, and `signatures.json`, which says what they are.
+
+A backend that loads such a folder presents the signatures of the SavedModel that it was made of, word for word, and
+maps their names to the file's. Only the signatures that were converted are there.
+
+    {"format": "onnx", "precision": "float32", "signatures": {"serving_default": {
+        "file": "0.onnx", "signature": {...}, "inputs": {"x": "x:0"}, "outputs": {"y": "Identity:0"}}}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backends.contract import BackendError, Code, IncompleteError, Signature
+from backends.dtypes import BY_NAME
+from backends.reading import open_file
+
+FILE = "signatures.json"
+
+Format = Literal["onnx", "tflite"]
+Precision = Literal["float32", "float16", "int8"]
+
+FORMATS: tuple[Format, ...] = ("onnx", "tflite")
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+
+_MAX_BYTES = 16 << 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,100})?")
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSignature:
+    """How `file` of the folder stands for `signature`.
+
+    `inputs` and `outputs` lead from the signature's names to the file's. An input that the converted graph has no use
+    for may be missing in `inputs`: it is accepted, and not passed on. In a TF-Lite file, the names are those of its
+    table of signatures where that has exactly one, else the names of the tensors of its first graph.
+    """
+
+    file: str
+    signature: Signature
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "signature": self.signature.to_json(),
+            "inputs": dict(self.inputs),
+            "outputs": dict(self.outputs),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A converted model: its signatures by name. `precision` is that of its weights or of its arithmetic."""
+
+    format: Format
+    precision: Precision
+    signatures: Mapping[str, ArtifactSignature]
+
+    def __post_init__(self) -> None:
+        """Raises BackendError where it cannot be served so."""
+        if self.format not in FORMATS:
+            raise _invalid(f"its format is {self.format!r}, not one of {', '.join(FORMATS)}")
+        if self.precision not in PRECISIONS:
+            raise _invalid(f"its precision is {self.precision!r}, not one of {', '.join(PRECISIONS)}")
+        if not self.signatures:
+            raise _invalid("it has no signatures")
+        for name, entry in self.signatures.items():
+            _check(f"its signature {name!r}", self.format, entry)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "precision": self.precision,
+            "signatures": {name: entry.to_json() for name, entry in self.signatures.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Artifact:
+        """Raises BackendError for what `to_json` would not return."""
+        try:
+            return cls(
+                value["format"],
+                value["precision"],
+                {
+                    name: ArtifactSignature(
+                        entry["file"],
+                        Signature.from_json(entry["signature"]),
+                        dict(entry["inputs"]),
+                        dict(entry["outputs"]),
+                    )
+                    for name, entry in value["signatures"].items()
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _invalid(f"it has another structure: {type(error).__name__}: {error}") from error
+
+
+def _check(what: str, form: str, entry: ArtifactSignature) -> None:
+    signature = entry.signature
+    # A plain name: it must not lead out of the folder. Not that of a model that somebody dropped as it is.
+    if (
+        not isinstance(entry.file, str)
+        or not _FILE_NAME.fullmatch(entry.file)
+        or not entry.file.endswith(f".{form}")
+        or entry.file == f"model.{form}"
+    ):
+        raise _invalid(f"{what} is in the file {entry.file!r}: that is no name like 0.{form}")
+    if not isinstance(signature.method_name, str):
+        raise _invalid(f"{what} has the method name {signature.method_name!r}")
+    for alias, spec in (*signature.inputs.items(), *signature.outputs.items()):
+        if spec.dtype not in BY_NAME:
+            raise _invalid(f"{what} has {alias!r} of the element type {spec.dtype!r}, which there is not")
+        if spec.shape is not None and not all(isinstance(size, int) and size >= -1 for size in spec.shape):
+            raise _invalid(f"{what} has {alias!r} of the shape {spec.shape!r}")
+        if not isinstance(spec.tensor_name, str):
+            raise _invalid(f"{what} has {alias!r} with the tensor name {spec.tensor_name!r}")
+    for side, names in ((signature.inputs, entry.inputs), (signature.outputs, entry.outputs)):
+        for alias, name in names.items():
+            if alias not in side:
+                raise _invalid(f"{what} maps {alias!r}, which the signature has not")
+            if not isinstance(name, str) or not name:
+                raise _invalid(f"{what} maps {alias!r} to {name!r}")
+    if len(set(entry.inputs.values())) < len(entry.inputs):
+        raise _invalid(f"{what} maps two inputs to one")
+    if missing := sorted(signature.outputs.keys() - entry.outputs.keys()):
+        raise _invalid(f"{what} does not map its outputs {missing}")
+    if unknown := sorted(signature.defaults.keys() - signature.inputs.keys()):
+        raise _invalid(f"{what} has defaults for {unknown}, which are no inputs of it")
+
+
+def _invalid(why: str) -> BackendError:
+    return BackendError(Code.INVALID_ARGUMENT, f"{FILE} does not describe a converted model: {why}")
+
+
+def read_artifact(path: str) -> Artifact:
+    """The artifact in the folder `path`; its files are not looked at.
+
+    Raises IncompleteError where `signatures.json` is missing or cut off, BackendError where it says something else.
+    """
+    with open_file(path, FILE) as reader:
+        if reader.size > _MAX_BYTES:
+            raise BackendError(Code.RESOURCE_EXHAUSTED, f"{FILE} has {reader.size:,} bytes, over {_MAX_BYTES:,}")
+        data = reader.read(0, reader.size)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IncompleteError(f"{FILE} is damaged, or not written to its end: {error}") from error
+    return Artifact.from_json(value)
+
+
+def model_files(path: str, ready: str) -> list[str]:
+    """The files of a framework in the folder `path`: the file `ready` alone, or those that its `signatures.json` names.
+
+    Raises what `read_artifact` does.
+    """
+    if os.path.lexists(os.path.join(path, ready)) or not os.path.lexists(os.path.join(path, FILE)):
+        return [ready]
+    return sorted({entry.file for entry in read_artifact(path).signatures.values()})
+
+
+def write_artifact(path: str, artifact: Artifact) -> None:
+    """Writes `signatures.json` of the folder `path`, at once: who reads it sees the whole of it. Raises OSError."""
+    temporary = os.path.join(path, f".{FILE}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            json.dump(artifact.to_json(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, os.path.join(path, FILE))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

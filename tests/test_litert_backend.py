@@ -1,0 +1,310 @@
+"""LiteRT as a backend: what it loads, carries and refuses. Runs LiteRT in the tests' own process: a shape that crashes
+it ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends import litert_backend
+from backends.contract import Backend, BackendError, Code, TensorSpec
+from backends.dtypes import DTYPES, DType
+from backends.interpreter_pool import InterpreterPool
+from tests.saved_models import model_zoo
+
+SERVING = "serving_default"
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Path:
+    return model_zoo()
+
+
+@pytest.fixture(scope="module")
+def load(zoo: Path) -> Callable[[str], Backend]:
+    """Loads a model of the zoo, once for all tests, with two interpreters."""
+    loaded: dict[str, Backend] = {}
+
+    def load_once(name: str) -> Backend:
+        if name not in loaded:
+            loaded[name] = litert_backend.load(str(zoo / name), interpreters=2)
+        return loaded[name]
+
+    return load_once
+
+
+def floats(*values: object) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def refusal(backend: Backend, signature: str, inputs: dict[str, np.ndarray], *outputs: str) -> BackendError:
+    with pytest.raises(BackendError) as caught:
+        backend.run(signature, inputs, outputs)
+    return caught.value
+
+
+# -- signatures ------------------------------------------------------------------------------------------------
+
+
+def test_every_signature_of_the_model_is_served_by_its_names(load: Callable[[str], Backend]) -> None:
+    backend = load("lite")
+    assert set(backend.signatures) == {SERVING, "multi"}
+    multi = backend.signatures["multi"]
+    assert multi.method_name == "tensorflow/serving/predict"
+    assert multi.inputs == {
+        "a": TensorSpec("float32", (-1, 3), "multi_a:0"),
+        "b": TensorSpec("int32", (-1,), "multi_b:0"),
+    }
+    assert {name: (spec.dtype, spec.shape) for name, spec in multi.outputs.items()} == {
+        "total": ("float32", (-1,)),
+        "scaled": ("float32", (-1, 3)),
+    }
+    (y,) = backend.run(SERVING, {"x": floats(1, 2, 5)}, ["y"])
+    assert y.tolist() == [3.5, 4.0, 5.5]
+    a, b = floats([1, 2, 3], [4, 5, 6]), np.array([10, 20], np.int32)
+    total, scaled, again = backend.run("multi", {"a": a, "b": b}, ["total", "scaled", "total"])
+    assert total.tolist() == again.tolist() == [16.0, 35.0]
+    assert scaled.tolist() == (a * b[:, None]).tolist()
+
+
+def test_a_model_without_signatures_is_served_by_the_names_of_its_tensors(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_old")
+    assert set(backend.signatures) == {SERVING}
+    assert backend.signatures[SERVING].inputs == {"x": TensorSpec("float32", (1, 1), "x")}
+    assert backend.signatures[SERVING].outputs == {"Identity": TensorSpec("float32", (1, 1), "Identity")}
+    (y,) = backend.run(SERVING, {"x": floats([2])}, ["Identity"])
+    assert y.tolist() == [[4.0]]
+
+
+def test_where_no_signature_is_the_default_one_is_named_after_the_tensors(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_dtypes")
+    assert {element.name for element in DTYPES} | {SERVING} == set(backend.signatures)
+    ((name, spec),) = backend.signatures[SERVING].inputs.items()
+    assert ":" not in name
+    assert spec.tensor_name == f"{name}:0"
+    x = np.array([1, 0, 1], spec.element.numpy)
+    for _ in range(2):  # by tensor and by the signature's key in turn, on the same interpreters
+        results = backend.run(SERVING, {name: x}, list(backend.signatures[SERVING].outputs))
+        assert all((result.reshape(-1) == x).all() for result in results)
+        assert (backend.run("int8", {"x": np.array([5], np.int8)}, ["y"])[0] == 5).all()
+
+
+def test_a_signature_in_the_metadata_is_what_tensorflow_serving_reads(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_in_metadata")
+    assert set(backend.signatures) == {SERVING}
+    signature = backend.signatures[SERVING]
+    assert signature.method_name == "tensorflow/serving/regress"
+    assert signature.inputs == {"inputs": TensorSpec("float32", (-1, 1), "x")}  # what it says of the shape, it says
+    assert signature.outputs == {"outputs": TensorSpec("float32", (1, 1), "Identity")}
+    (y,) = backend.run(SERVING, {"inputs": floats([1], [5])}, ["outputs"])
+    assert y.tolist() == [[3.5], [5.5]]
+
+
+def test_names_that_a_signature_has_not_are_refused(load: Callable[[str], Backend]) -> None:
+    backend = load("lite")
+    error = refusal(backend, "nope", {"x": floats(1)}, "y")
+    assert (error.code, error.message) == (Code.FAILED_PRECONDITION, 'Serving signature key "nope" not found.')
+    error = refusal(backend, SERVING, {"z": floats(1)}, "y")
+    assert error.code == Code.INVALID_ARGUMENT
+    assert "['x']" in error.message
+    error = refusal(backend, SERVING, {"x": floats(1)}, "nope")
+    assert error.message.startswith(
+        "output tensor alias not found in signature: nope Outputs expected to be in the set"
+    )
+
+
+# -- values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("element", DTYPES, ids=lambda element: element.name)
+def test_every_element_type_passes_in_and_out(load: Callable[[str], Backend], element: DType) -> None:
+    if element.name == "string":
+        x = np.array([b"", b"\xff\x00z\x00", "äöü".encode(), b"a" * 100_000], object)
+    elif element.name == "bool":
+        x = np.array([True, False, True])
+    else:
+        limits = ml_dtypes.finfo(element.numpy) if element.name in {"bfloat16", "float16"} else None
+        x = np.array([0, 1, limits.max if limits else 2], element.numpy)
+        x.setflags(write=False)
+    backend = load("lite_dtypes")
+    assert backend.signatures[element.name].inputs["x"].dtype == element.name
+    y, column = backend.run(element.name, {"x": x}, ["y", "column"])
+    assert y.dtype == column.dtype == element.numpy
+    assert y.tolist() == x.tolist()
+    assert column.tolist() == x.reshape(-1, 1).tolist()
+
+
+def test_results_are_no_views_of_memory_that_the_next_request_overwrites(load: Callable[[str], Backend]) -> None:
+    backend = load("lite")
+    x = floats(1, 2)
+    (first,) = backend.run(SERVING, {"x": x}, ["y"])
+    x[:] = 100
+    backend.run(SERVING, {"x": x}, ["y"])
+    assert first.tolist() == [3.5, 4.0]
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------
+
+
+def test_the_interpreter_is_resized_to_each_batch(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_conv")
+    images = np.random.default_rng(1).random((9, 32, 32, 3), np.float32)
+    alone = np.concatenate([backend.run(SERVING, {"image": image[None]}, ["mean"])[0] for image in images])
+    for size in (9, 1, 4, 0, 7):
+        (mean,) = backend.run(SERVING, {"image": images[:size]}, ["mean"])
+        assert mean.shape == (size, 8)
+        np.testing.assert_allclose(mean, alone[:size], rtol=1e-5)
+
+
+def test_where_a_model_fixes_no_size_any_shape_is_tried(load: Callable[[str], Backend]) -> None:
+    """TensorFlow Serving's own example feeds [3] to an input of [1, 1]."""
+    backend = load("lite_old")
+    for shape in ((3,), (), (2, 2), (0,), (1, 1)):
+        (y,) = backend.run(SERVING, {"x": np.full(shape, 2, np.float32)}, ["Identity"])
+        assert y.tolist() == np.full(shape, 4.0).tolist()
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 3, 1), (), (0, 0)])
+def test_a_shape_that_contradicts_the_model_is_refused(load: Callable[[str], Backend], shape: tuple[int, ...]) -> None:
+    inputs = {"a": np.ones(shape, np.float32), "b": np.ones(2, np.int32)}
+    error = refusal(load("lite"), "multi", inputs, "total")
+    text = f"[{','.join(map(str, shape))}]"
+    assert (error.code, error.message) == (
+        Code.INVALID_ARGUMENT,
+        f"input 'a' has the shape {text}; the model takes [-1,3]",
+    )
+
+
+def test_what_would_crash_or_overflow_is_refused(load: Callable[[str], Backend]) -> None:
+    backend = load("lite")
+    error = refusal(backend, SERVING, {"x": np.ones((1,) * 12, np.float32)}, "y")  # LiteRT 2.3 dies of it
+    assert error.code == Code.INVALID_ARGUMENT
+    assert "12 dimensions" in error.message
+    error = refusal(backend, SERVING, {"x": np.ones((1 << 20, 0, 1 << 20), np.float32)}, "y")
+    assert error.code == Code.INVALID_ARGUMENT
+    assert "2,147,483,647 elements" in error.message
+
+
+def test_inputs_that_do_not_fit_each_other_are_refused_and_the_next_request_is_served(
+    load: Callable[[str], Backend],
+) -> None:
+    backend = load("lite")
+    for _ in range(3):
+        inputs = {"a": np.ones((2, 3), np.float32), "b": np.ones(5, np.int32)}
+        assert refusal(backend, "multi", inputs, "total").code == Code.INVALID_ARGUMENT
+        inputs["b"] = np.ones(2, np.int32)
+        assert backend.run("multi", inputs, ["total"])[0].tolist() == [4.0, 4.0]
+
+
+def test_an_error_tells_of_its_own_request_alone(load: Callable[[str], Backend]) -> None:
+    """LiteRT never empties the buffer of its messages: the interpreter must be another."""
+    backend = load("lite_gather")
+    x = floats([1, 2], [3, 4])
+    messages = {
+        refusal(backend, SERVING, {"x": x, "index": np.array([index], np.int32)}, "rows").message
+        for index in (7, 8, 9, 10)
+    }
+    assert messages == {"gather index out of bounds; Node number 0 (GATHER) failed to invoke."}
+    (rows,) = backend.run(SERVING, {"x": x, "index": np.array([1, 0], np.int32)}, ["rows"])
+    assert rows.tolist() == [[3.0, 4.0], [1.0, 2.0]]
+
+
+SHAPES = st.lists(st.integers(0, 5), max_size=9).map(tuple)
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(["lite", "lite_old", "lite_conv", "lite_gather"]), data=st.data())
+def test_no_shape_harms_the_process_or_the_next_request(name: str, data: st.DataObject) -> None:
+    backend = FUZZED.setdefault(name, litert_backend.load(str(model_zoo() / name), interpreters=1))
+    signature = data.draw(st.sampled_from(sorted(backend.signatures)))
+    specs = backend.signatures[signature].inputs
+    inputs = {key: np.zeros(data.draw(SHAPES), spec.element.numpy) for key, spec in specs.items()}
+    outputs = list(backend.signatures[signature].outputs)
+    code = Code.OK
+    try:
+        backend.run(signature, inputs, outputs)
+    except BackendError as error:
+        code = error.code
+    assert code in {Code.OK, Code.INVALID_ARGUMENT}
+    if name == "lite":
+        (y,) = backend.run(SERVING, {"x": floats(1, 2, 5)}, ["y"])
+        assert y.tolist() == [3.5, 4.0, 5.5]
+
+
+FUZZED: dict[str, Backend] = {}
+
+
+# -- interpreters ----------------------------------------------------------------------------------------------
+
+
+def test_requests_run_side_by_side_without_mixing(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_conv")
+    images = np.random.default_rng(2).random((16, 32, 32, 3), np.float32)
+    alone = [backend.run(SERVING, {"image": image[None]}, ["mean"])[0][0] for image in images]
+
+    def run(start: int) -> None:
+        size = 1 + start % 5
+        (mean,) = backend.run(SERVING, {"image": images[start : start + size]}, ["mean"])
+        np.testing.assert_allclose(mean, alone[start : start + size], rtol=1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(run, n % 11) for n in range(200)]:
+            future.result(60)
+
+
+def test_the_pool_makes_one_more_only_when_all_are_lent_and_never_too_many() -> None:
+    numbers = iter(range(10))
+    pool = InterpreterPool(lambda: next(numbers), 2, 0.05)
+    for _ in range(3):
+        with pool.borrow() as alone:
+            assert alone == 0
+    with pool.borrow() as first, pool.borrow() as second:
+        assert {first, second} == {0, 1}
+        with pytest.raises(BackendError, match="all 2 interpreters have been busy") as caught, pool.borrow():
+            pass
+        assert caught.value.code == Code.RESOURCE_EXHAUSTED
+    with pool.borrow() as first, pool.borrow() as second:
+        assert {first, second} == {0, 1}
+
+
+def test_the_pool_drops_what_was_lent_to_who_failed() -> None:
+    numbers = iter(range(10))
+    pool = InterpreterPool(lambda: next(numbers), 1, 0.05)
+    with pytest.raises(ValueError, match="of the borrower"), pool.borrow():
+        raise ValueError("of the borrower")
+    with pool.borrow() as second:
+        assert second == 1
+
+
+def test_the_pool_survives_what_cannot_be_made() -> None:
+    results = iter([1, 0])
+    pool = InterpreterPool(lambda: 1 // (1 - next(results)), 1, 0.05)
+    with pytest.raises(ZeroDivisionError), pool.borrow():
+        pass
+    with pool.borrow() as made:
+        assert made == 1
+
+
+# -- what cannot be loaded -------------------------------------------------------------------------------------
+
+
+def test_an_operator_that_litert_has_not_is_named_with_a_remedy(zoo: Path) -> None:
+    with pytest.raises(BackendError) as caught:
+        litert_backend.load(str(zoo / "lite_custom_op"))
+    assert "unresolved custom op: StringUpper" in caught.value.message
+    assert "serve the SavedModel" in caught.value.message
+
+
+def test_a_file_that_went_or_is_no_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"model\.tflite is missing"):
+        litert_backend.load(str(tmp_path))
+    (tmp_path / "model.tflite").write_bytes(b"\x1c\0\0\0nope" + bytes(100))
+    with pytest.raises(BackendError, match=f"cannot load {tmp_path}"):
+        litert_backend.load(str(tmp_path))
