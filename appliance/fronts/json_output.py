@@ -1,4 +1,5 @@
-"""Named arrays → the body of a REST predict response. The way in is `json_tensors`.
+"""Named arrays, and the results of classify and regress → the body of a REST response. The ways in are `json_tensors`
+and `json_examples`.
 
 As in TensorFlow Serving (`tensorflow_serving/util/json_tensor.cc`): whole floats end in `.0`; float32 has the fewest
 digits that give the same float32 back, and float16 and bfloat16 are written as the float32 that they equal; NaN,
@@ -17,8 +18,9 @@ import numpy as np
 import orjson
 
 from appliance.errors import Code, ServingError
+from appliance.fronts.examples import Regression, Result, labels_of
 
-__all__ = ["encode_predict"]
+__all__ = ["encode_predict", "encode_result"]
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -47,6 +49,32 @@ def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes
     else:
         values = {name: _value(name, array) for name, array in outputs.items()}
     return orjson.dumps({"predictions" if row_format else "outputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_result(result: Result) -> bytes:
+    """`{"results": …}`: for each example a list of [label, score], or the number that regress found.
+
+    A label is "" where the model gives scores only, a score 0.0 where it gives classes only. Raises ServingError
+    (INVALID_ARGUMENT) for labels that are not UTF-8.
+    """
+    values: Any
+    if isinstance(result, Regression):
+        values = _value("", result.values)
+    elif result.classes is None:
+        assert result.scores is not None  # one of both is there
+        values = [[["", score] for score in _scores(row)] for row in result.scores]
+    else:
+        labels = labels_of(result.classes)
+        scores = np.zeros(result.classes.shape, np.float32) if result.scores is None else result.scores
+        values = [list(zip(*row, strict=True)) for row in zip(labels, map(_scores, scores), strict=True)]
+    return orjson.dumps({"results": values}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _scores(row: np.ndarray) -> list[Any]:
+    """What orjson writes as each number of `row`."""
+    if np.isfinite(row).all():
+        return list(row)
+    return [_value("", score) for score in row]
 
 
 def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from appliance.fronts.json_text import cut, load, refusal, start
+from appliance.fronts.json_text import BOM, cut, load, not_an_object, refusal, signature_name, start
 from appliance.fronts.json_values import BUFFERS, MAX_RANK, from_inputs, from_instances, narrowed, supports, tensor
 from backends.contract import Signature, TensorSpec
 
@@ -40,22 +40,21 @@ _INDEX_QUOTES_BYTES = 1 << 16
 _SPARE_PARSER_BYTES = 4 << 20
 _spare_parser = simdjson.Parser()
 
-_BOM = b"\xef\xbb\xbf"
 _NUMBER_AND_BLANK_BYTES = b"0123456789+-.eE \t\r\n"
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class PredictBody:
-    """A predict request that is well-formed, before its model and so its dtypes are known.
+    """A predict request that is JSON, before its model and so its dtypes are known.
 
-    `signature_name` is "" where the body has none. `row_format` says that it has `instances`, not `inputs`.
+    `signature_name` is "" where the body has none. `row_format` says that it has `instances`.
     It holds the body and the parsed document, several times the body's size: drop it after `inputs`.
     """
 
     signature_name: str
     row_format: bool
     _body: bytes
-    _value: Any  # of the key `instances` or `inputs`: Python values, or simdjson's views of its index
+    _document: Any  # Python values, or simdjson's views of its index
 
     def inputs(self, signature: Signature) -> dict[str, np.ndarray]:
         """One array for each input of `signature`, with its dtype (strings: `object` arrays of `bytes`).
@@ -74,7 +73,7 @@ class PredictBody:
                     f"Conversion of JSON values to type: {spec.element.label} is not supported (input {name})",
                     "use gRPC for this model",
                 )
-        value = self._value
+        value = self._value()
         if isinstance(value, (simdjson.Array, simdjson.Object)):
             arrays = _from_index(self._body, value, specs)
             if arrays is not None:
@@ -82,39 +81,37 @@ class PredictBody:
             value = load(self._body)["instances" if self.row_format else "inputs"]
         return from_instances(value, specs) if self.row_format else from_inputs(value, specs)
 
+    def _value(self) -> Any:
+        """Of the key `instances` or `inputs`."""
+        if self.row_format is ("inputs" in self._document):
+            if self.row_format:
+                raise refusal(
+                    f"JSON Value: {start(self._body)} Not formatted correctly expecting only one of 'inputs' or "
+                    "'instances' keys to exist"
+                )
+            raise refusal("Missing 'inputs' or 'instances' key")
+        value = self._document["instances" if self.row_format else "inputs"]
+        if self.row_format:
+            if not isinstance(value, (list, simdjson.Array)):
+                # [sic]: the server's own spelling.
+                raise refusal(f"JSON Value: {start(self._body)} Excepting 'instances' to be an list/array")
+            if not len(value):
+                raise refusal(f"JSON Value: {start(self._body)} No values in 'instances' array")
+        return value
+
 
 def parse_predict(body: bytes) -> PredictBody:
-    """Parses a predict request as far as it can be without its model.
+    """Parses a predict request. What else is wrong with it is told by `inputs`: an unknown model comes first.
 
     Raises ServingError (INVALID_ARGUMENT), whatever the bytes are.
     """
-    body = body.removeprefix(_BOM)
+    body = body.removeprefix(BOM)
     document = _index(body)
     if document is None:
         document = load(body)
     if not isinstance(document, (dict, simdjson.Object)):
-        raise refusal(f"JSON Value: {start(body)} Is not object")
-    signature_name = document["signature_name"] if "signature_name" in document else ""  # noqa: SIM401  # simdjson declares no get
-    if not isinstance(signature_name, str):
-        raise refusal(
-            f"JSON Value: {start(body)} not formatted correctly. 'signature_name' key must be a string value."
-        )
-    row_format = "instances" in document
-    if row_format is ("inputs" in document):
-        if row_format:
-            raise refusal(
-                f"JSON Value: {start(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
-                "keys to exist"
-            )
-        raise refusal("Missing 'inputs' or 'instances' key")
-    value = document["instances" if row_format else "inputs"]
-    if row_format:
-        if not isinstance(value, (list, simdjson.Array)):
-            # [sic]: the server's own spelling.
-            raise refusal(f"JSON Value: {start(body)} Excepting 'instances' to be an list/array")
-        if not len(value):
-            raise refusal(f"JSON Value: {start(body)} No values in 'instances' array")
-    return PredictBody(signature_name, row_format, body, value)
+        raise not_an_object(body)
+    return PredictBody(signature_name(document, body), "instances" in document, body, document)
 
 
 def _index(body: bytes) -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 import orjson
 
 from appliance.errors import Code, ServingError
+from appliance.fronts.json_faults import syntax_fault
 
-__all__ = ["cut", "load", "quoted", "refusal", "start"]
+__all__ = ["BOM", "cut", "load", "load_object", "not_an_object", "quoted", "refusal", "signature_name", "start"]
 
 # Smaller documents have too few lists for the garbage collector to matter.
 _GC_BYTES = 1 << 16
@@ -23,6 +24,7 @@ _GC_BYTES = 1 << 16
 _MAX_LENIENT_DEPTH = 256
 _EXCERPT_CHARACTERS = 80
 
+BOM = b"\xef\xbb\xbf"
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Possessive, with an optional end: one pass even over a string that never ends.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -41,7 +43,29 @@ def load(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
             return _load_with_nan(body)
-        raise refusal(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+        raise _syntax_refusal(body, error) from None
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """The request that `body` is; a byte order mark before it counts for nothing."""
+    value = load(body.removeprefix(BOM))
+    if type(value) is not dict:
+        raise not_an_object(body)
+    return value
+
+
+def not_an_object(body: bytes) -> ServingError:
+    return refusal(f"JSON Value: {start(body)} Is not object")
+
+
+def signature_name(document: Any, body: bytes) -> str:
+    """The "signature_name" of `document`, any parser's view of `body`; "" where it has none."""
+    name = document["signature_name"] if "signature_name" in document else ""  # noqa: SIM401  # simdjson declares no get
+    if not isinstance(name, str):
+        raise refusal(
+            f"JSON Value: {start(body)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name
 
 
 def _load_with_nan(body: bytes) -> Any:
@@ -56,10 +80,15 @@ def _load_with_nan(body: bytes) -> Any:
             # Python's strings can hold half of a surrogate pair; UTF-8, and so a tensor or an answer, cannot.
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise refusal(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+        raise _syntax_refusal(body, error) from None
     except (ValueError, RecursionError) as error:  # numbers out of range, invalid UTF-8; a caller's deep stack
         raise refusal(f"JSON Parse error: {cut(str(error))}") from None
     return value
+
+
+def _syntax_refusal(body: bytes, error: json.JSONDecodeError) -> ServingError:
+    fault = syntax_fault(body) or f"{error.msg} at offset: {error.pos}"
+    return refusal(f"JSON Parse error: {fault}")
 
 
 def _depth(body: bytes) -> int:

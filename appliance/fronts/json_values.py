@@ -14,7 +14,18 @@ from appliance.errors import ServingError
 from appliance.fronts.json_text import cut, quoted, refusal
 from backends.contract import TensorSpec
 
-__all__ = ["BUFFERS", "MAX_RANK", "from_inputs", "from_instances", "narrowed", "supports", "tensor"]
+__all__ = [
+    "BUFFERS",
+    "MAX_RANK",
+    "from_base64",
+    "from_inputs",
+    "from_instances",
+    "is_base64",
+    "narrowed",
+    "supports",
+    "tensor",
+    "type_label",
+]
 
 # numpy's limit; the rows are the first dimension.
 MAX_RANK = 64
@@ -36,6 +47,11 @@ _LEAF_TYPES: dict[str, frozenset[type]] = {
     "string": frozenset({str, dict}),
 }
 _JSON_TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+
+
+def type_label(value: Any) -> str:
+    """The JSON type of `value`, as TensorFlow Serving calls it."""
+    return str(value) if type(value) is bool else _JSON_TYPES[type(value)]
 
 
 def supports(spec: TensorSpec) -> bool:
@@ -92,10 +108,10 @@ def from_inputs(value: Any, specs: Mapping[str, TensorSpec]) -> dict[str, np.nda
 
 def _is_named(value: Any) -> bool:
     """An object of inputs' names: a lone {"b64": "…"} is a value."""
-    return type(value) is dict and not _is_base64(value)
+    return type(value) is dict and not is_base64(value)
 
 
-def _is_base64(value: dict[str, Any]) -> bool:
+def is_base64(value: dict[str, Any]) -> bool:
     return len(value) == 1 and type(value.get("b64")) is str
 
 
@@ -123,7 +139,7 @@ def _flat(leaves: list[Any], spec: TensorSpec) -> np.ndarray | None:
     if not _LEAF_TYPES[spec.dtype].issuperset(map(type, leaves)):
         return None
     if spec.dtype == "string":
-        strings = [leaf.encode() if type(leaf) is str else _from_base64(leaf) for leaf in leaves]
+        strings = [leaf.encode() if type(leaf) is str else from_base64(leaf) for leaf in leaves]
         if None in strings:
             return None
         array = np.empty(len(strings), object)
@@ -154,9 +170,9 @@ def narrowed(flat: np.ndarray, spec: TensorSpec) -> np.ndarray | None:
         return flat.astype(dtype)
 
 
-def _from_base64(value: dict[str, Any]) -> bytes | None:
+def from_base64(value: dict[str, Any]) -> bytes | None:
     """The bytes of {"b64": "…"}, or None. As in Abseil, blanks are skipped and the padding may be absent."""
-    if not _is_base64(value):
+    if not is_base64(value):
         return None
     text = value["b64"]
     if not text.isascii():
@@ -236,11 +252,10 @@ def _fault(value: Any, spec: TensorSpec, max_rank: int) -> str:
 
 def _leaf_fault(value: Any, spec: TensorSpec) -> str:
     if type(value) is dict and spec.dtype == "string":
-        if _is_base64(value):
+        if is_base64(value):
             return f"Unable to base64 decode {quoted(value)}"
         return f"JSON Value: {quoted(value)} not formatted correctly for base64 data"
-    type_name = str(value) if type(value) is bool else _JSON_TYPES[type(value)]
-    return f"JSON Value: {quoted(value)} Type: {type_name} is not of expected type: {spec.element.label}"
+    return f"JSON Value: {quoted(value)} Type: {type_label(value)} is not of expected type: {spec.element.label}"
 
 
 def _nominal_shape(value: Any) -> tuple[int, ...]:
