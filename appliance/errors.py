@@ -26,7 +26,7 @@ HTTP_STATUS: dict[Code, int] = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 
-# TensorFlow Serving cuts what it sends as a gRPC status message at this length.
+# TensorFlow Serving cuts what it sends as a gRPC status message at this length, and then says so.
 MAX_MESSAGE_CHARACTERS = 1024
 
 
@@ -37,7 +37,8 @@ class ServingError(Exception):
     """
 
     def __init__(self, code: Code, message: str, remedy: str = "", retry_after_seconds: int | None = None) -> None:
-        super().__init__(f"{message}; {remedy}" if remedy else message)
+        joint = " " if message.endswith(".") else "; "  # some of TensorFlow Serving's texts end with a stop
+        super().__init__(f"{message}{joint}{remedy}" if remedy else message)
         self.code = code
         self.message = message
         self.remedy = remedy
@@ -61,5 +62,4 @@ def truncated(message: str) -> str:
     """`message`, cut as TensorFlow Serving cuts it."""
     if len(message) <= MAX_MESSAGE_CHARACTERS:
         return message
-    tail = "...TRUNCATED"
-    return message[: MAX_MESSAGE_CHARACTERS - len(tail)] + tail
+    return message[:MAX_MESSAGE_CHARACTERS] + "...TRUNCATED"

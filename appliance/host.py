@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import socket
@@ -10,6 +12,10 @@ import stat
 import tempfile
 
 from appliance.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_MAX_SOCKET_PATH_BYTES = 107  # of sun_path, less its final zero
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -43,6 +49,50 @@ def hold_port(address: str, port: int) -> socket.socket:
     except OSError as error:
         raise _port_error("port", address, port, error) from None
     return holder
+
+
+def check_socket_path(path: str) -> None:
+    """Raises ConfigError unless gRPC can listen on a Unix socket at `path`: a socket there is replaced, anything else
+    stays.
+
+    Another server's socket is taken over, as gRPC and with it TensorFlow Serving do: its own end-to-end tests start
+    several servers with one path. The other server keeps the connections that it has.
+    """
+    option = f"the grpc_socket_path {path}"
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"{option} is longer than {_MAX_SOCKET_PATH_BYTES} bytes", "choose a shorter path")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{option} is in {folder}, which is no folder", "make the folder, or choose another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} is in {folder}, where this user may not make files", "change its owner or mode")
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{option} exists and is no socket", "remove it, or choose another path")
+    if _is_listened_on(path):
+        logger.warning("another process listens on %s: new connections come here from now on", option)
+
+
+def remove_socket(path: str) -> None:
+    """Removes the Unix socket at `path`, if nobody listens on it."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and not _is_listened_on(path):
+            os.unlink(path)
+
+
+def _is_listened_on(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog says EAGAIN, and that somebody listens
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _port_error(option: str, address: str, port: int, error: OSError) -> ConfigError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,17 +75,22 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A function of a model: named inputs, named outputs, and the method name that its exporter gave it."""
+    """A function of a model: named inputs, named outputs, and the method name that its exporter gave it.
+
+    `defaults` has the serialized `tensorflow.TensorProto` of each input that a request may leave out.
+    """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     method_name: str = "tensorflow/serving/predict"
+    defaults: Mapping[str, bytes] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "method_name": self.method_name,
             "inputs": {name: spec.to_json() for name, spec in self.inputs.items()},
             "outputs": {name: spec.to_json() for name, spec in self.outputs.items()},
+            "defaults": {name: base64.b64encode(data).decode() for name, data in self.defaults.items()},
         }
 
     @classmethod
@@ -93,6 +99,7 @@ class Signature:
             {name: TensorSpec.from_json(spec) for name, spec in value["inputs"].items()},
             {name: TensorSpec.from_json(spec) for name, spec in value["outputs"].items()},
             value["method_name"],
+            {name: base64.b64decode(data) for name, data in value["defaults"].items()},
         )
 
 
@@ -104,8 +111,24 @@ class Backend(Protocol):
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs `signature` on arrays that carry exactly its inputs' names and dtypes, and returns the arrays of
-        `outputs`, in that order. The input arrays may be read-only, and are dead after the call.
+        `outputs`, in that order. Inputs that have a default may be missing. The input arrays may be read-only, and are
+        dead after the call.
 
         Raises BackendError where the framework refuses the values.
         """
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A backend that chose what it runs on."""
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        ...
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What its operator should know, such as why it is not on the GPU."""
         ...

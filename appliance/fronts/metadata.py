@@ -22,6 +22,8 @@ def signature_def_map(signatures: Mapping[str, Signature]) -> Any:
         for infos, specs in ((definition.inputs, signature.inputs), (definition.outputs, signature.outputs)):
             for name, spec in specs.items():
                 _fill(infos[name], spec)
+        for name, data in signature.defaults.items():
+            definition.defaults[name].MergeFromString(data)
     return result
 
 

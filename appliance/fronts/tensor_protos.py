@@ -12,7 +12,7 @@ Formats: https://protobuf.dev/programming-guides/encoding and TensorFlow's `Tens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +24,14 @@ from appliance.servable import ModelSpec
 from backends.dtypes import BY_NUMBER, STRING, DType, of_array
 
 __all__ = [
+    "PredictEnvelope",
     "PredictMessage",
     "decode_predict_request",
     "decode_tensor",
     "encode_predict_response",
     "encode_tensor",
     "model_spec",
+    "open_predict_request",
 ]
 
 # The arrays of one request take at most this many bytes, or this multiple of the request's own size where that is
@@ -82,8 +84,42 @@ class PredictMessage(NamedTuple):
     output_filter: tuple[str, ...]
 
 
-def decode_predict_request(data: bytes) -> PredictMessage:
-    """Reads a serialized PredictRequest; raises ServingError (INVALID_ARGUMENT) whatever is wrong with it."""
+class PredictEnvelope:
+    """A PredictRequest whose tensors are not yet read: TensorFlow Serving looks the model up first, and so an unknown
+    model is NOT_FOUND whatever is wrong with its inputs."""
+
+    __slots__ = ("_allowance", "_tensors", "output_filter", "signature_name", "spec")
+
+    def __init__(
+        self, spec: Any, tensors: dict[str, tuple[bytes, int, int]], output_filter: tuple[str, ...], allowance: int
+    ) -> None:
+        self.spec = model_spec(spec)
+        self.signature_name: str = spec.signature_name
+        self.output_filter = output_filter
+        self._tensors = tensors
+        self._allowance = allowance
+
+    @property
+    def names(self) -> Set[str]:
+        """The names of the inputs."""
+        return self._tensors.keys()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The inputs; see PredictMessage. Raises ServingError (INVALID_ARGUMENT)."""
+        allowance = self._allowance
+        inputs = {}
+        for name, (buffer, start, stop) in self._tensors.items():
+            try:
+                array, used = _tensor(buffer, start, stop, allowance)
+            except _BadTensorError as error:
+                raise _invalid(f"tensor parsing error: {name}: {error}") from error
+            inputs[name] = array
+            allowance -= used
+        return inputs
+
+
+def open_predict_request(data: bytes) -> PredictEnvelope:
+    """Reads all of a serialized PredictRequest but its tensors. Raises ServingError (INVALID_ARGUMENT)."""
     try:
         spec, tensors, output_filter = _walk_request(data)
     except (_UnusualError, IndexError, UnicodeDecodeError):
@@ -95,17 +131,13 @@ def decode_predict_request(data: bytes) -> PredictMessage:
         output_filter = tuple(request.output_filter)
     if spec is None:
         raise _invalid("Missing ModelSpec")
+    return PredictEnvelope(spec, tensors, output_filter, _allowance(data))
 
-    allowance = _allowance(data)
-    inputs = {}
-    for name, (buffer, start, stop) in tensors.items():
-        try:
-            array, used = _tensor(buffer, start, stop, allowance)
-        except _BadTensorError as error:
-            raise _invalid(f"tensor parsing error: {name}: {error}") from error
-        inputs[name] = array
-        allowance -= used
-    return PredictMessage(model_spec(spec), spec.signature_name, inputs, output_filter)
+
+def decode_predict_request(data: bytes) -> PredictMessage:
+    """Reads a serialized PredictRequest; raises ServingError (INVALID_ARGUMENT) whatever is wrong with it."""
+    envelope = open_predict_request(data)
+    return PredictMessage(envelope.spec, envelope.signature_name, envelope.arrays(), envelope.output_filter)
 
 
 def decode_tensor(data: bytes) -> np.ndarray:
@@ -255,19 +287,22 @@ def _tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndar
         element = _element(message.dtype)
         dims, size = _dims(message.tensor_shape, element, allowance)
         content = message.tensor_content
-        if content:
+        if not size:
+            values = np.empty(0, element.numpy)
+        elif content:
             values = _from_content(content, 0, len(content), element, size)
         else:
             values = _from_list(message, element, size)
     else:
         element = _element(number)
         dims, size = _dims(shape, element, allowance)
-        if elements_start == elements_stop:  # numpy refuses to view an empty buffer
+        # Without elements TensorFlow looks at no values; and numpy refuses to view an empty buffer.
+        if not size or elements_start == elements_stop:
             values = np.empty(0, element.numpy)
         elif held == _CONTENT:
             values = _from_content(data, elements_start, elements_stop, element, size)
         else:
-            values = _from_packed(data, elements_start, elements_stop, element)
+            values = _from_packed(data, elements_start, elements_stop, element, size)
     if len(values) == size:
         return values.reshape(dims), values.nbytes
     return _repeated(values, size, allowance, dims)
@@ -301,9 +336,10 @@ def _element(number: int) -> DType:
 
 
 def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], int]:
-    """The dimensions of a TensorShapeProto, and their product; refuses what no array within `allowance` has."""
-    if shape.unknown_rank:
-        raise _BadTensorError("the shape has an unknown rank")
+    """The dimensions of a TensorShapeProto, and their product; refuses what no array within `allowance` has.
+
+    `unknown_rank` is not looked at, as in TensorFlow: the shape of a tensor is its dimensions, a scalar's without any.
+    """
     if len(shape.dim) > MAX_RANK:
         raise _BadTensorError(f"the shape has {len(shape.dim)} dimensions, of which at most {MAX_RANK} are supported")
     dims = tuple([dim.size for dim in shape.dim])
@@ -356,21 +392,22 @@ def _from_string_content(content: bytes, size: int) -> np.ndarray:
     return values
 
 
-def _from_packed(data: bytes, start: int, stop: int, element: DType) -> np.ndarray:
-    count, rest = divmod(stop - start, element.numpy.itemsize)
-    if rest:
-        raise _BadTensorError(f"{_FIELDS[element.number][0]} has {stop - start} bytes, not a multiple of its elements'")
-    return np.frombuffer(data, element.numpy, count, start)
+def _from_packed(data: bytes, start: int, stop: int, element: DType, size: int) -> np.ndarray:
+    """The first `size` elements of a list that is the array's memory, or all, if they are fewer."""
+    field, listed = _FIELDS[element.number]
+    if (stop - start) % listed.itemsize:
+        raise _BadTensorError(f"{field} has {stop - start} bytes, not a multiple of its elements'")
+    count = min((stop - start) // element.numpy.itemsize, size)  # half of a complex number counts for nothing
+    return np.frombuffer(data, element.numpy, count, start) if count else np.empty(0, element.numpy)
 
 
 def _from_list(message: Any, element: DType, size: int) -> np.ndarray:
-    """The elements of the list that belongs to `element`, from a parsed TensorProto; the other lists are ignored."""
+    """The first `size` elements of the list that belongs to `element`, or all, if they are fewer, from a parsed
+    TensorProto; the other lists are ignored."""
     field, listed = _FIELDS[element.number]
     elements = getattr(message, field)
-    if element.numpy.kind == "c" and len(elements) % 2:
-        raise _BadTensorError(f"{field} has {len(elements)} values, not pairs")
-    _check_count(len(elements) // 2 if element.numpy.kind == "c" else len(elements), size)
-    values = np.fromiter(elements, listed, len(elements))
+    parts = 2 if element.numpy.kind == "c" else 1
+    values = np.fromiter(elements, listed, min(len(elements) // parts, size) * parts)
     if element.numpy.kind == "c":
         return values.view(element.numpy)
     if field == "half_val":
@@ -378,16 +415,9 @@ def _from_list(message: Any, element: DType, size: int) -> np.ndarray:
     return values.astype(element.numpy, copy=False)  # int_val to a narrower type wraps, as in TensorFlow
 
 
-def _check_count(count: int, size: int) -> None:
-    # TensorFlow drops the values that are too many; whoever sends them has made a mistake.
-    if count > size:
-        raise _BadTensorError(f"{count} values for a shape of {size} elements")
-
-
 def _repeated(values: np.ndarray, size: int, allowance: int, dims: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """`values` with the last one repeated up to `size`; without any, zeros or empty strings."""
     count = len(values)
-    _check_count(count, size)
     last: Any = values[-1] if count else b"" if values.dtype == object else 0
     used = size * values.itemsize
     if values.dtype == object:
