@@ -1,0 +1,352 @@
+"""The files in which processes keep their metrics, the sum of all of them, and the file of those that have ended.
+
+Each process writes a file of its own through shared mappings, so that a process that is killed loses nothing, and
+whoever is asked for the metrics reads all files and asks nobody. A file is a row of chunks of 16 KiB, in the machine's
+byte order:
+
+    chunk    8 bytes `DSMETRIC`, uint64 bytes used (with this head), records
+    record   uint16 bytes of the key, uint16 number of values, uint32 kind (`Kind`), key, zeros up to a multiple of 8,
+             values: float64 each
+
+`used` is written after the record, in one aligned store, and values are single aligned stores too: a reader, or the
+kernel that takes over from a killed process, sees a record whole or not at all. A chunk is allocated before it is
+mapped, since a store into a hole of a full disk would end the process by SIGBUS; and it is never unmapped, so the
+views into it stay good while the file grows.
+
+The process holds a lock (flock) on its file while it lives: a file whose lock is free is that of a process that ended.
+`fold` adds those up in the file `base`, which replaces the one before it by a rename:
+
+    base     8 bytes `DSMFOLD1`, uint64 generation, uint32 bytes of the names, names (JSON list), zeros up to a
+             multiple of 8, records
+
+The names are of the files that this generation has taken in: they count no more, also where the fold was cut short
+before it deleted them. A reader that finds another generation at its end than at its begin begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import orjson
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MAX_FILE_BYTES",
+    "Collected",
+    "Kind",
+    "MetricsFile",
+    "MetricsFileError",
+    "Process",
+    "collect",
+    "fold",
+]
+
+CHUNK_BYTES = 16 * 1024  # a multiple of the page size
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_SERIES = 100_000  # of all processes together
+_MAX_BASE_BYTES = 64 * 1024 * 1024
+_MAX_PASSING_SERIES = 1_000
+_MAX_ATTEMPTS = 10
+_STALE_SECONDS = 60.0
+
+_CHUNK_MAGIC = b"DSMETRIC"
+_BASE_MAGIC = b"DSMFOLD1"
+_CHUNK_HEAD = struct.Struct("=8sQ")
+_RECORD_HEAD = struct.Struct("=HHI")
+_BASE_HEAD = struct.Struct("=8sQI")
+_SUFFIX = ".metrics"
+_BASE = "base"
+_BEGUN = ".new-"  # a file that is being made
+
+
+class Kind(IntEnum):
+    """What the values of a record are."""
+
+    TOTAL = 0  # only grow, and outlive their process: counters and histograms
+    GAUGE = 1  # of the moment: end with their process
+    PROCESS = 2  # key: [role, model, version]; values: process number, start in seconds since 1970
+
+
+class MetricsFileError(Exception):
+    """A file that is no file of metrics, or a damaged one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A living process that keeps metrics; `model` and `version` are "" where it is no worker."""
+
+    role: str
+    model: str
+    version: str
+    pid: int
+    started: float
+
+
+@dataclass(slots=True)
+class Collected:
+    """The sum of all files: the values of each key, gauges of living processes only."""
+
+    series: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+
+    def add(self, key: bytes, values: tuple[float, ...]) -> None:
+        """Adds one record. What a damaged or lying process wrote counts only where it fits what is there."""
+        found = self.series.get(key)
+        if found is None:
+            if len(self.series) < MAX_SERIES:
+                self.series[key] = values
+        elif len(found) == len(values):
+            self.series[key] = tuple([one + other for one, other in zip(found, values, strict=True)])
+
+
+class MetricsFile:
+    """One process's own file. Its methods are called by one thread at a time."""
+
+    def __init__(self, directory: str, name: str) -> None:
+        """Makes the file; raises OSError where that is impossible (ENOSPC: the disk is full)."""
+        unique = f"{name}-{os.getpid()}-{time.monotonic_ns()}{_SUFFIX}"
+        begun = os.path.join(directory, _BEGUN + unique)
+        self._maps: list[mmap.mmap] = []
+        self._file = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # nobody else knows it: this does not wait
+            self._add_chunk()
+            self.path = os.path.join(directory, unique)
+            os.rename(begun, self.path)
+        except BaseException:
+            os.close(self._file)
+            with contextlib.suppress(OSError):
+                os.unlink(begun)
+            raise
+
+    def allocate(self, kind: Kind, key: bytes, count: int) -> tuple[memoryview[float], int]:
+        """A new record of `count` zeros: the chunk as float64, and the index of the record's first value in it.
+
+        Raises OSError where the disk is full, and ValueError where the file has its largest size or the record cannot
+        fit any chunk.
+        """
+        start = _RECORD_HEAD.size + _padded(len(key))
+        size = start + 8 * count
+        if size > CHUNK_BYTES - _CHUNK_HEAD.size:
+            raise ValueError(f"a record of {size:,} bytes is larger than a chunk")
+        if self._used + size > CHUNK_BYTES:
+            self._add_chunk()
+        at = self._used
+        chunk = self._maps[-1]
+        chunk[at : at + _RECORD_HEAD.size] = _RECORD_HEAD.pack(len(key), count, kind)
+        chunk[at + _RECORD_HEAD.size : at + _RECORD_HEAD.size + len(key)] = key
+        self._used += size
+        self._head[1] = self._used
+        return self._values, (at + start) // 8
+
+    def _add_chunk(self) -> None:
+        offset = len(self._maps) * CHUNK_BYTES
+        if offset >= MAX_FILE_BYTES:
+            raise ValueError(f"the file has {MAX_FILE_BYTES:,} bytes, which is the most")
+        os.posix_fallocate(self._file, offset, CHUNK_BYTES)
+        chunk = mmap.mmap(self._file, CHUNK_BYTES, offset=offset)
+        chunk[: _CHUNK_HEAD.size] = _CHUNK_HEAD.pack(_CHUNK_MAGIC, _CHUNK_HEAD.size)
+        self._maps.append(chunk)
+        self._head = memoryview(chunk).cast("Q")
+        self._values = memoryview(chunk).cast("d")
+        self._used = _CHUNK_HEAD.size
+
+
+def _padded(size: int) -> int:
+    return (size + 7) & ~7
+
+
+def _records(data: bytes, position: int, end: int) -> Iterator[tuple[int, bytes, tuple[float, ...]]]:
+    """Kind, key and values of each record in `data[position:end]`. Raises MetricsFileError."""
+    try:
+        while position < end:
+            size, count, kind = _RECORD_HEAD.unpack_from(data, position)
+            position += _RECORD_HEAD.size
+            first = position + _padded(size)
+            after = first + 8 * count
+            if after > end:
+                raise MetricsFileError(f"a record goes on behind byte {end}")
+            yield kind, data[position : position + size], struct.unpack_from(f"={count}d", data, first)
+            position = after
+    except struct.error as error:
+        raise MetricsFileError(f"a record is cut off: {error}") from None
+
+
+def _read_bounded(descriptor: int, limit: int) -> bytes:
+    """The file, by pread: a mapping would end this process where another one shrinks the file."""
+    size = min(os.fstat(descriptor).st_size, limit)
+    return os.pread(descriptor, size, 0)
+
+
+def _chunk_records(data: bytes) -> Iterator[tuple[int, bytes, tuple[float, ...]]]:
+    for start in range(0, len(data) - CHUNK_BYTES + 1, CHUNK_BYTES):
+        magic, used = _CHUNK_HEAD.unpack_from(data, start)
+        if not any(magic):
+            return  # allocated, and its process ended, or has not come further yet
+        if magic != _CHUNK_MAGIC or not _CHUNK_HEAD.size <= used <= CHUNK_BYTES:
+            raise MetricsFileError(f"the chunk at byte {start} begins with {magic!r} and says it uses {used} bytes")
+        yield from _records(data, start + _CHUNK_HEAD.size, start + used)
+
+
+@dataclass(slots=True)
+class _Base:
+    generation: int = 0
+    folded: frozenset[str] = frozenset()
+    data: bytes = b""
+    start: int = 0
+
+    def records(self) -> Iterator[tuple[int, bytes, tuple[float, ...]]]:
+        return _records(self.data, self.start, len(self.data))
+
+
+def _read_base(directory: str) -> _Base:
+    try:
+        descriptor = os.open(os.path.join(directory, _BASE), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _Base()
+    try:
+        data = _read_bounded(descriptor, _MAX_BASE_BYTES)
+    finally:
+        os.close(descriptor)
+    try:
+        magic, generation, size = _BASE_HEAD.unpack_from(data)
+        names = frozenset(orjson.loads(data[_BASE_HEAD.size : _BASE_HEAD.size + size]))
+    except (struct.error, ValueError, TypeError) as error:
+        raise MetricsFileError(f"{_BASE} is damaged: {error}") from None
+    if magic != _BASE_MAGIC:
+        raise MetricsFileError(f"{_BASE} begins with {magic!r}")
+    return _Base(generation, names, data, _padded(_BASE_HEAD.size + size))
+
+
+def _generation(directory: str) -> int:
+    try:
+        with open(os.path.join(directory, _BASE), "rb") as file:
+            return int(_BASE_HEAD.unpack(file.read(_BASE_HEAD.size))[1])
+    except FileNotFoundError:
+        return 0
+
+
+def _names(directory: str) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX) and not name.startswith("."))
+
+
+def _is_ended(descriptor: int) -> bool:
+    """Whether the process of this file has ended. The lock that this takes ends with `descriptor`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _add_file(into: Collected, path: str, only_ended: bool) -> bool:
+    """Adds one process's file, with `only_ended` if that process has ended; whether it did.
+
+    A damaged file adds what comes before the damage. Raises FileNotFoundError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ended = _is_ended(descriptor)
+        if only_ended and not ended:
+            return False
+        data = _read_bounded(descriptor, MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(MetricsFileError):
+        for kind, key, values in _chunk_records(data):
+            if kind == Kind.TOTAL or (kind == Kind.GAUGE and not ended):
+                into.add(key, values)
+            elif kind == Kind.PROCESS and not ended:
+                with contextlib.suppress(ValueError, TypeError):
+                    role, model, version = orjson.loads(key)
+                    pid, started = values
+                    into.processes.append(Process(str(role), str(model), str(version), int(pid), started))
+    return True
+
+
+def collect(directory: str) -> Collected:
+    """The sum of all files of the folder, at one moment: no fold came between.
+
+    Raises MetricsFileError where the file `base` is damaged, or folds come without end, and OSError.
+    """
+    for _ in range(_MAX_ATTEMPTS):
+        base = _read_base(directory)
+        collected = Collected()
+        for _, key, values in base.records():
+            collected.add(key, values)
+        try:
+            for name in _names(directory):
+                if name not in base.folded:
+                    _add_file(collected, os.path.join(directory, name), only_ended=False)
+        except FileNotFoundError:
+            continue  # a fold has just deleted it
+        if _generation(directory) == base.generation:
+            return collected
+    raise MetricsFileError(f"the metrics in {directory} were folded {_MAX_ATTEMPTS} times while they were read")
+
+
+def fold(directory: str, is_passing: Callable[[bytes], bool]) -> int:
+    """Takes the files of processes that ended into the file `base`, and deletes them; how many.
+
+    One caller a folder at a time. Keys that `is_passing` tells (they name what comes and goes without end, such as the
+    folders of versions) are forgotten but for the newest of ended processes. Raises MetricsFileError and OSError,
+    and then has lost nothing.
+    """
+    base = _read_base(directory)
+    collected = Collected()
+    for _, key, values in base.records():
+        collected.add(key, values)
+    taken = [
+        name
+        for name in _names(directory)
+        if name not in base.folded and _add_file(collected, os.path.join(directory, name), only_ended=True)
+    ]
+    if taken:
+        passing = [key for key in collected.series if is_passing(key)]
+        for key in passing[: max(len(passing) - _MAX_PASSING_SERIES, 0)]:
+            del collected.series[key]
+        # What the last fold was to delete, and did not, stays named until it is gone.
+        left = [name for name in _names(directory) if name in base.folded]
+        _write_base(directory, base.generation + 1, [*taken, *left], collected.series)
+    for name in {*taken, *base.folded}:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
+    _delete_stale(directory)
+    return len(taken)
+
+
+def _write_base(directory: str, generation: int, names: list[str], series: dict[bytes, tuple[float, ...]]) -> None:
+    listed = orjson.dumps(names)
+    head = _BASE_HEAD.pack(_BASE_MAGIC, generation, len(listed)) + listed
+    parts = [head.ljust(_padded(len(head)), b"\0")]
+    for key, values in series.items():
+        parts.append(_RECORD_HEAD.pack(len(key), len(values), Kind.TOTAL))
+        parts.append(key.ljust(_padded(len(key)), b"\0"))
+        parts.append(struct.pack(f"={len(values)}d", *values))
+    path = os.path.join(directory, f"{_BEGUN}{_BASE}")
+    try:
+        with open(path, "wb") as file:
+            file.write(b"".join(parts))
+        os.replace(path, os.path.join(directory, _BASE))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _delete_stale(directory: str) -> None:
+    """Deletes what processes began to make and did not finish, because they were killed."""
+    for name in os.listdir(directory):
+        if name.startswith(_BEGUN):
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+                    os.unlink(path)
