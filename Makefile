@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench protos docs lock clean
+.PHONY: help run test lint bench protos docs balancers lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,20 @@ bench: $(STAMP) ## Measure throughput and latency beside the bare session and a 
 protos: $(STAMP) ## Compile the protocol buffers.
 	$(BIN)/python -m grpc_tools.protoc -Iappliance/fronts/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/fronts/protos/dropserve.binpb appliance/fronts/protos/*.proto
 
-docs: $(STAMP) ## Write docs/options.md from the table of options.
+docs: $(STAMP) ## Write docs/options.md and the flags in docs/conformance.md from their tables.
 	$(BIN)/dropserve options > docs/options.md
+	$(BIN)/dropserve flags | sed -i -e '/^<!-- flags -->$$/,/^<!-- end of flags -->$$/{/^<!--/!d}' -e '/^<!-- flags -->$$/r /dev/stdin' docs/conformance.md
+
+balancers: ## Install HAProxy and nginx from Debian for their tests (as root; apt starts their services).
+	@if command -v haproxy >/dev/null && command -v nginx >/dev/null; then \
+		echo "HAProxy and nginx are there."; \
+	elif ! command -v apt-get >/dev/null || test "$$(id -u)" != 0; then \
+		echo "HAProxy and nginx are not installed: that takes root, and Debian's apt-get. Their tests are skipped."; \
+	else \
+		echo "Installing haproxy and nginx-light ..."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends haproxy nginx-light >/dev/null; \
+	fi
 
 lock: ## Resolve pyproject.toml's ranges anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade -o requirements.lock
