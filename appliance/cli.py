@@ -1,20 +1,26 @@
-"""The command `dropserve`: the only reader of argv."""
+"""The commands `dropserve` and `tensorflow_model_server`: the only reader of argv."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import json
+import logging
 import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from appliance import __version__, logs
+from appliance import __version__, logs, model_server
 from appliance.errors import ConfigError
-from appliance.options import Options, about, from_text, option_types, read_settings, unknown_option
-from appliance.reference import options_page
+from appliance.options import Options, Settings, about, from_text, option_types, read_settings, unknown_option
+from appliance.reference import flags_table, options_page
+from appliance.serving_flags import DEFAULTS, VERSION
+
+logger = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the models of a running server, with their states and reasons")
     models.add_argument("--url", default="http://localhost:8501", help="where its REST API is [%(default)s]")
     models.add_argument("--json", action="store_true", help="print JSON")
+    gpu = commands.add_parser("gpu", help="show the GPUs, and which model each of their processes serves")
+    gpu.add_argument("--url", default="http://localhost:8501", help="where a server's REST API is [%(default)s]")
+    gpu.add_argument(
+        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="again every SECONDS (2), until Ctrl-C"
+    )
     commands.add_parser("options", help="print the reference of all options, in Markdown")
+    commands.add_parser("flags", help="print the reference of tensorflow_model_server's flags, in Markdown")
     return parser
 
 
@@ -66,8 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dropserve: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as `head` has had enough
-        return 1
+        return _without_reader()
+
+
+def _without_reader() -> int:
+    """The exit status where a reader such as `head` has had enough of what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _main(arguments: list[str]) -> int:
@@ -82,27 +99,89 @@ def _main(arguments: list[str]) -> int:
         return _serve(vars(parsed))
     if parsed.command == "models":
         return _models(parsed.url, parsed.json)
+    if parsed.command == "gpu":
+        return _gpu(parsed.url, parsed.watch)
     if parsed.command == "options":
         print(options_page(), end="")
+        return 0
+    if parsed.command == "flags":
+        print(flags_table(), end="")
         return 0
     parser.print_help()
     return 2
 
 
 def _serve(parsed: dict[str, Any]) -> int:
+    flags = {name: from_text(name, text) for name, text in parsed.items() if name not in ("command", "config")}
+
+    def read() -> Settings:
+        return read_settings(flags, parsed["config"])
+
+    settings = read()
+    logs.configure(settings.options.log_format, settings.options.log_level)
+    return _run(settings, read)
+
+
+def _run(settings: Settings, reread: Callable[[], Settings]) -> int:
+    """Serves until the end."""
     from appliance.supervisor import Supervisor  # noqa: PLC0415 - the other commands need none of it
 
-    flags = {name: from_text(name, text) for name, text in parsed.items() if name not in ("command", "config")}
-    settings = read_settings(flags, parsed["config"])
-    logs.configure(settings.options.log_format, settings.options.log_level)
-
     async def run() -> int:
-        return await Supervisor(settings).run()
+        return await Supervisor(settings, reread=reread).run()
 
     status = asyncio.run(run())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a scan that hangs in a dead file system must not keep the process
+
+
+def model_server_main(arguments: list[str] | None = None) -> int:
+    """Runs `tensorflow_model_server`; the exit status: 0, or 255 where it does not start, as TensorFlow Serving's."""
+    try:
+        line = model_server.parse(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(f"tensorflow_model_server: {error}; see tensorflow_model_server --help", file=sys.stderr)
+        return 255
+    try:
+        return _model_server(line)
+    except ConfigError as error:
+        print(f"Failed to start server. Error: {error}", file=sys.stderr)
+        return 255
+    except BrokenPipeError:
+        return _without_reader()
+
+
+def _model_server(line: model_server.CommandLine) -> int:
+    if line.help:
+        print(model_server.usage(), end="")
+        return 0
+    if line.version:
+        print(f"TensorFlow ModelServer: {VERSION}")
+        print(f"TensorFlow Library: {importlib.metadata.version('tensorflow')}")
+        print(f"dropserve: {__version__}")
+        return 0
+    flags, remarks = model_server.translate(line, len(os.sched_getaffinity(0)))
+
+    def read() -> Settings:
+        settings = read_settings(flags, line.config, DEFAULTS)
+        model_server.check(settings)
+        return settings
+
+    settings = read()
+    logs.configure(settings.options.log_format, settings.options.log_level)
+    for level, remark in [*remarks, *model_server.remarks(settings.options)]:
+        logger.log(level, "%s", remark)
+    return _run(settings, read)
+
+
+def _gpu(url: str, watch_seconds: float | None) -> int:
+    from appliance import gpu_command  # noqa: PLC0415 - the other commands need none of it
+
+    if watch_seconds is None:
+        return gpu_command.show(url)
+    if not 0.1 <= watch_seconds <= 86400:
+        raise ConfigError(f"--watch is {watch_seconds:g}", "it is from 0.1 to 86,400 seconds")
+    return gpu_command.watch(url, watch_seconds)
 
 
 def _models(url: str, as_json: bool) -> int:

@@ -14,13 +14,12 @@ import gc
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 import time
 from typing import Any
 
-from appliance.processes import die_with_parent, set_name
+from appliance.processes import become_worker, die_with_parent, set_name
 
 CONTROL_DESCRIPTOR = 3
 MAX_MESSAGE_BYTES = 65536
@@ -80,10 +79,7 @@ def _become_worker(task: dict[str, Any], descriptors: list[int], supervisor: int
             if time.monotonic() > deadline:
                 os._exit(1)
             os.sched_yield()
-        die_with_parent(supervisor)
-        set_name("ds-worker")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+        become_worker(supervisor)
         from appliance.dataplane.worker import WorkerTask, run_worker  # noqa: PLC0415 - the server itself serves none
 
         status = run_worker(WorkerTask.from_json(task), socket.socket(fileno=control_descriptor))

@@ -6,6 +6,7 @@ their words follow TensorFlow Serving's `model_servers/server_core.cc`; the reme
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from appliance.fronts import protos
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy
 
 __all__ = ["ModelConfig", "model_configs", "parse_model_config"]
+
+logger = logging.getLogger(__name__)
 
 # After comments and blanks: a model's entry without the list around it, the commonest mistake in such a file.
 _BARE_ENTRY = re.compile(r"(\s|#[^\n]*(\n|$))*(model_config|config|name)\s*[:{]")
@@ -79,6 +82,8 @@ def _model(entry: Any, source: str) -> ModelConfig:
             f"{where}: model_platform {entry.model_platform or 'OTHER'!r} is not supported",
             'write model_platform: "tensorflow"; faster formats are made from the SavedModel by themselves',
         )
+    if entry.HasField("logging_config"):
+        logger.warning("%s: logging_config: no effect, because requests are not recorded", where)
     labels = dict(entry.version_labels)
     return ModelConfig(entry.name, _base_path(entry.base_path, where), _policy(entry, where), labels)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from appliance.errors import ConfigError
+from appliance.gpu_placement import parse_gpu_devices
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy
 
 T = TypeVar("T")
@@ -19,11 +21,15 @@ T = TypeVar("T")
 _GIB = 1024**3
 _MIB = 1024**2
 _MAX_DIGITS = 19  # of a version, which is at most 2**63 - 1
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is said of an option, and what its value is checked against."""
+    """What is said of an option, and what its value is checked against.
+
+    `check` raises ConfigError; `normal` does too, and returns the value in the form that is kept.
+    """
 
     help: str
     group: str
@@ -31,6 +37,7 @@ class About:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     check: Callable[[Any], object] | None = None
+    normal: Callable[[Any], Any] | None = None
 
 
 def _option(
@@ -42,8 +49,9 @@ def _option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     check: Callable[[Any], object] | None = None,
+    normal: Callable[[Any], Any] | None = None,
 ) -> T:
-    about = About(text, group, minimum, maximum, choices, check)
+    about = About(text, group, minimum, maximum, choices, check, normal)
     return field(default=default, metadata={"about": about})
 
 
@@ -75,13 +83,33 @@ def format_version_policy(policy: VersionPolicy) -> str:
             return "all"
 
 
-def _is_absolute(path: str) -> object:
+def parse_channel_arguments(text: str) -> dict[str, int | str]:
+    """gRPC's arguments in `name=value,name=value`; of two with one name the last counts. Raises ConfigError.
+
+    As in TensorFlow Serving (`model_servers/server.cc`), a value that is a 32-bit number is one, any other a string.
+    """
+    arguments: dict[str, int | str] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name or not equals:
+            raise ConfigError(
+                f"grpc_channel_arguments has {part!r}",
+                "write name=value,name=value, such as grpc.max_concurrent_streams=100",
+            )
+        is_number = _INTEGER.fullmatch(value) is not None and -(2**31) <= int(value) < 2**31
+        arguments[name] = int(value) if is_number else value
+    return arguments
+
+
+def local_path(written: str) -> str:
+    """An absolute path without `file://` and without slashes at its end; `""` stays. Raises ConfigError."""
+    path = written.removeprefix("file://")
     scheme, found, _ = path.partition("://")
     if found:
         raise ConfigError(f"{path!r} is on {scheme}", "only local folders are served; mount it, or copy it here")
     if path and not os.path.isabs(path):
         raise ConfigError(f"{path!r} is a relative path", f"give an absolute one, such as {os.path.abspath(path)}")
-    return path
+    return path.rstrip("/") or path[:1]
 
 
 def _is_model_name(name: str) -> object:
@@ -100,7 +128,7 @@ class ModelOptions:
     """What can differ from model to model: in `[models.NAME]`, or for all models at the top level."""
 
     base_path: str = _option(
-        "", _MODEL, "Folder that holds the version folders. Only in [models.NAME].", check=_is_absolute
+        "", _MODEL, "Folder that holds the version folders. Only in [models.NAME].", normal=local_path
     )
     version_policy: str = _option(
         "latest",
@@ -113,7 +141,7 @@ class ModelOptions:
     )
     saved_model_tags: str = _option("serve", _MODEL, "Tags of the MetaGraph to load, separated by commas.")
     tensorflow_intra_op_parallelism: int = _option(
-        0, _MODEL, "Threads inside one TensorFlow op; 0: TensorFlow's choice.", minimum=0, maximum=4096
+        0, _MODEL, "Threads inside one op of a model; 0: the framework's choice.", minimum=0, maximum=4096
     )
     tensorflow_inter_op_parallelism: int = _option(
         0, _MODEL, "Threads across TensorFlow ops; 0: TensorFlow's choice.", minimum=0, maximum=4096
@@ -131,7 +159,7 @@ class ModelOptions:
         600.0, _MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
     )
     tensorflow_session_config_file: str = _option(
-        "", _MODEL, "File with a tensorflow.ConfigProto in protobuf's text format, for the session.", check=_is_absolute
+        "", _MODEL, "File with a tensorflow.ConfigProto in protobuf's text format, for the session.", normal=local_path
     )
     prefer_tflite_model: bool = _option(
         False, _MODEL, "Serve model.tflite of a version folder, where there is one, instead of its SavedModel."
@@ -143,15 +171,39 @@ class ModelOptions:
         minimum=0,
         maximum=1024,
     )
+    onnx_spinning: bool = _option(
+        False,
+        _MODEL,
+        "Let ONNX Runtime's threads spin while they wait for each other: a little faster for small models on idle "
+        "cores, much slower on busy ones.",
+    )
+    device: str = _option(
+        "auto",
+        _MODEL,
+        "What a model runs on: auto (a GPU where there is one), cpu, or cuda; that a GPU cannot be used is logged.",
+        choices=("auto", "cpu", "cuda"),
+    )
+    gpu_devices: str = _option(
+        "",
+        _MODEL,
+        "The GPUs that may be used: numbers as nvidia-smi has them, or UUIDs, separated by commas; empty: all.",
+        check=parse_gpu_devices,
+    )
+    gpu_memory_limit_bytes: int = _option(
+        0, _MODEL, "Bytes that a version on ONNX Runtime may take of a GPU for its tensors; 0: no limit.", minimum=0
+    )
 
     enable_batching: bool = _option(
         False, _BATCHING, "Let requests wait for others, as batching_parameters_file says, and run them together."
     )
     batching_parameters_file: str = _option(
-        "", _BATCHING, "File with BatchingParameters in protobuf's text format.", check=_is_absolute
+        "", _BATCHING, "File with BatchingParameters in protobuf's text format.", normal=local_path
     )
     enable_per_model_batching_parameters: bool = _option(
-        False, _BATCHING, "Take batching_params.pbtxt in the version folder before batching_parameters_file."
+        False,
+        _BATCHING,
+        "With enable_batching: take BatchingParameters from batching_params.pbtxt in the version folder, and only "
+        "num_batch_threads from batching_parameters_file; a version without the file is not batched.",
     )
     merge_waiting_requests: bool = _option(
         True,
@@ -170,7 +222,7 @@ class ModelOptions:
         0, _WARMUP, "How often each recorded warm-up request is run; 0: once.", minimum=0, maximum=1_000_000
     )
     warmup_timeout_seconds: float = _option(
-        30.0, _WARMUP, "Warm-up with made-up inputs ends by then.", minimum=0, maximum=86400
+        30.0, _WARMUP, "Warm-up with made-up inputs ends by then; 0: none.", minimum=0, maximum=86400
     )
 
     @property
@@ -187,11 +239,11 @@ class Options(ModelOptions):
     """The options of one server."""
 
     model_root: str = _option(
-        "", _MODELS, "Folder of models: each sub-folder with numbered version folders is one.", check=_is_absolute
+        "", _MODELS, "Folder of models: each sub-folder with numbered version folders is one.", normal=local_path
     )
     model_name: str = _option("default", _MODELS, "Name of the model at --model_base_path.", check=_is_model_name)
     model_base_path: str = _option(
-        "", _MODELS, "Base path of one model, which holds its version folders.", check=_is_absolute
+        "", _MODELS, "Base path of one model, which holds its version folders.", normal=local_path
     )
     model_config_file: str = _option("", _MODELS, "File with a ModelServerConfig in protobuf's text format.")
     model_config_file_poll_wait_seconds: int = _option(
@@ -211,7 +263,15 @@ class Options(ModelOptions):
     port: int = _option(
         8500, _NETWORK, "Port of gRPC; 0: any free one; -1: none, only grpc_socket_path.", minimum=-1, maximum=65535
     )
-    grpc_socket_path: str = _option("", _NETWORK, "Unix socket that gRPC listens on too.", check=_is_absolute)
+    listen_when_loaded: bool = _option(
+        False,
+        _NETWORK,
+        "Take no requests before each model that is there at the start has been loaded or has failed, for "
+        "ready_timeout_seconds at most.",
+    )
+    grpc_socket_path: str = _option(
+        "", _NETWORK, "Unix socket that gRPC listens on too, with mode 0660 and without TLS.", normal=local_path
+    )
     rest_api_timeout_in_ms: int = _option(
         30000, _NETWORK, "A REST request that has no answer by then gets 504.", minimum=1, maximum=86_400_000
     )
@@ -224,18 +284,24 @@ class Options(ModelOptions):
         minimum=0,
     )
     grpc_channel_arguments: str = _option(
-        "", _NETWORK, "Arguments for gRPC's server, as name=value, separated by commas."
+        "",
+        _NETWORK,
+        "Arguments for gRPC's server, as name=value, separated by commas. They go before the server's own.",
+        check=parse_channel_arguments,
     )
     grpc_max_threads: int = _option(
-        0, _NETWORK, "gRPC requests that one front process works on at once; more wait; 0: no bound.", minimum=0
+        0, _NETWORK, "Inference requests that one gRPC process works on at once; more wait; 0: no bound.", minimum=0
     )
     enable_grpc_healthcheck_service: bool = _option(True, _NETWORK, "Offer gRPC's health service.")
     enable_serialization_as_tensor_content: bool = _option(
         False, _NETWORK, "Send gRPC's output tensors as tensor_content instead of the typed fields."
     )
+    enable_signature_method_name_check: bool = _option(
+        False, _NETWORK, "Let classify and regress use only signatures that were exported for that method."
+    )
 
     ssl_config_file: str = _option(
-        "", _SAFETY, "File with an SSLConfig in protobuf's text format: gRPC speaks TLS.", check=_is_absolute
+        "", _SAFETY, "File with an SSLConfig in protobuf's text format: gRPC's port speaks TLS.", normal=local_path
     )
     allow_remote_reload: str = _option(
         "never",
@@ -252,7 +318,7 @@ class Options(ModelOptions):
         "",
         _MONITORING,
         "File with a MonitoringConfig in protobuf's text format: TensorFlow Serving's metrics.",
-        check=_is_absolute,
+        normal=local_path,
     )
 
     max_request_bytes: int = _option(_GIB, _LIMITS, "Size of a REST body, inflated.", minimum=1)
@@ -279,7 +345,11 @@ class Options(ModelOptions):
     )
 
     file_system_poll_wait_seconds: float = _option(
-        1.0, _LIFE, "Seconds between looks at the model folders; 0: look once.", minimum=0, maximum=86400
+        1.0,
+        _LIFE,
+        "Seconds between looks at the model folders; 0: look once; -1: never look, for tests.",
+        minimum=-1,
+        maximum=86400,
     )
     max_num_load_retries: int = _option(5, _LIFE, "Further attempts after a version failed to load.", minimum=0)
     load_retry_interval_micros: int = _option(
@@ -293,6 +363,14 @@ class Options(ModelOptions):
     )
     drain_timeout_seconds: float = _option(
         60.0, _LIFE, "A version that is unloaded may end its requests for so long.", minimum=0
+    )
+    shutdown_delay_seconds: float = _option(
+        0.0,
+        _LIFE,
+        "After SIGTERM, /readyz says no and requests are served for so long before the ports close: time for load "
+        "balancers to look elsewhere.",
+        minimum=0,
+        maximum=3600,
     )
     shutdown_grace_seconds: float = _option(
         30.0, _LIFE, "After SIGTERM, requests in flight may end for so long.", minimum=0
@@ -308,7 +386,7 @@ class Options(ModelOptions):
         "",
         _PROCESS,
         "Folder for the server's sockets; by default dropserve under $XDG_RUNTIME_DIR, or in /run or /tmp.",
-        check=_is_absolute,
+        normal=local_path,
     )
 
     log_format: str = _option("text", _LOG, "Lines for people (text) or for programs (json).", choices=("text", "json"))
@@ -365,7 +443,14 @@ def _checked(name: str, value: Any, where: str) -> Any:
             rule.check(value)
         except ConfigError as error:
             raise ConfigError(f"{where}{name}: {error.message}", error.remedy) from None
-    return value
+    return value if rule.normal is None else _normal(name, value, rule.normal, where)
+
+
+def _normal(name: str, value: Any, normal: Callable[[Any], Any], where: str) -> Any:
+    try:
+        return normal(value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{name}: {error.message}", error.remedy) from None
 
 
 def unknown_option(name: str, known: Sequence[str], where: str) -> ConfigError:
@@ -389,12 +474,15 @@ class Settings:
         return ModelOptions(**{**values, **from_config, **self.models.get(name, {})})
 
 
-def read_settings(flags: Mapping[str, Any], config_path: str = "") -> Settings:
-    """The settings that flags (name → value) and a TOML file give; a flag goes before the file.
+def read_settings(
+    flags: Mapping[str, Any], config_path: str = "", defaults: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings that flags (name → value) and a TOML file give; a flag goes before the file. `defaults` stand
+    instead of the options' own.
 
     Raises ConfigError for what is unknown or not allowed.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     models: dict[str, dict[str, Any]] = {}
     if config_path:
         document = _read_toml(config_path)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance import forkserver
-from appliance.processes import spawn
+from appliance.processes import Reaper, describe_status, spawn
+
+logger = logging.getLogger(__name__)
+
+_STABLE_SECONDS = 10.0
+_MAX_BACKOFF_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -92,3 +100,56 @@ class ForkServer:
         except OSError:
             pass
         return None
+
+
+class Programs:
+    """Keeps programs running: one that ends is started again, with a growing delay where it ends soon."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self._reaper = reaper
+        self._programs: list[Program] = []
+
+    @property
+    def names(self) -> set[str]:
+        return {program.name for program in self._programs}
+
+    def keep(self, program: Program) -> None:
+        self._programs.append(program)
+        program.task = asyncio.create_task(self._keep_running(program))
+
+    async def _keep_running(self, program: Program) -> None:
+        failures = 0
+        while not program.stopping:
+            started = time.monotonic()
+            try:
+                program.pid = program.start()
+                how = describe_status(await self._reaper.exit_of(program.pid))
+            except OSError as error:
+                how = f"it could not be started: {error}"
+            program.pid = None
+            if program.stopping:
+                break
+            failures = failures + 1 if time.monotonic() - started < _STABLE_SECONDS else 1
+            delay = 0.0 if failures == 1 else min(0.25 * 2.0 ** (failures - 2), _MAX_BACKOFF_SECONDS)
+            logger.error("the %s process ended (%s); it is started again", program.name, how)
+            await asyncio.sleep(delay)
+        program.ended.set()
+
+    async def stop(self, seconds: float, *, but: Program) -> None:
+        """Ends all of them except `but`: by SIGTERM, and by SIGKILL those that have not ended after `seconds`."""
+        programs = [program for program in self._programs if program is not but]
+        if not programs:
+            return
+        for program in programs:
+            program.stopping = True
+            if program.pid is not None:
+                self._reaper.kill(program.pid, signal.SIGTERM)
+            elif program.task is not None:
+                program.task.cancel()
+                program.ended.set()
+        waiters = [asyncio.create_task(program.ended.wait()) for program in programs]
+        _, late = await asyncio.wait(waiters, timeout=seconds)
+        for program, waiter in zip(programs, waiters, strict=True):
+            if waiter in late and program.pid is not None:
+                logger.warning("the %s process did not end within %.1f s; it is killed", program.name, seconds)
+                self._reaper.kill(program.pid)

@@ -1,8 +1,9 @@
-"""docs/options.md, written from the table of options."""
+"""docs/options.md and the flags in docs/conformance.md, written from the tables of options and flags."""
 
 from __future__ import annotations
 
 from appliance.options import ModelOptions, Options, about, option_types
+from appliance.serving_flags import FLAGS
 
 _HEAD = """# Options
 
@@ -50,3 +51,13 @@ def _limits(minimum: float | None, maximum: float | None, choices: tuple[str, ..
     if minimum is not None and maximum is not None:
         return f" From {minimum:,.10g} to {maximum:,.10g}."
     return f" At least {minimum:,.10g}." if minimum else ""
+
+
+def flags_table() -> str:
+    """TensorFlow Serving's flags, each with what becomes of it, in Markdown."""
+    rows = [f"| `{f.name}` | {f.kind} | {_code(f.shown_default)} | {f.verdict} |" for f in FLAGS.values()]
+    return "| flag | type | default | here |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from backends.contract import BackendError, Code, Signature, TensorSpec
@@ -20,6 +21,9 @@ from backends.dtypes import BY_NUMBER
 
 # A callable holds compiled executors, and clients choose output filters: without a bound, they would choose our memory.
 _MAX_CALLABLES = 64
+
+# Every front knows the defaults of every signature: they are metadata.
+_MAX_DEFAULTS_BYTES = 16 << 20
 
 # Entries of signature_def that are ops to run, not functions to serve (tensorflow/python/saved_model/constants.py).
 _OP_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
@@ -35,22 +39,21 @@ _PYTHON_TRACE = re.compile(
 
 
 def load(
-    path: str, tags: Sequence[str] = ("serve",), intra_op_threads: int = 0, inter_op_threads: int = 0
+    path: str,
+    tags: Sequence[str] = ("serve",),
+    intra_op_threads: int = 0,
+    inter_op_threads: int = 0,
+    session_config_file: str = "",
 ) -> TensorFlowBackend:
     """Loads the graph of the SavedModel in the folder `path` that carries exactly `tags`; runs its initialisers.
 
-    0 threads leave the number to TensorFlow: one for each core. The first load of a process decides for all.
+    0 threads leave the number to `session_config_file` (a ConfigProto in protobuf's text format), and without it to
+    TensorFlow: one for each core. The first load of a process decides for all.
     Raises BackendError where TensorFlow refuses the model.
     """
     # Each load would log that loader.load is deprecated and which file it restores.
     tf.get_logger().setLevel("ERROR")
-    config = config_pb2.ConfigProto(
-        allow_soft_placement=True,
-        intra_op_parallelism_threads=intra_op_threads,
-        inter_op_parallelism_threads=inter_op_threads,
-        # The workers of several models share one GPU; the default lets the first take all of its memory.
-        gpu_options=config_pb2.GPUOptions(allow_growth=True),
-    )
+    config = _session_config(session_config_file, intra_op_threads, inter_op_threads)
     session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     try:
         meta_graph = tf.compat.v1.saved_model.loader.load(session, list(tags), path)
@@ -65,6 +68,29 @@ def load(
     return TensorFlowBackend(session, meta_graph)
 
 
+def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> config_pb2.ConfigProto:
+    config = config_pb2.ConfigProto(
+        allow_soft_placement=True,
+        # The workers of several models share one GPU; the default lets the first take all of its memory.
+        gpu_options=config_pb2.GPUOptions(allow_growth=True),
+    )
+    if file:
+        written = config_pb2.ConfigProto()
+        try:
+            with open(file, encoding="utf-8") as text:
+                text_format.Parse(text.read(), written)
+        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+            raise BackendError(
+                Code.INVALID_ARGUMENT, f"tensorflow_session_config_file {file} is no tensorflow.ConfigProto: {error}"
+            ) from error
+        config.MergeFrom(written)
+    if intra_op_threads:
+        config.intra_op_parallelism_threads = intra_op_threads
+    if inter_op_threads:
+        config.inter_op_parallelism_threads = inter_op_threads
+    return config
+
+
 class TensorFlowBackend:
     """A SavedModel in a session of its own; see `load`. Implements `backends.contract.Backend`.
 
@@ -75,11 +101,14 @@ class TensorFlowBackend:
     def __init__(self, session: Any, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
         self.signatures: dict[str, Signature] = {}
         self.unsupported: dict[str, str] = {}
+        self._defaults: dict[str, dict[str, np.ndarray]] = {}
         for name, signature_def in sorted(meta_graph.signature_def.items()):
             if name in _OP_SIGNATURES:
                 continue
             try:
-                self.signatures[name] = _signature(signature_def)
+                found = _signature(signature_def)
+                self._defaults[name] = _default_arrays(signature_def, found)
+                self.signatures[name] = found
             except _UnsupportedTensorError as error:
                 self.unsupported[name] = str(error)
         self._session = session
@@ -92,6 +121,9 @@ class TensorFlowBackend:
         signature that says [-1, 1].
         """
         plan = self._plan(signature, tuple(outputs))
+        if inputs.keys() != plan.inputs.keys():
+            # Copies: what is fed is the runtime's.
+            inputs = {**{name: array.copy() for name, array in self._defaults[signature].items()}, **inputs}
         if inputs.keys() != plan.inputs.keys():
             raise BackendError(
                 Code.INVALID_ARGUMENT,
@@ -176,7 +208,21 @@ class _UnsupportedTensorError(Exception):
 def _signature(signature_def: meta_graph_pb2.SignatureDef) -> Signature:
     inputs = {alias: _tensor_spec(alias, info) for alias, info in sorted(signature_def.inputs.items())}
     outputs = {alias: _tensor_spec(alias, info) for alias, info in sorted(signature_def.outputs.items())}
-    return Signature(inputs, outputs, signature_def.method_name)
+    defaults = {alias: proto.SerializeToString() for alias, proto in sorted(signature_def.defaults.items())}
+    if sum(map(len, defaults.values())) > _MAX_DEFAULTS_BYTES:
+        raise _UnsupportedTensorError(f"the defaults of its inputs have more than {_MAX_DEFAULTS_BYTES:,} bytes")
+    return Signature(inputs, outputs, signature_def.method_name, defaults)
+
+
+def _default_arrays(signature_def: meta_graph_pb2.SignatureDef, signature: Signature) -> dict[str, np.ndarray]:
+    """The value of each input that has a default."""
+    arrays = {}
+    for alias in signature.inputs.keys() & signature.defaults.keys():
+        try:
+            arrays[alias] = np.asarray(tf.make_ndarray(signature_def.defaults[alias]))
+        except (MemoryError, TypeError, ValueError) as error:
+            raise _UnsupportedTensorError(f"the default of {alias!r} cannot be read: {error}") from error
+    return arrays
 
 
 def _tensor_spec(alias: str, info: meta_graph_pb2.TensorInfo) -> TensorSpec:

@@ -14,13 +14,19 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
+from tensorflow.python.framework import tensor_util
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
-    get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
+
+from tests.official_protos import samples
+
+SAMPLES = {name: array.reshape(-1) for name, array in samples().items()}
 
 
 def main(port: int) -> dict[str, Any]:
@@ -35,18 +41,34 @@ def main(port: int) -> dict[str, Any]:
         signature: str = "",
         output_filter: list[str] | None = None,
         version: int | None = None,
+        label: str = "",
     ) -> predict_pb2.PredictResponse:
         request = predict_pb2.PredictRequest()
         request.model_spec.name = model
         request.model_spec.signature_name = signature
         if version is not None:
             request.model_spec.version.value = version
+        if label:
+            request.model_spec.version_label = label
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(
                 value if isinstance(value, tf.compat.v1.make_tensor_proto(0).__class__) else tf.make_tensor_proto(value)
             )
         request.output_filter.extend(output_filter or [])
-        return stub.Predict(request, timeout=30)
+        return stub.Predict(request, timeout=30, metadata=[("authorization", "Bearer of a token that nobody checks")])
+
+    def metadata_of(model: str | None, *metadata_fields: str) -> Any:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=metadata_fields)
+        if model is not None:
+            request.model_spec.name = model
+        return stub.GetModelMetadata(request, timeout=30)
+
+    def status_of(model: str, version: int | None = None) -> Any:
+        request = status_pb2.GetModelStatusRequest()
+        request.model_spec.name = model
+        if version is not None:
+            request.model_spec.version.value = version
+        return models.GetModelStatus(request, timeout=30)
 
     def values(response: predict_pb2.PredictResponse) -> dict[str, Any]:
         found = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
@@ -78,14 +100,22 @@ def main(port: int) -> dict[str, Any]:
     repeated.ClearField("float_val")
     repeated.float_val.append(4.0)
 
-    status_request = get_model_status_pb2.GetModelStatusRequest()
-    status_request.model_spec.name = "half_plus_two"
-    metadata_request = get_model_metadata_pb2.GetModelMetadataRequest()
-    metadata_request.model_spec.name = "half_plus_two"
-    metadata_request.metadata_field.append("signature_def")
-    metadata = stub.GetModelMetadata(metadata_request, timeout=30)
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    metadata.metadata["signature_def"].Unpack(signatures)
+    excess = tf.compat.v1.make_tensor_proto(np.array([1], np.int32))
+    excess.ClearField("tensor_content")
+    excess.int_val[:] = [1, 2, 3]
+    bad = tf.compat.v1.make_tensor_proto(x)
+    bad.tensor_shape.dim[0].size = -1
+    huge = tf.compat.v1.make_tensor_proto(x[:1])
+    huge.tensor_shape.dim[0].size = 10**13
+
+    def definitions_of(model: str) -> Any:
+        definitions = get_model_metadata_pb2.SignatureDefMap()
+        # A field that is asked for twice is no mistake.
+        metadata_of(model, "signature_def", "signature_def").metadata["signature_def"].Unpack(definitions)
+        return definitions
+
+    reload_request = model_management_pb2.ReloadConfigRequest()
+    reload_request.config.model_config_list.config.add(name="etc", base_path="/etc", model_platform="tensorflow")
     large_answer = tf.make_ndarray(predict("half_plus_two", {"x": large}).outputs["y"])
 
     return {
@@ -95,8 +125,29 @@ def main(port: int) -> dict[str, Any]:
         "version": values(predict("half_plus_two", {"x": x}, version=1)),
         "large": bool((large_answer == large / 2 + 2).all()),
         "strings": values(predict("strings", _strings(stub))),
-        "status": json_format.MessageToDict(models.GetModelStatus(status_request, timeout=30)),
-        "metadata": json_format.MessageToDict(signatures),
+        "lists": {
+            name: values(predict("dtypes", {"x": _listed(array)}, signature=name))["outputs"]["y"]
+            for name, array in SAMPLES.items()
+        },
+        "contents": {
+            name: values(predict("dtypes", {"x": array}, signature=name))["outputs"]["y"]
+            for name, array in SAMPLES.items()
+        },
+        "excess": values(predict("multi_io", {"a": np.ones((1, 3), np.float32), "b": excess}))["outputs"],
+        "filtered": values(predict("strings", {"text": np.array([b"ab"])}, output_filter=["length", "upper"]))[
+            "outputs"
+        ],
+        "defaults": {
+            "all": values(predict("defaults", {"x": x}))["outputs"],
+            "one": values(predict("defaults", {"x": x, "scale": np.float32(3)}))["outputs"],
+            "none": values(predict("defaults", {"x": x, "scale": np.float32(3), "unit": b"km"}))["outputs"],
+            "metadata": {
+                name: _texts(tf.make_ndarray(proto))
+                for name, proto in definitions_of("defaults").signature_def["serving_default"].defaults.items()
+            },
+        },
+        "status": json_format.MessageToDict(status_of("half_plus_two")),
+        "metadata": json_format.MessageToDict(definitions_of("half_plus_two")),
         "errors": {
             "unknown model": error(lambda: predict("unknown", {"x": x})),
             "unknown version": error(lambda: predict("half_plus_two", {"x": x}, version=7)),
@@ -105,13 +156,46 @@ def main(port: int) -> dict[str, Any]:
             "wrong dtype": error(lambda: predict("half_plus_two", {"x": x.astype(np.int64)})),
             "unknown output": error(lambda: predict("half_plus_two", {"x": x}, output_filter=["nope"])),
             "same output twice": error(lambda: predict("half_plus_two", {"x": x}, output_filter=["y", "y"])),
-            "classify": error(lambda: stub.Classify(predict_pb2.PredictRequest(), timeout=30)),
+            "other name": error(lambda: predict("multi_io", {"a": x, "z": x})),
+            "one input too few": error(lambda: predict("multi_io", {"a": x})),
+            "default and an extra input": error(lambda: predict("defaults", {"x": x, "z": x})),
+            "no default": error(lambda: predict("defaults", {"scale": np.float32(3)})),
+            "wrong dtype of two": error(lambda: predict("multi_io", {"a": x, "b": x})),
+            "bad tensor of an unknown model": error(lambda: predict("unknown", {"x": bad})),
+            "bad tensor of an unknown signature": error(lambda: predict("half_plus_two", {"x": bad}, signature="nope")),
+            "bad tensor of an unknown input": error(lambda: predict("half_plus_two", {"z": bad})),
+            "bad tensor": error(lambda: predict("half_plus_two", {"x": bad}, output_filter=["nope"])),
+            "wrong dtype and output": error(
+                lambda: predict("half_plus_two", {"x": x.astype(np.int64)}, output_filter=["nope"])
+            ),
+            "huge claim": error(lambda: predict("half_plus_two", {"x": huge})),
+            "unknown label": error(lambda: predict("half_plus_two", {"x": x}, label="canary")),
+            "no model spec": error(lambda: stub.Predict(predict_pb2.PredictRequest(), timeout=30)),
+            "no model name": error(lambda: predict("", {"x": x})),
+            "long message": error(lambda: predict("half_plus_two", {"z" * 2000: x, "x": x})),
+            "metadata without a spec": error(lambda: metadata_of(None, "signature_def")),
+            "metadata of nothing": error(lambda: metadata_of("unknown")),
+            "metadata of something else": error(lambda: metadata_of("unknown", "signature_def", "graph")),
+            "metadata of an unknown model": error(lambda: metadata_of("unknown", "signature_def")),
+            "status without a spec": error(lambda: models.GetModelStatus(status_pb2.GetModelStatusRequest())),
+            "status of an unknown model": error(lambda: status_of("unknown")),
+            "status of an unknown version": error(lambda: status_of("half_plus_two", 7)),
+            "reload by TCP": error(lambda: models.HandleReloadConfigRequest(reload_request, timeout=30)),
         },
     }
 
 
 def _texts(array: np.ndarray) -> list[str]:
     return [v.decode("latin-1") if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]
+
+
+def _listed(array: np.ndarray) -> Any:
+    """The array in the list of its type, never in tensor_content."""
+    message = tf.make_tensor_proto(array)
+    message.ClearField("tensor_content")
+    if array.dtype != object:
+        tensor_util.GetNumpyAppendFn(array.dtype)(message, array)
+    return message
 
 
 def _strings(stub: Any) -> dict[str, Any]:

@@ -113,6 +113,17 @@ CORNERS: dict[str, Json] = {
     "content too short": {"dtype": 1, "shape": [2], "tensor_content": b"1234"},
     "content too long": {"dtype": 1, "shape": [2], "tensor_content": b"123456789"},
     "bool content with a 2": {"dtype": 10, "shape": [2], "tensor_content": b"\x02\x00"},
+    "a list too long": {"dtype": 1, "shape": [2], "float_val": [1, 2, 3]},
+    "a list of varints too long": {"dtype": 9, "shape": [1], "int64_val": [7, 8]},
+    "a list of strings too long": {"dtype": 7, "shape": [1], "string_val": [b"a", b"b"]},
+    "a complex list too long": {"dtype": 8, "shape": [1], "scomplex_val": [1, 2, 3, 4]},
+    "half a complex number": {"dtype": 8, "shape": [2], "scomplex_val": [1, 2, 3]},
+    "half a complex number only": {"dtype": 18, "shape": [2], "dcomplex_val": [1]},
+    "a list for no elements": {"dtype": 1, "shape": [0], "float_val": [1]},
+    "a list of strings for no elements": {"dtype": 7, "shape": [2, 0], "string_val": [b"a"]},
+    "content for no elements": {"dtype": 1, "shape": [0], "tensor_content": b"123"},
+    "an unknown rank": {"dtype": 1, "unknown_rank": True, "float_val": [1]},
+    "an unknown rank with dimensions": {"dtype": 1, "unknown_rank": True, "shape": [2], "float_val": [1]},
     "a negative dimension": {"dtype": 1, "shape": [-1], "float_val": [1]},
     "an overflowing shape": {"dtype": 1, "shape": [2**40, 2**40], "float_val": [1]},
     "an overflowing shape that ends in zero": {"dtype": 1, "shape": [2**62, 2**62, 0]},
@@ -126,6 +137,8 @@ def corner(message: Any, fields: Json) -> bytes:
         if name == "shape":
             for size in value:
                 message.tensor_shape.dim.add(size=size)
+        elif name == "unknown_rank":
+            message.tensor_shape.unknown_rank = value
         elif isinstance(value, list):
             getattr(message, name).extend(value)
         else:

@@ -31,6 +31,15 @@ def _model(export: Exporter) -> Exporter:
     return export
 
 
+LITE_MODELS: set[str] = set()
+"""Those of `MODELS` that are a model.tflite without a SavedModel."""
+
+
+def _lite_model(export: Exporter) -> Exporter:
+    LITE_MODELS.add(export.__name__)
+    return _model(export)
+
+
 def model_zoo() -> Path:
     """The folder that holds every model of `MODELS`, built on the first call after this file or TensorFlow changed."""
     key = hashlib.sha256(Path(__file__).read_bytes() + version("tensorflow").encode()).hexdigest()[:16]
@@ -138,6 +147,65 @@ def half_plus_three(tf: Any, out: str) -> None:
 
 
 @_model
+def parsed_examples(tf: Any, out: str) -> None:
+    """Signatures on Examples with the features "n" int64, "f" float32 and "s" bytes (0, 0.0 and "" where absent), from
+    TensorFlow 2, so that all carry predict's method name.
+
+    classify_text: classes [N, 3] = the features as text, raw. regress_column: outputs [N, 1] = n + f. serving_default
+    is classify_text with scores [N, 3] = n, f, n too. What no method takes: classify_int_scores (scores int64),
+    classify_flat (scores [N]), classify_shorter (scores [1, 2]), classify_uneven (classes [N, 2], scores [N, 3]),
+    regress_wide (outputs [N, 2]), regress_shorter (outputs [1]), regress_int (outputs int64), other_names (examples →
+    value), two_inputs (inputs, more), three_outputs, not_parsed (inputs float32 → outputs).
+    """
+
+    def features(inputs: Any) -> tuple[Any, Any, Any]:
+        fixed = tf.io.FixedLenFeature
+        spec = {"n": fixed([], tf.int64, 0), "f": fixed([], tf.float32, 0.0), "s": fixed([], tf.string, "")}
+        parsed = tf.io.parse_example(inputs, spec)
+        return parsed["n"], parsed["f"], parsed["s"]
+
+    def text(inputs: Any) -> Any:
+        n, f, s = features(inputs)
+        return tf.stack([tf.strings.as_string(n), tf.strings.as_string(f, precision=2), s], axis=1)
+
+    def scores(inputs: Any) -> Any:
+        n, f, _ = features(inputs)
+        return tf.stack([tf.cast(n, tf.float32), f, tf.cast(n, tf.float32)], axis=1)
+
+    def total(inputs: Any) -> Any:
+        return tf.cast(features(inputs)[0], tf.float32) + features(inputs)[1]
+
+    examples = [tf.TensorSpec([None], tf.string, "inputs")]
+    on_examples: dict[str, Callable[..., Any]] = {
+        "serving_default": lambda inputs: {"classes": text(inputs), "scores": scores(inputs)},
+        "classify_text": lambda inputs: {"classes": text(inputs)},
+        "regress_column": lambda inputs: {"outputs": total(inputs)[:, None]},
+        "classify_int_scores": lambda inputs: {"scores": tf.cast(scores(inputs), tf.int64)},
+        "classify_flat": lambda inputs: {"scores": total(inputs)},
+        "classify_shorter": lambda inputs: {"scores": scores(inputs)[:1, :2]},
+        "classify_uneven": lambda inputs: {"classes": text(inputs)[:, :2], "scores": scores(inputs)},
+        "regress_wide": lambda inputs: {"outputs": scores(inputs)[:, :2]},
+        "regress_shorter": lambda inputs: {"outputs": total(inputs)[:1]},
+        "regress_int": lambda inputs: {"outputs": features(inputs)[0]},
+        "three_outputs": lambda inputs: {"classes": text(inputs), "scores": scores(inputs), "total": total(inputs)},
+    }
+    functions: dict[str, Any] = {name: (function, examples) for name, function in on_examples.items()}
+    functions["other_names"] = (
+        lambda examples: {"value": total(examples)},
+        [tf.TensorSpec([None], tf.string, "examples")],
+    )
+    functions["two_inputs"] = (
+        lambda inputs, more: {"outputs": total(inputs) + more},
+        [*examples, tf.TensorSpec([None], tf.float32, "more")],
+    )
+    functions["not_parsed"] = (
+        lambda inputs: {"outputs": inputs + 1.0},
+        [tf.TensorSpec([None], tf.float32, "inputs")],
+    )
+    _save_all(tf, out, functions, {})
+
+
+@_model
 def tf1_no_variables(tf: Any, out: str) -> None:
     """x float32[-1] → y = 2 x: exported from a graph, with no variables/ folder."""
     v1 = tf.compat.v1
@@ -208,6 +276,27 @@ def scalars(tf: Any, out: str) -> None:
 
 
 @_model
+def defaults(tf: Any, out: str) -> None:
+    """x float32[-1], scale float32[] (by default 2), unit string[] (by default "m") → y = x · scale, label string[-1] =
+    unit for each x."""
+    two, metres = tf.constant(2.0), tf.constant(b"m")
+
+    class Scaled(tf.Module):  # type: ignore[misc]  # tf is Any
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None], tf.float32, "x"),
+                tf.TensorSpec([], tf.float32, "scale"),
+                tf.TensorSpec([], tf.string, "unit"),
+            ]
+        )
+        def scaled(self, x: Any, scale: Any = two, unit: Any = metres) -> dict[str, Any]:
+            return {"y": x * scale, "label": tf.fill(tf.shape(x), unit)}
+
+    module = Scaled()
+    tf.saved_model.save(module, out, signatures={"serving_default": module.scaled})
+
+
+@_model
 def strings(tf: Any, out: str) -> None:
     """text string[-1] → upper (ASCII), and length int32[-1], echo_bytes = text, raw."""
     _save(
@@ -274,21 +363,33 @@ def slow(tf: Any, out: str) -> None:
 @_model
 def gate(tf: Any, out: str) -> None:
     """path string[-1] → batch_size int32[-1]: waits (on one busy core) until the file path[0] exists, then says for
-    each example how many the execution held. A test holds a request in flight, and sees what was merged. An execution
-    that waits keeps one of TensorFlow's inter-op threads, of which there are as many as cores unless options say more.
+    each example how many the execution held; "" is open. A test holds a request in flight, and sees what was merged. An
+    execution that waits keeps one of TensorFlow's inter-op threads, of which there are as many as cores unless options
+    say more.
     """
 
     def wait(path: Any) -> dict[str, Any]:
         def closed(i: Any) -> Any:
             # The counter, as an empty suffix, keeps the optimiser from moving the look-up out of the loop.
             pattern = path[0] + tf.strings.substr(tf.strings.as_string(i), 0, 0)
-            return tf.equal(tf.size(tf.io.matching_files(pattern)), 0)
+            return tf.logical_and(path[0] != "", tf.equal(tf.size(tf.io.matching_files(pattern)), 0))
 
         looks = tf.while_loop(closed, lambda i: (i + 1,), (tf.constant(0),))
         with tf.control_dependencies(looks):
             return {"batch_size": tf.fill(tf.shape(path), tf.size(path))}
 
     _save(tf, out, wait, tf.TensorSpec([None], tf.string, "path"))
+
+
+@_model
+def runs(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x, and run int64[-1]: for each example, which run of the model since its load this was."""
+    count = tf.Variable(0, dtype=tf.int64)
+
+    def counted(x: Any) -> dict[str, Any]:
+        return {"y": tf.identity(x), "run": tf.fill(tf.shape(x), count.assign_add(1))}
+
+    _save(tf, out, counted, tf.TensorSpec([None], tf.float32, "x"), count=count)
 
 
 @_model
@@ -302,18 +403,27 @@ def fails(tf: Any, out: str) -> None:
     _save(tf, out, root, tf.TensorSpec([None], tf.float32, "x"))
 
 
+def _crash(tf: Any, out: str, what: str, condition: Callable[[Any], Any]) -> None:
+    def maybe_abort(x: Any) -> dict[str, Any]:
+        def abort() -> Any:
+            with tf.control_dependencies([tf.raw_ops.Abort(error_msg=what)]):
+                return tf.identity(x)
+
+        return {"y": tf.cond(tf.reduce_any(condition(x)), abort, lambda: tf.identity(x))}
+
+    _save(tf, out, maybe_abort, tf.TensorSpec([None], tf.float32, "x"))
+
+
 @_model
 def crash_on_negative(tf: Any, out: str) -> None:
     """x float32[-1] → y = x; a negative x aborts the whole process (SIGABRT)."""
+    _crash(tf, out, "a negative x", lambda x: x < 0.0)
 
-    def maybe_abort(x: Any) -> dict[str, Any]:
-        def abort() -> Any:
-            with tf.control_dependencies([tf.raw_ops.Abort(error_msg="a negative x")]):
-                return tf.identity(x)
 
-        return {"y": tf.cond(tf.reduce_any(x < 0.0), abort, lambda: tf.identity(x))}
-
-    _save(tf, out, maybe_abort, tf.TensorSpec([None], tf.float32, "x"))
+@_model
+def crash_on_positive(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x; a positive x, as warm-up makes it up, aborts the whole process (SIGABRT)."""
+    _crash(tf, out, "a positive x", lambda x: x > 0.0)
 
 
 @_model
@@ -346,6 +456,128 @@ def keras3(tf: Any, out: str) -> None:
     layers = tf.keras.layers
     model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
     model.export(out, verbose=False)
+
+
+def _lite(
+    tf: Any,
+    out: str,
+    functions: Mapping[str, tuple[Callable[..., Any], Iterable[Any]]],
+    **members: Any,
+) -> None:
+    """Writes `out/model.tflite` with these signatures; see `_save_all`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _save_all(tf, scratch, functions, members)
+        _write_lite(tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=list(functions)), out)
+
+
+def _write_lite(converter: Any, out: str) -> None:
+    os.makedirs(out, exist_ok=True)
+    Path(out, "model.tflite").write_bytes(converter.convert())
+
+
+@_model
+def lite_and_full(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x / 2 + 2 as a SavedModel, and y = x / 2 + 3 as model.tflite beside it."""
+    tiny_tf2(tf, out)
+    _lite(tf, out, {"serving_default": (lambda x: {"y": x / 2.0 + 3.0}, [tf.TensorSpec([None], tf.float32, "x")])})
+
+
+@_lite_model
+def lite(tf: Any, out: str) -> None:
+    """model.tflite alone. x float32[-1] → y = x / 2 + 3; the signature multi: a float32[-1, 3], b int32[-1] → total
+    float32[-1] = Σa + b, scaled float32[-1, 3] = a·b.
+    """
+
+    def multi(a: Any, b: Any) -> dict[str, Any]:
+        b = tf.cast(b, tf.float32)
+        return {"total": tf.reduce_sum(a, axis=1) + b, "scaled": a * b[:, None]}
+
+    inputs = [tf.TensorSpec([None, 3], tf.float32, "a"), tf.TensorSpec([None], tf.int32, "b")]
+    x = tf.TensorSpec([None], tf.float32, "x")
+    _lite(tf, out, {"serving_default": (lambda x: {"y": x / 2.0 + 3.0}, [x]), "multi": (multi, inputs)})
+
+
+@_lite_model
+def lite_old(tf: Any, out: str) -> None:
+    """model.tflite as early converters wrote it: no signatures, and 1 for unknown sizes. The tensors x float32[1, 1] →
+    Identity = x / 2 + 3.
+    """
+    function = tf.function(lambda x: x / 2.0 + 3.0).get_concrete_function(tf.TensorSpec([1, 1], tf.float32, "x"))
+    _write_lite(tf.lite.TFLiteConverter.from_concrete_functions([function]), out)
+
+
+@_lite_model
+def lite_in_metadata(tf: Any, out: str) -> None:
+    """lite_old with a SignatureDef as TensorFlow Serving reads it, in the metadata: serving_default of the method name
+    regress, inputs = "x:0" of [-1, 1], outputs = "Identity:0".
+    """
+    import flatbuffers  # type: ignore[import-untyped]  # noqa: PLC0415  (ships no types)
+    from flatbuffers import flexbuffers  # noqa: PLC0415
+    from tensorflow.core.protobuf import meta_graph_pb2  # noqa: PLC0415
+    from tensorflow.lite.python import schema_py_generated as schema  # noqa: PLC0415
+
+    lite_old(tf, out)
+    path = Path(out, "model.tflite")
+    signature = meta_graph_pb2.SignatureDef(method_name="tensorflow/serving/regress")
+    signature.inputs["inputs"].name = "x:0"
+    signature.inputs["inputs"].tensor_shape.CopyFrom(tf.TensorShape([None, 1]).as_proto())
+    signature.outputs["outputs"].name = "Identity:0"
+    packed = flexbuffers.Builder()
+    with packed.Map():
+        packed.Key("serving_default")
+        # As a string, which the public method takes only where it is UTF-8.
+        packed._WriteBlob(signature.SerializeToString(), append_zero=True, type_=flexbuffers.Type.STRING)
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    buffer, metadata = schema.BufferT(), schema.MetadataT()
+    buffer.data = list(packed.Finish())
+    metadata.name, metadata.buffer = "signature_defs_metadata", len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), metadata]
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+
+
+@_lite_model
+def lite_dtypes(tf: Any, out: str) -> None:
+    """model.tflite with one signature for each element type, under its name: x[-1] → y = x, column[-1, 1] = x."""
+    from backends.dtypes import DTYPES  # noqa: PLC0415  (only the building process needs it)
+
+    functions = {
+        element.name: (
+            lambda x: {"y": tf.identity(x), "column": tf.reshape(x, [-1, 1])},
+            [tf.TensorSpec([None], tf.as_dtype(element.number), "x")],
+        )
+        for element in DTYPES
+    }
+    _lite(tf, out, functions)
+
+
+@_lite_model
+def lite_conv(tf: Any, out: str) -> None:
+    """model.tflite: image float32[-1, 32, 32, 3] → mean float32[-1, 8] of a convolution with fixed weights."""
+    weights = tf.reshape(tf.range(3 * 3 * 3 * 8, dtype=tf.float32) % 7.0 - 3.0, [3, 3, 3, 8])
+
+    def mean(image: Any) -> dict[str, Any]:
+        return {"mean": tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(image, weights, 1, "SAME")), axis=[1, 2])}
+
+    _lite(tf, out, {"serving_default": (mean, [tf.TensorSpec([None, 32, 32, 3], tf.float32, "image")])})
+
+
+@_lite_model
+def lite_gather(tf: Any, out: str) -> None:
+    """model.tflite: x float32[-1, 2], index int32[-1] → rows float32[-1, 2] = x[index]; others are refused."""
+    inputs = [tf.TensorSpec([None, 2], tf.float32, "x"), tf.TensorSpec([None], tf.int32, "index")]
+    _lite(tf, out, {"serving_default": (lambda x, index: {"rows": tf.gather(x, index)}, inputs)})
+
+
+@_lite_model
+def lite_custom_op(tf: Any, out: str) -> None:
+    """model.tflite with an operator that LiteRT has not: text string[-1] → upper."""
+    function = tf.function(tf.strings.upper).get_concrete_function(tf.TensorSpec([None], tf.string, "text"))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    converter.allow_custom_ops = True
+    _write_lite(converter, out)
 
 
 if __name__ == "__main__":

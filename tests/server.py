@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -38,32 +38,40 @@ class Server:
     """One running server. Use as a context manager: it is stopped at the end, whatever happened."""
 
     prefix: tuple[str, ...] = ()  # a command that runs the server's, such as `unshare -m`
+    command: tuple[str, ...] = (sys.executable, "-m", "appliance", "serve")
+    cwd = ROOT
+    environment: Mapping[str, str] = {}
 
     def __init__(self, *flags: str, **options: Any) -> None:
         self.runtime_dir = tempfile.mkdtemp(prefix="ds-")
         values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
         values.setdefault("runtime_dir", os.path.join(self.runtime_dir, "run"))
         values.setdefault("file_system_poll_wait_seconds", 0.2)
-        self.arguments = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items()]
+        self.arguments = self._arguments(values)
         self.log_path = os.path.join(self.runtime_dir, "log")
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "appliance", "serve", *self.arguments, *flags],
+                [*self.prefix, *self.command, *self.arguments, *flags],
                 stdout=log,
                 stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONDEVMODE": ""},
+                cwd=self.cwd,
+                env={**os.environ, "PYTHONDEVMODE": "", **self.environment},
             )
         self.rest_port = self.grpc_port = 0
         self.socket_path = ""
 
+    def _arguments(self, values: dict[str, Any]) -> list[str]:
+        return [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items()]
+
     def __enter__(self) -> Self:
         def announced() -> re.Match[str] | None:
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"
-            return re.search(r"REST on http://[^ ]*:(\d+) and gRPC on [^ ]*:(\d+)", self.log())
+            return re.search(r"\bdropserve \d\S* serves .*", self.log())
 
-        match = eventually(announced, "the server announces its ports")
-        self.rest_port, self.grpc_port = int(match[1]), int(match[2])
+        line = eventually(announced, "the server announces its ports")[0]
+        rest = re.search(r"REST on http://[^ ]*:(\d+)", line)
+        grpc = re.search(r"gRPC on [^ ]*:(\d+)", line)
+        self.rest_port, self.grpc_port = int(rest[1]) if rest else 0, int(grpc[1]) if grpc else 0
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,3 +166,18 @@ class Server:
 
     def pids(self, name: str) -> list[int]:
         return sorted(pid for pid, found in self.processes().items() if found == name)
+
+
+class ModelServer(Server):
+    """The same by the command `tensorflow_model_server`. The options go into a file for --config, since 0 is no port
+    among its flags, and any free one there; flags are for what a test is about."""
+
+    command = (os.path.join(os.path.dirname(sys.executable), "tensorflow_model_server"),)
+
+    def _arguments(self, values: dict[str, Any]) -> list[str]:
+        path = os.path.join(self.runtime_dir, "dropserve.toml")
+        lines = [
+            f"{name} = {json.dumps(v if isinstance(v, bool | int | float) else str(v))}\n" for name, v in values.items()
+        ]
+        Path(path).write_text("".join(lines))
+        return [f"--config={path}"]

@@ -135,4 +135,4 @@ def test_importing_a_module_loads_no_framework(module: str) -> None:
     )
     loaded = set(ended.stdout.split())
     assert module in loaded
-    assert not loaded & {"tensorflow", "onnxruntime", "ai_edge_litert", "tf2onnx", "keras"}
+    assert not loaded & {"tensorflow", "onnxruntime", "ai_edge_litert", "tf2onnx", "keras", "pynvml"}

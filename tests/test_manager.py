@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import Code
+from appliance.lifecycle.manager import StartWorker
 from appliance.lifecycle.policy import All, Latest, Specific
 from appliance.lifecycle.settle import Observed
 from appliance.servable import PublicState
@@ -27,6 +28,34 @@ def test_a_settled_version_is_loaded_and_routed_when_its_worker_is_ready(host: H
     (route,) = host.manager.routes()["a"].versions
     assert (route.state, route.public_state, route.socket_path) == ("available", PublicState.AVAILABLE, "/run/w1")
     assert (route.code, route.reason) == (Code.OK, "")
+
+
+def test_a_worker_is_started_with_the_names_of_the_model_files_that_were_seen_last(host: Host) -> None:
+    manager = host.manager
+    host.add()
+
+    def see(digest: str | None, *names: str) -> list[frozenset[str]]:
+        seen = {1: Observed("/models/a/1", digest, True, names=frozenset(names))}
+        return [action.names for action in manager.observe("a", seen, "", host.now) if isinstance(action, StartWorker)]
+
+    assert see("one", "model.tflite") == [{"model.tflite"}]
+    assert see(None) == []
+    manager.worker_ready(1, "/run/w1", {}, host.now)
+    (restarted,) = manager.worker_ended(1, "killed by SIGKILL", host.now)
+    assert isinstance(restarted, StartWorker)
+    assert restarted.names == {"model.tflite"}
+
+
+def test_files_that_change_before_a_version_loads_are_told_anew(host: Host) -> None:
+    manager = host.manager
+    host.add()
+    first = {1: Observed("/models/a/1", "one", True, names=frozenset({"saved_model.pb"}))}
+    manager.observe("a", first, "", host.now)
+    manager.worker_incomplete(1, "saved_model.pb is cut off", host.now)
+    second = {1: Observed("/models/a/1", "two", True, names=frozenset({"model.tflite"}))}
+    (started,) = manager.observe("a", second, "", host.now)
+    assert isinstance(started, StartWorker)
+    assert started.names == {"model.tflite"}
 
 
 def test_a_version_that_still_changes_is_not_loaded_and_says_why(host: Host) -> None:

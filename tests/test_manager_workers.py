@@ -321,6 +321,25 @@ def test_a_failed_model_that_waits_for_its_next_load_is_still_to_be_tried() -> N
     assert not host.manager.all_tried()
 
 
+def test_all_is_decided_when_each_model_serves_or_failed_or_has_nothing_to_load(host: Host) -> None:
+    for name in ("empty", "missing", "copied", "broken", "good"):
+        host.add(name)
+    host.see(name="empty")
+    host.manager.base_path_lost("missing", "No such file or directory")
+    host.see(1, name="copied")
+    host.incomplete(1, "copied")
+    host.see(1, name="broken")
+    host.fail(1, "broken")
+    assert not host.manager.all_decided()  # nobody has looked at the last one
+    host.see(1, name="good", settled=False)
+    assert not host.manager.all_decided()
+    host.see(1, name="good")
+    assert not host.manager.all_decided()
+    host.ready(1, "good")
+    assert host.manager.all_decided()
+    assert not host.manager.all_tried()  # the empty and the missing one
+
+
 def test_a_removed_model_need_not_be_tried(host: Host) -> None:
     host.add("a")
     host.see(1)

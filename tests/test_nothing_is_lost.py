@@ -581,3 +581,14 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_works_at_once(
                 load.end()
                 assert second.stop() == 0
                 assert os.listdir(run) == []
+
+
+def test_a_delay_before_the_stop_says_not_ready_and_serves_on(zoo: Path, tmp_path: Path) -> None:
+    shutil.copytree(zoo / "half_plus_two", tmp_path / "models" / "a" / "1")
+    with Server(model_root=tmp_path / "models", shutdown_delay_seconds=3600) as server:
+        server.wait_for("a", 1)
+        eventually(lambda: server.get("/readyz")[0] == 200, "ready")
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: server.get("/readyz")[0] == 503, "not ready")
+        assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+        assert server.stop() == 0  # the second signal ends the delay

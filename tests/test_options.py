@@ -308,7 +308,7 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
         (["serve", "--base_path", "/m"], "there is no option --base_path; did you mean"),
         (["serve", "--port"], "expected one argument"),
         (["serve", "--port", "x"], "--port is 'x'; it must be a whole number"),
-        (["serve", "--port=70000"], "--port is 70000; it must be from 0 to 65,535"),
+        (["serve", "--port=70000"], "--port is 70000; it must be from -1 to 65,535"),
         (["serve", "models"], "'models' is not understood; see dropserve --help"),
         (["srve"], "invalid choice: 'srve'"),
         (["serve"], "no models are configured; give --model_root DIR"),

@@ -67,11 +67,26 @@ def described(message: Any) -> dict[int, tuple[Any, ...]]:
     }
 
 
+# The files behind flags, which the official package leaves out.
+NOT_PACKAGED = {
+    f"tensorflow.serving.{name}" for name in ("BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig")
+} | {
+    f"tensorflow.{name}"
+    for call in ("Monitor", "Profile", "Terminate")
+    for name in (f"{call}Request", f"{call}Response", f"{call}ToolData")
+}
+
+
 def test_every_field_is_the_official_one(
     ours: descriptor_pb2.FileDescriptorSet, official: descriptor_pb2.FileDescriptorSet
 ) -> None:
     theirs = messages(official)
     for name, message in messages(ours).items():
+        if name.startswith("dropserve."):
+            continue  # views of our own, which tests of those who use them compare with the official messages
+        if name in NOT_PACKAGED:
+            assert name not in theirs, f"{name} can be compared by now"
+            continue
         assert described(message).items() <= described(theirs[name]).items(), name
         assert message.options.map_entry == theirs[name].options.map_entry, name
 
@@ -99,6 +114,7 @@ def test_both_services_have_the_official_methods(
             )
             for file in files.file
             for service in file.service
+            if file.package == "tensorflow.serving"  # the profiler's is in no Python package
         }
 
     assert methods(ours) == methods(official)

@@ -132,10 +132,17 @@ def test_a_file_named_like_a_number_is_no_version(base: Path) -> None:
     assert seen.remark == f"no numbered version folder under {base}; a model goes to {base}/1"
 
 
-@pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
-def test_a_model_without_a_version_folder_is_told_where_it_goes(base: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("saved_model.pb", "SavedModel"),
+        ("saved_model.pbtxt", "SavedModel"),
+        ("model.tflite", "TensorFlow Lite model"),
+    ],
+)
+def test_a_model_without_a_version_folder_is_told_where_it_goes(base: Path, name: str, kind: str) -> None:
     (base / name).write_bytes(b"graph")
-    assert scan_base_path(str(base)).remark == f"{base} holds a SavedModel itself; move it to {base}/1"
+    assert scan_base_path(str(base)).remark == f"{base} holds a {kind} itself; move it to {base}/1"
     version(base, "1")
     assert scan_base_path(str(base)).remark == ""
 
@@ -232,6 +239,16 @@ def test_a_base_path_that_cannot_be_read_raises(open_base: Path) -> None:
 
 
 # -- what is noticed of a version -------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_tells_the_model_files_at_the_top_of_the_folder(base: Path) -> None:
+    folder = version(base, "1")
+    (folder / "assets").mkdir(exist_ok=True)
+    (folder / "assets" / "model.tflite").write_bytes(b"")
+    before = fingerprint(str(folder)).names
+    assert "model.tflite" not in before
+    (folder / "model.tflite").write_bytes(b"")
+    assert fingerprint(str(folder)).names == before | {"model.tflite"}
 
 
 def test_a_folder_that_rests_keeps_its_fingerprint(base: Path) -> None:

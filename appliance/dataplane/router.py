@@ -223,6 +223,7 @@ class Router:
         self._next_call = 1
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
+        self.on_inflight: Callable[[int], None] = lambda _: None  # is told the bytes in flight when they change
 
     async def start(self, on_lost: Callable[[], None]) -> None:
         """Gets the first snapshot and keeps up with the next ones. `on_lost` is called when the supervisor is gone.
@@ -322,9 +323,11 @@ class Router:
                 retry_after_seconds=1,
             )
         self._inflight_bytes += nbytes
+        self.on_inflight(self._inflight_bytes)
 
     def release(self, nbytes: int) -> None:
         self._inflight_bytes -= nbytes
+        self.on_inflight(self._inflight_bytes)
 
     async def predict(
         self,

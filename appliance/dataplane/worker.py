@@ -3,8 +3,9 @@
 One more thread than `max_concurrent_requests`, all alike: whoever holds `_poll_lock` leads, which is to read and write
 sockets; when there is a request that may run, the leader lets go and runs it itself, and another thread leads. So a
 request that meets an idle worker is not handed from thread to thread, requests are read while others compute, and
-what exceeds the queue is refused at once. The process ends when it has been told to drain and has answered everything,
-or when its supervisor is gone.
+what exceeds the queue is refused at once. Where all threads run, requests that wait are merged; with `enable_batching`
+they wait for each other, and the leader sleeps until the next batch is due. The process ends when it has been told to
+drain and has answered everything, or when its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from appliance.batching_parameters import BatchingParameters, of_version
 from appliance.dataplane import shared
-from appliance.dataplane.batching import Entry, RequestQueue
+from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, RequestQueue
 from appliance.dataplane.channel import Channel
+from appliance.dataplane.merging import Call, Merging, Outcome, joined
+from appliance.dataplane.timed_backend import TimedBackend
+from appliance.dataplane.warmup import source_of, warm_up
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
@@ -46,15 +51,19 @@ from appliance.dataplane.wire import (
     parse_predict_meta,
     unpack_arrays,
 )
+from appliance.errors import ConfigError
+from appliance.gpu_placement import gpu_environment
+from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
-from backends.contract import Backend, BackendError, Code, IncompleteError
-from backends.registry import check_complete, load
+from backends.contract import Backend, BackendError, Code, IncompleteError, Placed
+from backends.registry import check_complete, end_profile, load, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
 # nothing for so long is broken: its connection is closed.
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
+_READY_SECONDS = 1.0  # made-up warm-up ends so long before load_timeout_seconds, which it must not break
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +89,24 @@ class WorkerTask:
 
 
 class _Request:
-    """One request between its arrival and its answer."""
+    """One request between its arrival and its answer.
 
-    __slots__ = ("client", "meta", "payload", "request_id")
+    `extent` is what it may be merged with, None for nothing; it is there once it was asked for. `unfinished` counts the
+    rows of a split request that have not run, and `parts` are what came of the others, by their first row.
+    """
+
+    __slots__ = ("cancelled", "client", "extent", "meta", "parts", "payload", "request_id", "unfinished")
+
+    extent: Extent | None
+    parts: dict[int, Outcome]
+    unfinished: int
 
     def __init__(self, client: _Client, request_id: int, meta: bytes, payload: Buffer) -> None:
         self.client = client
         self.request_id = request_id
         self.meta = meta
         self.payload = payload
+        self.cancelled = False
 
 
 class _Client:
@@ -97,7 +115,7 @@ class _Client:
     def __init__(self, sock: socket.socket, shared_memory_bytes: int) -> None:
         self.channel = Channel(sock)
         self.mapped: dict[int, mmap.mmap] = {}
-        self.pending: dict[int, Entry[_Request]] = {}
+        self.pending: dict[int, _Request] = {}
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
         self.pool = shared.SegmentPool(shared_memory_bytes)
@@ -135,19 +153,46 @@ class _Client:
 
 
 class Worker:
-    """Serves a loaded backend until it is drained."""
+    """Serves a loaded backend until it is drained.
 
-    def __init__(self, task: WorkerTask, backend: Backend, control: socket.socket, listener: socket.socket) -> None:
+    With `batching`, requests wait for each other; without, those of the signatures `mergeable` are merged where they
+    wait anyway.
+    """
+
+    def __init__(
+        self,
+        task: WorkerTask,
+        backend: Backend,
+        control: socket.socket,
+        listener: socket.socket,
+        *,
+        batching: BatchingParameters | None = None,
+        mergeable: frozenset[str] = frozenset(),
+        metrics: WorkerMetrics,
+    ) -> None:
         self._task = task
+        self._metrics = metrics
         self._backend = backend
         self._control = control
         self._listener = listener
+        self._control_lock = threading.Lock()  # of what is sent there
+        self._command = b""  # the start of a line of the supervisor's
         self._selector = selectors.DefaultSelector()
         self._poll_lock = threading.Lock()  # whoever holds it is the leader
         self._lock = threading.Lock()  # guards the queue and `_running`
-        self._queue: RequestQueue[_Request] = RequestQueue(
-            task.options.max_queue_requests, task.options.max_queue_bytes
+        options = task.options
+        self._queue: RequestQueue[_Request] = RequestQueue(options.max_queue_requests, options.max_queue_bytes)
+        self._batches: BatchQueue[_Request] | None = None  # in the queue's place, with batching
+        self._concurrency = task.max_concurrent_requests
+        if batching is not None:
+            self._batches = BatchQueue(batching, options.max_queue_requests, options.max_queue_bytes)
+            self._concurrency = batching.num_batch_threads or len(os.sched_getaffinity(0))
+            if options.max_concurrent_requests:
+                self._concurrency = min(self._concurrency, options.max_concurrent_requests)
+        self.merging = Merging(
+            TimedBackend(backend, metrics), mergeable if options.merge_waiting_requests else frozenset(), batching
         )
+        self.merging.on_batch = lambda _, rows, requests: metrics.batch(rows, requests)
         self._running = 0
         self._draining = False
         self._drained = False
@@ -165,7 +210,7 @@ class Worker:
         register(self._control, selectors.EVENT_READ, self._on_control)
         register(self._listener, selectors.EVENT_READ, self._on_connect)
         register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        for index in range(self._task.max_concurrent_requests):
+        for index in range(self._concurrency):
             threading.Thread(target=self._work, name=f"serve-{index}", daemon=True).start()
         self._work()
         for client in list(self._clients):
@@ -176,10 +221,10 @@ class Worker:
         try:
             while True:
                 with self._poll_lock:
-                    entry = self._next()
-                while entry is not None:
-                    self._run(entry)
-                    entry = self._finish()
+                    work = self._next()
+                while work:
+                    self._run(work)
+                    work = self._finish()
                 if self._drained:
                     return
         except BaseException:  # noqa: BLE001 - the outer loop of a thread: without it the process would only limp
@@ -187,32 +232,69 @@ class Worker:
             sys.stderr.flush()
             os._exit(1)
 
-    def _next(self) -> Entry[_Request] | None:
-        """Polls until a request may run, and takes it; None when all is drained. Holds `_poll_lock`."""
+    @property
+    def waiting(self) -> int:
+        """The requests in the queue."""
+        return len(self._queue if self._batches is None else self._batches)
+
+    def _next(self) -> list[Entry[_Request]]:
+        """Polls until something may run, and takes it; nothing when all is drained. Holds `_poll_lock`."""
         while not self._drained:
+            seconds = None
             with self._lock:
-                if self._running < self._task.max_concurrent_requests and (entry := self._queue.take()):
+                if self._running < self._concurrency:
                     self._running += 1
-                    return entry
+                    if work := self._take():
+                        self._tell_queue()
+                        return work
+                    self._running -= 1
+                    if self._batches is not None and self._batches.due_ns is not None:
+                        seconds = max(self._batches.due_ns - time.monotonic_ns(), 0) / 1e9
                 if self._draining and not self._running:
                     self._drained = True
                     break
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(seconds):
                 if isinstance(key.data, _Client):
                     self._on_client(key.data, events)
                 else:
                     key.data()
-        return None
+        return []
 
-    def _finish(self) -> Entry[_Request] | None:
+    def _finish(self) -> list[Entry[_Request]]:
         """Ends one run, and takes what has waited meanwhile."""
         with self._lock:
-            entry = self._queue.take()
-            if entry is None:
+            work = self._take()
+            if not work:
                 self._running -= 1
-        if entry is None and self._draining:
-            self._wake()  # the leader looks whether this was the last
-        return entry
+            self._tell_queue()
+        if not work and (self._draining or self._batches):
+            self._wake()  # the leader looks whether this was the last, and until when it may sleep
+        return work
+
+    def _tell_queue(self) -> None:
+        """Tells the metrics what waits and runs. Holds `_lock`."""
+        nbytes = (self._queue if self._batches is None else self._batches).nbytes
+        self._metrics.queue(self.waiting, nbytes, self._running)
+
+    def _take(self) -> list[Entry[_Request]]:
+        """What the calling thread, which counts as running, is to run. Holds `_lock`."""
+        if self._batches is not None:
+            return self._batches.take(time.monotonic_ns(), self._draining) or []
+        entry = self._queue.take()
+        if entry is None:
+            return []
+        # While other threads are free, what waits goes to them: a merged request must not take longer than alone.
+        if self._queue and self._running >= self._concurrency and self.merging.mergeable:
+            return self._queue.take_like(entry, self._extent_of, self._task.options.max_merged_batch_size)
+        return [entry]
+
+    def _extent_of(self, request: _Request) -> Extent | None:
+        if not hasattr(request, "extent"):
+            try:
+                request.extent = self.merging.extent(request.meta)
+            except WireError:  # it is answered when it runs
+                request.extent = None
+        return request.extent
 
     def _say_goodbye(self, client: _Client) -> None:
         with client.lock, contextlib.suppress(EOFError, OSError):
@@ -225,11 +307,40 @@ class Worker:
     # -- the leader: sockets ------------------------------------------------------------------------------
 
     def _on_control(self) -> None:
-        data = self._control.recv(4096)
+        data = self._control.recv(65536)
         if not data:
             os._exit(1)  # the supervisor is gone
-        if b"drain" in data:  # the only command there is
-            self._draining = True
+        *lines, self._command = (self._command + data).split(b"\n")
+        for line in lines:
+            command = json.loads(line)
+            if command["do"] == "drain":
+                self._draining = True
+            else:
+                self._answer_supervisor(command)
+
+    def _answer_supervisor(self, command: Mapping[str, Any]) -> None:
+        """Answers a question of the supervisor in a thread of its own: it may take long. Answers are short."""
+        answer: dict[str, Any] = {"answer_to": command["ask"]}
+
+        def run() -> None:
+            try:
+                if command["method"] == "profile":
+                    answer["result"] = profile(self._task.backend, **command["params"])
+                elif command["method"] == "end_profile":
+                    answer["result"] = end_profile(self._task.backend)
+                else:
+                    raise BackendError(Code.UNIMPLEMENTED, f"a worker cannot {command['method']}")
+            except BackendError as error:
+                answer.update(code=int(error.code), message=error.message)
+            except Exception as error:  # noqa: BLE001 - the outer loop of this thread
+                answer.update(code=int(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
+            data = json.dumps(answer).encode() + b"\n"
+            with self._control_lock, contextlib.suppress(OSError):
+                while data:
+                    select.select([], [self._control], [])
+                    data = data[self._control.send(data) :]
+
+        threading.Thread(target=run, daemon=True, name="answer").start()
 
     def _on_connect(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -270,17 +381,17 @@ class Worker:
         self._selector.unregister(client.channel.sock)
         self._clients.discard(client)
         with client.lock:
-            for entry in list(client.pending.values()):  # a copy: running threads take entries out
-                entry.cancelled = True
+            for request in list(client.pending.values()):  # a copy: running threads take requests out
+                request.cancelled = True
             client.close()
 
     def _on_frame(self, client: _Client, frame: Frame) -> None:
         if frame.kind == Kind.PREDICT:
             self._on_predict(client, frame)
         elif frame.kind == Kind.CANCEL:
-            entry = client.pending.get(frame.request_id)
-            if entry is not None:
-                entry.cancelled = True
+            request = client.pending.get(frame.request_id)
+            if request is not None:
+                request.cancelled = True
         elif frame.kind == Kind.RELEASE:
             with client.lock:
                 client.pool.release(*SEGMENT_ID.unpack(frame.meta))
@@ -305,39 +416,102 @@ class Worker:
             self._answer_error(request, Code.UNAVAILABLE, "the version is being unloaded", FLAG_DRAINING)
             return
         entry = Entry(request, frame.payload_bytes, frame.deadline_ns)
-        client.pending[frame.request_id] = entry
-        with self._lock:
-            refusal = None
-            if self._running + len(self._queue) < self._task.max_concurrent_requests:
-                self._queue.push(entry)
-            else:
-                refusal = self._queue.offer(entry)
+        client.pending[frame.request_id] = request
+        refusal = self._enqueue(entry) if self._batches is None else self._enqueue_for_batch(entry, self._batches)
         if refusal is None:
             return
-        del client.pending[frame.request_id]
+        client.pending.pop(frame.request_id, None)
+        self._answer_error(request, refusal.code, refusal.message)
+
+    def _enqueue(self, entry: Entry[_Request]) -> Refusal | None:
+        with self._lock:
+            if self._running + len(self._queue) < self._concurrency:
+                self._queue.push(entry)
+                return None
+            reason = self._queue.offer(entry)
+            self._tell_queue()
+        if reason is None:
+            return None
         name = f"{self._task.model} version {self._task.version}"
-        self._answer_error(request, Code.RESOURCE_EXHAUSTED, f"The queue of model {name} is full: {refusal}")
+        return Refusal(Code.RESOURCE_EXHAUSTED, f"The queue of model {name} is full: {reason}")
+
+    def _enqueue_for_batch(self, entry: Entry[_Request], batches: BatchQueue[_Request]) -> Refusal | None:
+        try:
+            found = self.merging.place(entry.item.meta)
+        except BackendError as error:
+            return Refusal(error.code, error.message)
+        entry.item.extent = found.extent
+        entry.item.unfinished = found.extent.rows
+        entry.item.parts = {}
+        with self._lock:
+            idle = self._concurrency - self._running
+            refusal = batches.offer(entry, found.queue, found.extent, time.monotonic_ns(), idle)
+            self._tell_queue()
+            return refusal
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _run(self, entry: Entry[_Request]) -> None:
+    def _run(self, work: list[Entry[_Request]]) -> None:
+        """Runs what was taken together, and ends each request of it."""
+        if self._batches is None and len(work) == 1:
+            self._run_one(work[0])
+            return
+        signature = ""
+        outputs: Sequence[str] = ()
+        wanted: list[Entry[_Request]] = []
+        calls: list[Call] = []
+        for entry in work:
+            if entry.stop is None:
+                entry.item.client.pending.pop(entry.item.request_id, None)
+            try:
+                _check_wanted(entry)
+                # The same for all: the queue gives together what agrees in them.
+                signature, outputs, table = parse_predict_meta(entry.item.meta)
+                calls.append(_call(entry, unpack_arrays(table, entry.item.payload)))
+                wanted.append(entry)
+            except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
+                self._end(entry, outputs, error)
+        if calls:
+            for entry, outcome in zip(wanted, self.merging.run(signature, outputs, calls), strict=True):
+                self._end(entry, outputs, outcome)
+
+    def _run_one(self, entry: Entry[_Request]) -> None:
+        """The same for one request without batching, which is the path of almost all: it takes no detour."""
         request = entry.item
         request.client.pending.pop(request.request_id, None)
-        if entry.cancelled:
-            self._answer_error(request, Code.CANCELLED, "nobody waits for this request any more")
-        elif entry.deadline_ns and time.monotonic_ns() > entry.deadline_ns:
-            self._answer_error(request, Code.DEADLINE_EXCEEDED, "the deadline passed while the request waited")
+        try:
+            _check_wanted(entry)
+            signature, outputs, table = parse_predict_meta(request.meta)
+            inputs = unpack_arrays(table, request.payload)
+            arrays = self.merging.execute(signature, outputs, inputs)
+            self._answer(request, list(zip(outputs, arrays, strict=True)))
+        except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
+            self._answer_failure(request, error)
+
+    def _end(self, entry: Entry[_Request], outputs: Sequence[str], outcome: Outcome) -> None:
+        """Answers the request, or keeps what came of a part of it until the others have come."""
+        request = entry.item
+        if entry.stop is not None:
+            with self._lock:
+                request.parts[entry.start] = outcome
+                request.unfinished -= entry.stop - entry.start
+                if request.unfinished:
+                    return
+            request.client.pending.pop(request.request_id, None)
+            outcome = joined([request.parts[start] for start in sorted(request.parts)])
+        if isinstance(outcome, Exception):
+            self._answer_failure(request, outcome)
+            return
+        try:
+            self._answer(request, list(zip(outputs, outcome, strict=True)))
+        except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
+            self._answer_failure(request, error)
+
+    def _answer_failure(self, request: _Request, error: Exception) -> None:
+        if isinstance(error, BackendError):
+            self._answer_error(request, error.code, error.message)
         else:
-            try:
-                signature, outputs, table = parse_predict_meta(request.meta)
-                inputs = unpack_arrays(table, request.payload)
-                arrays = self._backend.run(signature, inputs, outputs)
-                self._answer(request, list(zip(outputs, arrays, strict=True)))
-            except BackendError as error:
-                self._answer_error(request, error.code, error.message)
-            except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
-                message = f"{type(error).__name__}: {error}"
-                self._answer_error(request, Code.INTERNAL, message)
+            self._answer_error(request, Code.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _answer(self, request: _Request, arrays: list[tuple[str, np.ndarray]]) -> None:
         packed = pack_arrays(arrays)
@@ -375,6 +549,23 @@ class Worker:
             self._wake()
 
 
+def _check_wanted(entry: Entry[_Request]) -> None:
+    """Raises BackendError where the request need not run any more."""
+    if entry.item.cancelled:
+        raise BackendError(Code.CANCELLED, "nobody waits for this request any more")
+    if entry.deadline_ns and time.monotonic_ns() > entry.deadline_ns:
+        raise BackendError(Code.DEADLINE_EXCEEDED, "the deadline passed while the request waited")
+
+
+def _call(entry: Entry[_Request], inputs: dict[str, np.ndarray]) -> Call:
+    """What `entry` asks the backend for; only its rows where it is a part of a request."""
+    if entry.stop is not None:
+        part = slice(entry.start, entry.stop)
+        return Call({name: array[part] for name, array in inputs.items()}, entry.stop - entry.start)
+    assert entry.item.extent is not None  # what has none runs alone
+    return Call(inputs, entry.item.extent.rows)
+
+
 def run_worker(task: WorkerTask, control: socket.socket) -> int:
     """The life of a worker process; its exit status. It reports to the supervisor in JSON lines on `control`."""
 
@@ -382,28 +573,57 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         control.sendall(json.dumps({"event": event, **details}).encode() + b"\n")
 
     watch = threading.Thread(target=_exit_with_supervisor, args=(control,), daemon=True)
+    started = time.monotonic()
+    recorder = Recorder(task.metrics_directory, "worker", task.model, str(task.version))
+    metrics = WorkerMetrics(recorder, task.model, task.version)
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(task.socket_path)
         listener.listen(64)
         watch.start()
+        os.environ.update(gpu_environment(task.options.device, task.options.gpu_devices))
         check_complete(task.backend, task.path)
+        batching = of_version(task.options, task.path)
         backend = load(
             task.backend,
             task.path,
             tags=task.options.tags,
             intra_op_threads=task.options.tensorflow_intra_op_parallelism,
             inter_op_threads=task.options.tensorflow_inter_op_parallelism,
+            interpreters=task.options.num_tflite_interpreters,
+            session_config_file=task.options.tensorflow_session_config_file,
+            onnx_spinning=task.options.onnx_spinning,
+            device=task.options.device,
+            gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
         )
-        report("ready", signatures={name: s.to_json() for name, s in backend.signatures.items()})
-        worker = Worker(task, backend, control, listener)
+        metrics.loaded(task.path, time.monotonic() - started)
+        source = source_of(task.path, task.options)
+        if source != "none":
+            report("progress", stage="warming up", source=source)
+        seconds_left = started + task.options.load_timeout_seconds - _READY_SECONDS - time.monotonic()
+        warm = warm_up(backend, task.path, task.options, seconds_left)
+        if source == "recorded":
+            metrics.warmed_up(task.path, warm.seconds)
+        report(
+            "ready",
+            signatures={name: s.to_json() for name, s in backend.signatures.items()},
+            warmup=warm.to_json(),
+            **({"device": backend.device, "remarks": list(backend.remarks)} if isinstance(backend, Placed) else {}),
+        )
+        worker = Worker(task, backend, control, listener, batching=batching, mergeable=warm.mergeable, metrics=metrics)
     except IncompleteError as error:
         report("incomplete", message=str(error))
         return 0
     except BackendError as error:
+        metrics.load_failed(task.path)
         report("failed", code=int(error.code), message=error.message)
         return 0
+    except ConfigError as error:
+        metrics.load_failed(task.path)
+        report("failed", code=int(Code.INVALID_ARGUMENT), message=str(error))
+        return 0
     except Exception as error:  # noqa: BLE001 - the outer loop of a process: whatever a model raises is its failure
+        metrics.load_failed(task.path)
         report("failed", code=int(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
         return 1
     worker.run()

@@ -6,11 +6,12 @@ Several of these processes share one port by SO_REUSEPORT; the supervisor has se
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -22,17 +23,42 @@ from appliance import logs
 from appliance.dataplane.router import Router, Snapshot
 from appliance.errors import Code, ServingError, truncated
 from appliance.fronts import protos
+from appliance.fronts.asked import asked_model
+from appliance.fronts.examples import Method as ExamplesMethod
+from appliance.fronts.grpc_options import Slots, channel_arguments, credentials, socket_mode
+from appliance.fronts.inference import Inference
 from appliance.fronts.metadata import signature_def_map
+from appliance.fronts.peers import check_may_reload, peer_of
+from appliance.fronts.predict_checks import check_dtypes, check_method_name, check_names, wanted_outputs
+from appliance.fronts.profiler import SERVICE as PROFILER_SERVICE
+from appliance.fronts.profiler import ProfilerFront, check_may_profile
+from appliance.fronts.reservation import Reservation
 from appliance.fronts.settings import FrontSettings
-from appliance.fronts.tensor_protos import decode_predict_request, encode_predict_response, model_spec
+from appliance.fronts.tensor_protos import encode_predict_response, model_spec, open_predict_request
+from appliance.metrics import Recorder, RequestMetrics
 from appliance.processes import die_with_parent, set_name
+from appliance.tls import load_ssl_config
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dropserve.access")
 
 _DEFAULT_SIGNATURE = "serving_default"
 _NO_DEADLINE_SECONDS = 3600.0  # for clients that set none: every wait has an end
+_MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own reach 11,000 years, which no clock of ours counts in nanoseconds
+_MAX_RELOAD_BYTES = 16 << 20
+_RELOAD_MARGIN_SECONDS = 0.5
 _STATUS = {code: status for status in grpc.StatusCode for code in Code if status.value[0] == code.value}
+
+# The methods as the metrics name them, for REST and gRPC alike.
+_COUNTED_AS = {
+    "Predict": "predict",
+    "Classify": "classify",
+    "Regress": "regress",
+    "MultiInference": "multi_inference",
+    "GetModelMetadata": "metadata",
+    "GetModelStatus": "status",
+    "HandleReloadConfigRequest": "reload",
+}
 
 Method = Callable[[bytes, float], Awaitable[bytes]]
 
@@ -43,7 +69,18 @@ class GrpcFront:
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
         self.router = Router(
-            settings.control_path, "grpc", settings.options.shared_memory_bytes, settings.max_inflight_bytes
+            settings.control_path,
+            f"grpc {settings.index}",
+            settings.options.shared_memory_bytes,
+            settings.max_inflight_bytes,
+        )
+        self.counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
+        self.router.on_inflight = self.counts.inflight
+        self._inference = Inference(
+            self.router,
+            settings.options.enable_signature_method_name_check,
+            settings.options.max_grpc_message_bytes,
+            self.counts.examples,
         )
 
     async def predict(self, data: bytes, seconds: float) -> bytes:
@@ -51,30 +88,61 @@ class GrpcFront:
         nbytes = len(data)
         self.router.reserve(nbytes)
         try:
-            request = decode_predict_request(data)
-            if not request.spec.model:
-                raise ServingError(Code.INVALID_ARGUMENT, "Missing ModelSpec", "set model_spec.name")
+            request = open_predict_request(data)
+            asked_model.set(request.spec.model)
             model, version = self.router.snapshot.resolve(request.spec)
             name = request.signature_name or _DEFAULT_SIGNATURE
             signature = version.signatures.get(name)
             if signature is None:
                 raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name[:200]}" not found.')
-            _check_inputs(request.inputs, signature.inputs)
-            outputs = _wanted_outputs(request.output_filter, signature.outputs)
-            del data
-            arrays = await self.router.predict(request.spec, name, request.inputs, outputs, deadline_ns)
-            return encode_predict_response(model.name, version.version, name, arrays)
+            if self._options.enable_signature_method_name_check:
+                check_method_name(signature)
+            check_names(request.names, signature)
+            inputs = request.arrays()
+            outputs = wanted_outputs(request.output_filter, signature)
+            check_dtypes(inputs, signature)
+            spec = request.spec
+            del data, request
+            arrays = await self.router.predict(spec, name, inputs, outputs, deadline_ns)
+            return encode_predict_response(
+                model.name, version.version, name, arrays, self._options.enable_serialization_as_tensor_content
+            )
         finally:
             self.router.release(nbytes)
 
+    async def classify(self, data: bytes, seconds: float) -> bytes:
+        return await self._classify_or_regress(data, ExamplesMethod.CLASSIFY, seconds)
+
+    async def regress(self, data: bytes, seconds: float) -> bytes:
+        return await self._classify_or_regress(data, ExamplesMethod.REGRESS, seconds)
+
+    async def _classify_or_regress(self, data: bytes, method: ExamplesMethod, seconds: float) -> bytes:
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        with Reservation(self.router) as reserved:
+            reserved.add(len(data))
+            return await self._inference.classify_or_regress(data, method, reserved, deadline_ns)
+
+    async def multi_inference(self, data: bytes, seconds: float) -> bytes:
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        with Reservation(self.router) as reserved:
+            reserved.add(len(data))
+            return await self._inference.multi_inference(data, reserved, deadline_ns)
+
     async def get_model_metadata(self, data: bytes, seconds: float) -> bytes:
         request = _parse(protos.GetModelMetadataRequest, data)
-        if list(request.metadata_field) != ["signature_def"]:
-            wanted = ", ".join(request.metadata_field) or "none"
+        spec = _spec_of(request)
+        if not request.metadata_field:
             raise ServingError(
-                Code.INVALID_ARGUMENT, f"Metadata field {wanted[:200]} is not supported", "ask for signature_def"
+                Code.INVALID_ARGUMENT,
+                "GetModelMetadataRequest must specify at least one metadata_field",
+                "ask for signature_def",
             )
-        model, version = self.router.snapshot.resolve(model_spec(request.model_spec))
+        for wanted in request.metadata_field:
+            if wanted != "signature_def":
+                raise ServingError(
+                    Code.INVALID_ARGUMENT, f"Metadata field {wanted[:200]} is not supported", "ask for signature_def"
+                )
+        model, version = self.router.snapshot.resolve(model_spec(spec))
         response = protos.GetModelMetadataResponse()
         response.model_spec.name = model.name
         response.model_spec.version.value = version.version
@@ -82,7 +150,8 @@ class GrpcFront:
         return bytes(response.SerializeToString())
 
     async def get_model_status(self, data: bytes, seconds: float) -> bytes:
-        versions = self.router.snapshot.status(model_spec(_parse(protos.GetModelStatusRequest, data).model_spec))
+        spec = _spec_of(_parse(protos.GetModelStatusRequest, data))
+        versions = self.router.snapshot.status(model_spec(spec))
         response = protos.GetModelStatusResponse()
         for version in versions:
             status = response.model_version_status.add(version=version.version, state=int(version.public_state))
@@ -90,39 +159,49 @@ class GrpcFront:
             status.status.error_message = version.reason
         return bytes(response.SerializeToString())
 
+    def count(self, method: str, code: Code, seconds: float) -> None:
+        """Counts one answered call; a model that is not known is none, so that clients cannot make up labels."""
+        model = asked_model.get()
+        self.counts.record(model if model in self.router.snapshot.models else "", method, code, seconds)
 
-def _check_inputs(inputs: dict[str, Any], wanted: Any) -> None:
-    if inputs.keys() != wanted.keys():
-        extra, missing = sorted(inputs.keys() - wanted.keys()), sorted(wanted.keys() - inputs.keys())
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f"input size does not match signature: {len(inputs)}!={len(wanted)} "
-            f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(sorted(wanted))}}}). "
-            f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}.",
-        )
-    for name, array in inputs.items():
-        element = wanted[name].element
-        if array.dtype != element.numpy:
+    def admit_reload(self, context: Any) -> None:
+        """Raises PERMISSION_DENIED where the caller may not reload."""
+        check_may_reload(peer_of(context), self._options.allow_remote_reload)
+
+    async def handle_reload_config_request(self, data: bytes, seconds: float) -> bytes:
+        """Lets the supervisor adopt the request's list of models. As in TensorFlow Serving, a reload that fails fails
+        the call, with the status that the response would carry."""
+        if len(data) > _MAX_RELOAD_BYTES:
             raise ServingError(
                 Code.INVALID_ARGUMENT,
-                f'Input "{name}" has elements of {array.dtype}',
-                f"the signature expects {element.proto_name}",
+                f"the request has {len(data):,} bytes, more than {_MAX_RELOAD_BYTES:,}",
+                "send only the list of models",
             )
-
-
-def _wanted_outputs(output_filter: tuple[str, ...], outputs: Any) -> list[str]:
-    if not output_filter:
-        return list(outputs)
-    for index, name in enumerate(output_filter):
-        if name not in outputs:
+        config = _parse(protos.ReloadConfigRequest, data).config
+        if config.WhichOneof("config") != "model_config_list":
             raise ServingError(
                 Code.INVALID_ARGUMENT,
-                f"output tensor alias not found in signature: {name[:200]} "
-                f"Outputs expected to be in the set {{{','.join(sorted(outputs))}}}.",
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported",
+                "send a model_config_list; an empty one unloads all",
             )
-        if name in output_filter[:index]:
-            raise ServingError(Code.INVALID_ARGUMENT, f"duplicate output tensor alias: {name[:200]}")
-    return list(output_filter)
+        # The supervisor has to answer, with the state of each model, while the client still listens.
+        margin = min(_RELOAD_MARGIN_SECONDS, seconds / 10)
+        seconds = min(seconds - 2 * margin, self._options.reload_timeout_seconds)
+        encoded = base64.b64encode(config.SerializeToString()).decode()
+        answer = await self.router.call("reload", {"config": encoded, "seconds": seconds}, seconds + margin)
+        if answer["code"]:
+            raise ServingError(Code(answer["code"]), answer["message"])
+        response = protos.ReloadConfigResponse()
+        response.status.SetInParent()
+        return bytes(response.SerializeToString())
+
+
+def _spec_of(request: Any) -> Any:
+    if not request.HasField("model_spec"):
+        raise ServingError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
+    asked_model.set(request.model_spec.name)
+    return request.model_spec
 
 
 def _parse(kind: Any, data: bytes) -> Any:
@@ -132,13 +211,31 @@ def _parse(kind: Any, data: bytes) -> Any:
         raise ServingError(Code.INVALID_ARGUMENT, f"Not a {kind.DESCRIPTOR.full_name}: {error}") from None
 
 
-def _handler(name: str, method: Method, access_log: bool) -> Any:
+def _handler(
+    name: str,
+    method: Method,
+    access_log: bool,
+    slots: Slots,
+    admit: Callable[[Any], None] | None,
+    count: Callable[[str, Code, float], None],
+) -> Any:
+    """A gRPC handler that takes a slot, lets `admit` look at the call (it raises ServingError), and runs `method`;
+    `count` is told the method's label, the code and the seconds."""
+    counted_as = _COUNTED_AS.get(name.rpartition("/")[2], "other")
+
     async def handle(data: bytes, context: Any) -> bytes:
         started = time.monotonic()
         seconds = context.time_remaining()
         code, answer = Code.OK, b""
+        deadline = started + (_NO_DEADLINE_SECONDS if seconds is None else min(seconds, _MAX_DEADLINE_SECONDS))
         try:
-            answer = await method(data, _NO_DEADLINE_SECONDS if seconds is None else seconds)
+            if admit is not None:
+                admit(context)
+            await slots.take(len(data))
+            try:
+                answer = await method(data, deadline - time.monotonic())
+            finally:
+                slots.give()
             return answer
         except ServingError as error:
             code = error.code
@@ -156,6 +253,7 @@ def _handler(name: str, method: Method, access_log: bool) -> Any:
             logger.exception("a request failed: %s", name)
             await context.abort(_STATUS[code], f"Internal error: {type(error).__name__}; the server's log has more")
         finally:
+            count(counted_as, code, time.monotonic() - started)
             if access_log:
                 milliseconds = (time.monotonic() - started) * 1000
                 fields = {
@@ -174,6 +272,31 @@ def _handler(name: str, method: Method, access_log: bool) -> Any:
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
+def _serve_health(server: Any, router: Router, services: Iterable[str]) -> None:
+    """Adds the health service, which says of each of `services` and of "" whether the server is ready.
+
+    TensorFlow Serving registers its services without their package: both spellings are known.
+    """
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = ["", *services, *(service.rpartition(".")[2] for service in services)]
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def set_health(snapshot: Snapshot) -> None:
+        serving = (
+            health_pb2.HealthCheckResponse.SERVING if snapshot.ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in names:
+            await servicer.set(name, serving)
+
+    def on_snapshot(snapshot: Snapshot) -> None:
+        task = asyncio.create_task(set_health(snapshot))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    router.on_snapshot = on_snapshot
+
+
 async def serve(settings: FrontSettings) -> None:
     """Serves until SIGTERM, then ends what is in flight."""
     front = GrpcFront(settings)
@@ -182,46 +305,55 @@ async def serve(settings: FrontSettings) -> None:
     services: dict[str, dict[str, Method]] = {
         "tensorflow.serving.PredictionService": {
             "Predict": front.predict,
+            "Classify": front.classify,
+            "Regress": front.regress,
+            "MultiInference": front.multi_inference,
             "GetModelMetadata": front.get_model_metadata,
         },
-        "tensorflow.serving.ModelService": {"GetModelStatus": front.get_model_status},
+        "tensorflow.serving.ModelService": {
+            "GetModelStatus": front.get_model_status,
+            "HandleReloadConfigRequest": front.handle_reload_config_request,
+        },
     }
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", options.max_grpc_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", options.max_header_bytes),
-        ],
+    admission: dict[str, Callable[[Any], None]] = {"HandleReloadConfigRequest": front.admit_reload}
+    # What asks for a model's state waits for nothing; nor does a trace take a request's place.
+    slots, unbounded = (
+        Slots(count, front.router.reserve, front.router.release) for count in (options.grpc_max_threads, 0)
     )
+    immediate = {"GetModelMetadata", "GetModelStatus", "HandleReloadConfigRequest"}
+    if options.enable_profiler:
+        profiler = ProfilerFront(front.router)
+        services[PROFILER_SERVICE] = profiler.methods
+        admission |= dict.fromkeys(profiler.methods, lambda context: check_may_profile(peer_of(context)))
+        immediate |= profiler.methods.keys()
+    server = grpc.aio.server(options=channel_arguments(options))
     for service, methods in services.items():
-        handlers = {name: _handler(f"{service}/{name}", method, access_log) for name, method in methods.items()}
+        handlers = {
+            name: _handler(
+                f"{service}/{name}",
+                method,
+                access_log,
+                unbounded if name in immediate else slots,
+                admission.get(name),
+                front.count,
+            )
+            for name, method in methods.items()
+        }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool=protos.POOL)
+    if options.enable_grpc_healthcheck_service:
+        _serve_health(server, front.router, services)
 
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def set_health(snapshot: Snapshot) -> None:
-        serving = (
-            health_pb2.HealthCheckResponse.SERVING if snapshot.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in ("", *services):
-            await health_servicer.set(name, serving)
-
-    def on_snapshot(snapshot: Snapshot) -> None:
-        task = asyncio.create_task(set_health(snapshot))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    front.router.on_snapshot = on_snapshot
     await front.router.start(on_lost=lambda: os.kill(os.getpid(), signal.SIGKILL))
     if settings.port is not None:
         address = f"[{options.bind_address}]" if ":" in options.bind_address else options.bind_address
-        server.add_insecure_port(f"{address}:{settings.port}")
+        if options.ssl_config_file:
+            server.add_secure_port(f"{address}:{settings.port}", credentials(load_ssl_config(options.ssl_config_file)))
+        else:
+            server.add_insecure_port(f"{address}:{settings.port}")
     if options.grpc_socket_path and settings.index == 0:
-        server.add_insecure_port(f"unix:{options.grpc_socket_path}")
+        with socket_mode():
+            server.add_insecure_port(f"unix:{options.grpc_socket_path}")
     await server.start()
     front.router.say_serving()
     stop = asyncio.Event()
@@ -237,6 +369,9 @@ def main() -> None:
     die_with_parent(settings.supervisor)
     set_name("ds-grpc")
     logs.configure(settings.options.log_format, settings.options.log_level)
+    # End to end with 8 callers (2026-11, grpcio 1.85, alternated runs), asyncio's own loop costs as much CPU a request
+    # as uvloop; and a thread-pool server that hands requests to the router's loop answered as many a second, give or
+    # take a fifth, for 5 % more CPU.
     uvloop.run(serve(settings))
 
 

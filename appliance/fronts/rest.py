@@ -13,8 +13,7 @@ import re
 import signal
 import time
 import urllib.parse
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import falcon
@@ -27,11 +26,22 @@ from uvicorn_worker import UvicornWorker
 from appliance import logs
 from appliance.dataplane.router import Router, VersionRoute
 from appliance.errors import Code, ServingError
+from appliance.fronts.asked import asked_model
+from appliance.fronts.examples import DEFAULT_SIGNATURE, Method
+from appliance.fronts.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
+from appliance.fronts.http_bodies import UnwantedBodyError, read_body
 from appliance.fronts.http_bounds import BoundedProtocol
-from appliance.fronts.json_output import encode_predict
+from appliance.fronts.http_compression import gzipped, is_gzip_wanted
+from appliance.fronts.inference import Inference
+from appliance.fronts.json_examples import parse_examples
+from appliance.fronts.json_output import encode_predict, encode_result
 from appliance.fronts.json_tensors import parse_predict
 from appliance.fronts.metadata import metadata_json
+from appliance.fronts.metrics_pages import MetricsPages
+from appliance.fronts.reservation import Reservation
 from appliance.fronts.settings import FrontSettings
+from appliance.metrics import Recorder, RequestMetrics
+from appliance.metrics_text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
 from appliance.processes import die_with_parent, set_name
 from appliance.servable import ModelSpec
 from backends.contract import Signature
@@ -39,25 +49,19 @@ from backends.contract import Signature
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dropserve.access")
 
-_DEFAULT_SIGNATURE = "serving_default"
-_INFLATE_IN_THREAD_BYTES = 256 * 1024
-_INFLATE_STEP_BYTES = 4 * 1024 * 1024
-_DRAIN_BYTES = 16 * 1024 * 1024
-_DRAIN_SECONDS = 2.0
+_VERSION_DIGITS = 19
 _JSON = "application/json"
+# What a web page of another origin may do, as TensorFlow Serving tells its browser.
+_CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "POST, GET",
+    "access-control-allow-headers": "Content-Type",
+}
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Handler = Callable[["RestFront", Request, Response, re.Match[str]], Awaitable[None]]
-
-
-class _UnwantedBodyError(Exception):
-    """A body that is too large or too slow: the connection ends, since what still comes of it is not wanted."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class RestFront:
@@ -68,6 +72,16 @@ class RestFront:
         self.router = Router(
             settings.control_path, "rest", settings.options.shared_memory_bytes, settings.max_inflight_bytes
         )
+        self._counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
+        self._pages = MetricsPages(settings.metrics_directory)
+        self._monitoring_path = settings.monitoring_path
+        self.router.on_inflight = self._counts.inflight
+        self._inference = Inference(
+            self.router,
+            settings.options.enable_signature_method_name_check,
+            settings.options.max_request_bytes,
+            self._counts.examples,
+        )
 
     async def start(self) -> None:
         """Gets the first routes; from then on requests can be taken."""
@@ -75,35 +89,79 @@ class RestFront:
         self.router.say_serving()
 
     async def dispatch(self, req: Request, resp: Response | None, **_: Any) -> None:
-        """Every request comes here: the paths are matched on their raw form, in which an escaped slash is no slash."""
+        """Every request comes here, and is counted."""
         assert resp is not None  # falcon has none for WebSockets only
         started = time.monotonic()
+        asked_model.set("")
+        req.context.method = "other"
+        code = Code.INTERNAL  # of what nobody foresaw, and `make_app` answers
+        try:
+            code = await self._answer(req, resp, started)
+        except asyncio.CancelledError:
+            code = Code.CANCELLED
+            raise
+        finally:
+            model = asked_model.get()  # one that is not known is none, so that clients cannot make up labels
+            known = model if model in self.router.snapshot.models else ""
+            self._counts.record(known, req.context.method, code, time.monotonic() - started)
+
+    async def _answer(self, req: Request, resp: Response, started: float) -> Code:
+        """Answers: the paths are matched on their raw form, in which an escaped slash is no slash."""
+        code = Code.OK
         path: str = req.scope["raw_path"].decode("latin-1")
+        if self._options.rest_api_enable_cors_support:
+            resp.set_headers(_CORS)  # first, so that every answer has them, that to an unforeseen error too
         try:
             await self._route(req, resp, path)
         except ServingError as error:
+            code = error.code
             resp.status = str(error.http_status)
             resp.data = _json({"error": str(error)})
             if error.retry_after_seconds is not None:
                 resp.set_header("retry-after", str(error.retry_after_seconds))
-        except _UnwantedBodyError as error:
+        except UnwantedBodyError as error:
+            code = Code.DEADLINE_EXCEEDED if error.status == 408 else Code.RESOURCE_EXHAUSTED
             resp.status = str(error.status)
             resp.data = _json({"error": str(error)})
             resp.set_header("connection", "close")
         except MemoryError:
+            code = Code.RESOURCE_EXHAUSTED
             resp.status = "429"
             resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
-        resp.content_type = _JSON
+        if resp.content_type is None:
+            resp.content_type = _JSON
+        await self._compress(req, resp)
         if self._options.access_log:
             self._log_access(req, resp, path, started)
+        return code
+
+    async def _compress(self, req: Request, resp: Response) -> None:
+        """Compresses the answer where it is worth it and the client accepts it."""
+        data, min_bytes = resp.data, self._options.rest_compression_min_bytes
+        if not data or not min_bytes:
+            return
+        wanted = is_gzip_wanted(req.get_header("accept-encoding"), len(data), min_bytes)
+        if wanted:
+            resp.data = await gzipped(data)
+            resp.set_header("content-encoding", "gzip")
+        if wanted or len(data) >= min_bytes:
+            resp.set_header("vary", "Accept-Encoding")  # caches keep both
 
     async def _route(self, req: Request, resp: Response, path: str) -> None:
         asked = "GET" if req.method == "HEAD" else req.method
+        if path == self._monitoring_path and asked == "GET":
+            req.context.method = "metrics"
+            await self._serve_monitoring(resp)
+            return
         for method, pattern, handler in _ROUTES:
             if method == asked and (match := pattern.fullmatch(path)):
+                req.context.method = handler.__name__
                 await handler(self, req, resp, match)
                 return
         if path == "/v1" or path.lower().startswith("/v1/"):
+            if req.method == "OPTIONS" and self._options.rest_api_enable_cors_support:
+                _check_preflight(req)
+                return
             raise ServingError(Code.INVALID_ARGUMENT, f"Malformed request: {req.method} {path[:1000]}")
         raise ServingError(
             Code.NOT_FOUND, f"Not found: {req.method} {path[:1000]}", "the models are listed at GET /v1/models"
@@ -128,27 +186,39 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        deadline_ns = time.monotonic_ns() + int(self._options.rest_api_timeout_in_ms * 1e6)
-        reserved = _Reservation(self.router)
-        try:
-            body = await self._body(req, reserved)
+        deadline_ns = self._deadline_ns()
+        spec = _spec(match)
+        with Reservation(self.router) as reserved:
+            body = await read_body(req, self._options, reserved)
             parsed = parse_predict(body)
-            spec = _spec(match)
             _, version = self.router.snapshot.resolve(spec)
-            name = parsed.signature_name or _DEFAULT_SIGNATURE
+            name = parsed.signature_name or DEFAULT_SIGNATURE
             signature = _signature(version, name)
             inputs = parsed.inputs(signature)
             row_format = parsed.row_format
             del parsed, body
             outputs = await self.router.predict(spec, name, inputs, list(signature.outputs), deadline_ns)
             resp.data = encode_predict(outputs, row_format)
-        finally:
-            reserved.release()
 
-    async def unimplemented(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        raise ServingError(
-            Code.UNIMPLEMENTED, f"{match['verb']} is not implemented", "use :predict with the signature_name"
-        )
+    async def classify(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await self._classify_or_regress(req, resp, match, Method.CLASSIFY)
+
+    async def regress(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await self._classify_or_regress(req, resp, match, Method.REGRESS)
+
+    async def _classify_or_regress(self, req: Request, resp: Response, match: re.Match[str], method: Method) -> None:
+        deadline_ns = self._deadline_ns()
+        spec = _spec(match)
+        with Reservation(self.router) as reserved:
+            body = await read_body(req, self._options, reserved)
+            parsed = parse_examples(body)
+            del body
+            plan = self._inference.plan(method, parsed.signature_name)
+            done = await self._inference.run(spec, plan, parsed.examples, reserved, deadline_ns)
+            resp.data = encode_result(done.results[0])
+
+    def _deadline_ns(self) -> int:
+        return time.monotonic_ns() + int(self._options.rest_api_timeout_in_ms * 1e6)
 
     async def models(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         snapshot = self.router.snapshot
@@ -194,6 +264,30 @@ class RestFront:
         model, version = self.router.snapshot.resolve(_spec(match))
         resp.data = _json(metadata_json(model.name, version.version, version.signatures))
 
+    async def nameless(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        raise ServingError(
+            Code.INVALID_ARGUMENT, "Missing model name in request.", "write /v1/models/NAME; GET /v1/models lists them"
+        )
+
+    async def metrics(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        resp.data = await self._own_metrics()
+        resp.content_type = CONTENT_TYPE
+
+    async def _own_metrics(self) -> bytes:
+        return await self._pages.own(self.router.snapshot, await scraped_gpu_status(self.router))
+
+    async def _serve_monitoring(self, resp: Response) -> None:
+        """TensorFlow Serving's metrics; and ours too, where its path is ours."""
+        data = await self._pages.tensorflow_serving()
+        if self._monitoring_path == "/metrics":
+            data += await self._own_metrics()
+        resp.data = data
+        resp.content_type = TENSORFLOW_SERVING_CONTENT_TYPE
+
+    async def gpu(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        wanted = req.get_param("format", default="json")
+        resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
+
     async def healthz(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         resp.data = _json({"status": "alive"})
 
@@ -201,65 +295,6 @@ class RestFront:
         ready = self.router.snapshot.ready
         resp.status = "200" if ready else "503"
         resp.data = _json({"status": "ready" if ready else "not ready; see GET /v1/models"})
-
-    # -- bodies ----------------------------------------------------------------------------------------------
-
-    async def _body(self, req: Request, reserved: _Reservation) -> bytes:
-        limit = self._options.max_request_bytes
-        declared = req.content_length
-        if declared is not None and declared > limit:
-            if req.get_header("expect") is None:  # else the client waits for leave to send it
-                await self._discard(aiter(req.stream))
-            raise _UnwantedBodyError(413, f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
-        body = await self._received(req, limit, reserved)
-        encoding = (req.get_header("content-encoding") or "identity").strip().lower()
-        if encoding in ("identity", ""):
-            return body
-        if encoding not in ("gzip", "x-gzip"):
-            raise ServingError(Code.INVALID_ARGUMENT, f"Content-Encoding is {encoding[:100]!r}", "send gzip, or none")
-        return await _inflated(body, limit, reserved)
-
-    async def _received(self, req: Request, limit: int, reserved: _Reservation) -> bytes:
-        """The body as it was sent, at the pace that is asked for."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        grace = self._options.body_grace_seconds
-        rate = self._options.min_body_bytes_per_second
-        chunks: list[bytes] = []
-        total = 0
-        try:
-            async with asyncio.timeout_at(started + grace) as pace:
-                stream = aiter(req.stream)
-                async for chunk in stream:
-                    total += len(chunk)
-                    if total > limit:
-                        break
-                    reserved.add(len(chunk))
-                    chunks.append(chunk)
-                    pace.reschedule(started + grace + total / rate)
-        except TimeoutError:
-            raise _UnwantedBodyError(
-                408,
-                f"The body came too slowly: {total:,} bytes in {loop.time() - started:.1f} s; "
-                f"at least {rate:,} bytes a second are asked for (min_body_bytes_per_second)",
-            ) from None
-        if total > limit:
-            chunks.clear()
-            await self._discard(stream)
-            raise _UnwantedBodyError(413, f"The body is larger than max_request_bytes, {limit:,}")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    async def _discard(self, stream: AsyncIterator[bytes]) -> None:
-        """Reads a little of an unwanted body: a client that is still writing it would not see the answer otherwise."""
-        total = 0
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                async for chunk in stream:
-                    total += len(chunk)
-                    if total > _DRAIN_BYTES:
-                        return
-        except TimeoutError:
-            pass
 
 
 class _Startup:
@@ -272,68 +307,39 @@ class _Startup:
         await self._front.start()
 
 
-class _Reservation:
-    """The bytes of one request that count as in flight."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._nbytes = 0
-
-    def add(self, nbytes: int) -> None:
-        self._router.reserve(nbytes, already=self._nbytes)
-        self._nbytes += nbytes
-
-    def release(self) -> None:
-        self._router.release(self._nbytes)
-
-
-async def _inflated(body: bytes, limit: int, reserved: _Reservation) -> bytes:
-    """A gzip body, inflated in steps that count as in flight as they come: many bombs at once stay bounded too."""
-    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    pieces: list[bytes] = []
-    total = 0
-    position = 0
-    rest: bytes | memoryview = b""
-    view = memoryview(body)
-    try:
-        while not inflater.eof:
-            if not rest:
-                rest = view[position : position + _INFLATE_STEP_BYTES]
-                position += len(rest)
-            size = min(_INFLATE_STEP_BYTES, limit + 1 - total)
-            if len(body) < _INFLATE_IN_THREAD_BYTES and not pieces:
-                piece = inflater.decompress(rest, size)
-            else:
-                piece = await asyncio.to_thread(inflater.decompress, rest, size)
-            rest = inflater.unconsumed_tail
-            total += len(piece)
-            if total > limit:
-                raise _UnwantedBodyError(413, f"The body inflates to more than max_request_bytes, {limit:,}")
-            if not piece and not rest and position == len(body) and not inflater.eof:
-                raise ServingError(Code.INVALID_ARGUMENT, "The gzip body is cut off", "send it whole")
-            reserved.add(len(piece))
-            pieces.append(piece)
-    except zlib.error as error:
-        raise ServingError(Code.INVALID_ARGUMENT, f"The body is not gzip: {error}") from None
-    if inflater.unused_data:
-        raise ServingError(Code.INVALID_ARGUMENT, "There is something behind the gzip body", "send one gzip member")
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 def _json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def _spec(match: re.Match[str]) -> ModelSpec:
-    groups = match.groupdict()
-    name = urllib.parse.unquote(groups["model"])
-    label = urllib.parse.unquote(groups["label"] or "")
-    version = groups["version"]
+    """What the path asks for. Raises ServingError (INVALID_ARGUMENT) for a version that is no int64."""
+    name, version, label = _unquoted(match["model"]), match["version"], match["label"]
+    asked_model.set(name)
     if version is None:
-        return ModelSpec(name, label=label)
-    if len(version) > 30 or int(version) > 2**63 - 1:
-        raise ServingError(Code.INVALID_ARGUMENT, f"Malformed request: version {version[:40]} is no 64-bit number")
-    return ModelSpec(name, int(version), label)
+        return ModelSpec(name, label=_unquoted(label or ""))
+    digits = version.lstrip("0") or "0"
+    if len(digits) > _VERSION_DIGITS or int(digits) > 2**63 - 1:
+        raise ServingError(
+            Code.INVALID_ARGUMENT,
+            f"Failed to convert version: {version[:100]} to numeric.",
+            f"a version is at most {2**63 - 1}",
+        )
+    return ModelSpec(name, int(digits))
+
+
+def _unquoted(text: str) -> str:
+    """Percent-decoded, of a path in latin-1: what is not escaped may be UTF-8 as well."""
+    return urllib.parse.unquote(text.encode("latin-1"))
+
+
+def _check_preflight(req: Request) -> None:
+    """Raises ServingError (FAILED_PRECONDITION) for an OPTIONS request that does not come from a web page."""
+    if not re.search("https?://", req.get_header("origin") or ""):
+        raise ServingError(
+            Code.FAILED_PRECONDITION,
+            "Origin header is missing in CORS preflight",
+            "OPTIONS only answers web browsers; use GET or POST",
+        )
 
 
 def _signature(version: VersionRoute, name: str) -> Signature:
@@ -347,17 +353,23 @@ def _signature(version: VersionRoute, name: str) -> Signature:
     return signature
 
 
+_VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))"
+
+
 def _pattern(rest: str) -> re.Pattern[str]:
-    model = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-    return re.compile(model + rest, re.IGNORECASE)
+    return re.compile(rf"/v1/models/(?P<model>[^/:]+){_VERSION}?{rest}", re.IGNORECASE)
 
 
 _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("POST", _pattern(":predict"), RestFront.predict),
-    ("POST", _pattern(":(?P<verb>classify|regress)"), RestFront.unimplemented),
+    ("POST", _pattern(":classify"), RestFront.classify),
+    ("POST", _pattern(":regress"), RestFront.regress),
     ("GET", _pattern("/metadata"), RestFront.metadata),
     ("GET", _pattern(""), RestFront.status),
     ("GET", re.compile("/v1/models/?", re.IGNORECASE), RestFront.models),
+    ("GET", re.compile(rf"/v1/models{_VERSION}(?:/metadata)?", re.IGNORECASE), RestFront.nameless),
+    ("GET", re.compile("/v1/gpu", re.IGNORECASE), RestFront.gpu),
+    ("GET", re.compile("/metrics"), RestFront.metrics),
     ("GET", re.compile("/healthz"), RestFront.healthz),
     ("GET", re.compile("/readyz"), RestFront.readyz),
 )

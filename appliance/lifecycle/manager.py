@@ -25,11 +25,16 @@ _AT_REST = (State.SETTLING, State.FAILED, State.ENDED)  # no worker is there, or
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Start a process for `servable`, whose folder is `path`, and report on it under the number `worker`."""
+    """Start a process for `servable`, whose folder is `path`, and report on it under the number `worker`.
+
+    `names` are the model files in it, as they were last seen: they decide what runs it, without another look at a disk
+    that may hang.
+    """
 
     worker: int
     servable: ServableId
     path: str
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class _Model:
     labels: Mapping[str, int]  # as configured
     effective_labels: dict[str, int] = field(default_factory=dict)  # as routed: each follows once its version is there
     versions: dict[int, _Version] = field(default_factory=dict)
+    names: dict[str, frozenset[str]] = field(default_factory=dict)  # of model files in each folder, by its path
     reason: str = ""
     removed: bool = False
     seen: bool = False  # its folder has been looked at
@@ -176,6 +182,10 @@ class Manager:
         actions: list[Action] = []
         self._remark(model, reason)
         model.seen = True
+        kept = {path for version in model.versions.values() for path in (version.path, version.next_path)}
+        model.names = {path: names for path, names in model.names.items() if path in kept} | {
+            seen.path: seen.names for seen in observed.values() if seen.digest is not None
+        }
         for number, seen in observed.items():
             version = model.versions.get(number)
             if version is not None and version.worker is not None and seen.path != version.path:
@@ -325,15 +335,20 @@ class Manager:
 
     def all_tried(self) -> bool:
         """Whether each model has a version available, or has failed its first attempt and tries no other now."""
+        return all(self._is_tried(model) for model in self._models.values() if not model.removed)
+
+    def all_decided(self) -> bool:
+        """Whether each model has a version available, or has failed its first attempt, or has nothing to attempt."""
         return all(
-            any(v.state is State.AVAILABLE for v in model.versions.values())
-            or (
-                model.tried
-                and model.name not in self._waiting
-                and not any(v.state is State.LOADING for v in model.versions.values())
-            )
+            self._is_tried(model) or self.standing(model.name)[0] is not Standing.PENDING
             for model in self._models.values()
             if not model.removed
+        )
+
+    def _is_tried(self, model: _Model) -> bool:
+        versions = model.versions.values()
+        return any(v.state is State.AVAILABLE for v in versions) or (
+            model.tried and model.name not in self._waiting and not any(v.state is State.LOADING for v in versions)
         )
 
     def standing(self, name: str) -> tuple[Standing, str]:
@@ -489,7 +504,7 @@ class Manager:
         version.successor = self._next_worker
         self._next_worker += 1
         self._workers[version.successor] = version
-        return [StartWorker(version.successor, version.id, version.next_path)]
+        return [self._start_worker(version.successor, version.id, version.next_path)]
 
     def _take_over(
         self, version: _Version, socket_path: str, signatures: Mapping[str, Signature], now: float
@@ -559,7 +574,10 @@ class Manager:
         self._next_worker += 1
         version.worker = worker
         self._workers[worker] = version
-        return StartWorker(worker, version.id, version.path)
+        return self._start_worker(worker, version.id, version.path)
+
+    def _start_worker(self, worker: int, servable: ServableId, path: str) -> StartWorker:
+        return StartWorker(worker, servable, path, self._models[servable.model].names.get(path, frozenset()))
 
     def _schedule_restart(self, version: _Version, now: float) -> None:
         # The first restart is immediate; a worker that keeps dying is started ever more seldom.

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What identifies a folder's content without reading it: a digest over every entry's path, size, inode and
-    ctime, and the newest ctime (seconds of the wall clock). ctime, because `rsync -a` preserves mtime."""
+    ctime, and the newest ctime (seconds of the wall clock). ctime, because `rsync -a` preserves mtime.
+
+    `names` are those of the model files (`backends.registry.MODEL_FILES`) that it holds.
+    """
 
     digest: str
     newest_ctime: float
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Observed:
     digest: str | None
     settled: bool
     reason: str = ""
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -82,6 +87,6 @@ class Settler:
             if not settled:
                 self.due = min(self.due or float("inf"), since + self.settle_seconds)
                 reason = f"its files changed {quiet:.1f} s ago; waiting until they rest for {self.settle_seconds:g} s"
-            observed[version] = Observed(path, fingerprint.digest, settled, reason)
+            observed[version] = Observed(path, fingerprint.digest, settled, reason, fingerprint.names)
         self._first = False
         return observed

@@ -36,10 +36,14 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from appliance.lifecycle.settle import Fingerprint, Observed, Scan, Settler
+from backends import onnx_model, tflite_model
+from backends.registry import MODEL_FILES
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_KINDS = {tflite_model.FILE: "TensorFlow Lite model", onnx_model.FILE: "ONNX model"}  # others: a SavedModel's
 
 _MAX_VERSION = 2**63 - 1
 _MAX_ENTRIES = 100_000
@@ -75,12 +79,13 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
     versions: dict[int, Fingerprint | None] = {}
     paths: dict[int, str] = {}
     ignored: list[str] = []
-    has_model_file = False
+    held: set[str] = set()  # kinds of models that lie in the base path itself
     with os.scandir(base_path) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
         if not (name.isascii() and name.isdigit()):
-            has_model_file = has_model_file or name in ("saved_model.pb", "saved_model.pbtxt")
+            if name in MODEL_FILES:
+                held.add(_KINDS.get(name, "SavedModel"))
             continue
         path = os.path.join(base_path, name)
         number = int(name) if len(name) < 40 else _MAX_VERSION + 1
@@ -101,8 +106,11 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
                 else:
                     ignored.append(f"{path} is ignored: {error.strerror or error}")
     paths = {number: path for number, path in paths.items() if number in versions}
-    if has_model_file and not versions:
-        ignored.append(f"{base_path} holds a SavedModel itself; move it to {base_path}/1")
+    if held and not versions:
+        folder = os.path.basename(base_path)
+        is_version = folder.isascii() and folder.isdigit()
+        remedy = f"give {os.path.dirname(base_path)} as base path" if is_version else f"move it to {base_path}/1"
+        ignored.append(f"{base_path} holds a {min(held)} itself; {remedy}")
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
     return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored))
@@ -116,6 +124,7 @@ def fingerprint(path: str) -> Fingerprint:
     newest = top.st_ctime
     count = 0
     folders = [path]
+    names: set[str] = set()
     while folders:
         folder = folders.pop()
         with os.scandir(folder) as entries:
@@ -123,6 +132,8 @@ def fingerprint(path: str) -> Fingerprint:
                 count += 1
                 if count > _MAX_ENTRIES:
                     raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+                if folder == path and entry.name in MODEL_FILES:
+                    names.add(entry.name)
                 try:
                     status = _status(entry)
                 except FileNotFoundError:  # it went while we looked
@@ -140,7 +151,7 @@ def fingerprint(path: str) -> Fingerprint:
                     )
                 )
                 newest = max(newest, status.st_ctime)
-    return Fingerprint(digest.hexdigest(), newest)
+    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -215,7 +226,10 @@ class _Target:
 
 
 class Source:
-    """Follows base paths, and a root whose sub-folders are base paths. `run()` follows until it is cancelled."""
+    """Follows base paths, and a root whose sub-folders are base paths, until `stop()`.
+
+    With 0 for `poll_seconds` it looks once, and below 0 never, as TensorFlow Serving's file system source does.
+    """
 
     def __init__(self, listener: Listener, poll_seconds: float) -> None:
         self._listener = listener
@@ -263,7 +277,7 @@ class Source:
     # -- hints -----------------------------------------------------------------------------------------------
 
     def _watch(self, path: str) -> None:
-        if self._poll_seconds == 0:
+        if self._poll_seconds <= 0:
             return
         loop = asyncio.get_running_loop()
 
@@ -335,7 +349,7 @@ class Source:
 
     async def _follow(self, name: str, target: _Target, settler: Settler) -> None:
         path = target.path
-        while True:
+        while self._poll_seconds >= 0:
             try:
                 skip = self._listener.loaded_versions(name)
                 scan = await self._look(
@@ -367,7 +381,7 @@ class Source:
         root = target.path
         device: int | None = None
         problem = ""
-        while True:
+        while self._poll_seconds >= 0:
             found: list[str] | None = None
             try:
                 seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
