@@ -1,0 +1,288 @@
+"""Which models are served: as configured at the start, by reloads since, and as found in the model root."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from appliance.batching_parameters import check_batching
+from appliance.configuration import ConfiguredModel, Difference, configured_models, difference, needing_restart
+from appliance.errors import Code, ConfigError, ServingError
+from appliance.fronts import protos
+from appliance.lifecycle.manager import Action, Manager, Standing
+from appliance.lifecycle.settle import Observed
+from appliance.lifecycle.source import Source
+from appliance.model_config import ModelConfig, model_configs, parse_model_config
+from appliance.options import ModelOptions, Settings
+from appliance.supervisor.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+
+class Models:
+    """Tells the manager which models there are, and what is seen of them on disk (it is the source's listener).
+
+    `act` carries out what the manager then wants done. `reread` gives the settings anew, for SIGHUP; it raises
+    ConfigError where they cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reread: Callable[[], Settings] | None,
+        manager: Manager,
+        act: Callable[[Iterable[Action]], None],
+        tasks: Tasks,
+    ) -> None:
+        self._settings = settings
+        self._options = settings.options
+        self._reread = reread
+        self._manager = manager
+        self._act = act
+        self._tasks = tasks
+        self._models: dict[str, ConfiguredModel] = {}  # those that flags, files or a reload name
+        self._configs: tuple[ModelConfig, ...] | None = None  # what the config file or the last reload lists
+        self._config_text: str | None = None  # of the file, when it was last applied or refused
+        self._reloading = asyncio.Lock()
+        self._model_options: dict[str, ModelOptions] = {}
+        self._candidates: dict[str, str] = {}  # sub-folders of the root that have no version yet
+        self._remarks: dict[str, str] = {}  # the last that was logged about each model's folder
+        self._waiters: list[asyncio.Future[bool]] = []
+        self._source = Source(self, self._options.file_system_poll_wait_seconds)
+
+    def options_of(self, name: str) -> ModelOptions:
+        return self._model_options[name]
+
+    def start(self, models: dict[str, ConfiguredModel]) -> None:
+        """Serves `models`, and what comes into the root, from now on."""
+        self._apply(models)
+        if self._options.model_root:
+            self._source.set_root(self._options.model_root)
+        if self._options.model_config_file and self._options.model_config_file_poll_wait_seconds:
+            self._tasks.start(self._poll_config_file())
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def changed(self) -> None:
+        """The manager may have something new: those who wait for it look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(True)
+        self._waiters.clear()
+
+    def configured(self) -> dict[str, ConfiguredModel]:
+        """The models to start with. Raises ConfigError."""
+        options = self._options
+        if options.model_base_path and options.model_config_file:
+            raise ConfigError(
+                "both model_base_path and model_config_file are set", "set one, or add the model to the file"
+            )
+        if options.rest_api_port < 0 and options.port < 0 and not options.grpc_socket_path:
+            raise ConfigError("neither REST nor gRPC is served", "set rest_api_port, port or grpc_socket_path")
+        if options.model_config_file:
+            self._config_text = _read_config_file(options.model_config_file)
+            self._configs = parse_model_config(self._config_text, options.model_config_file)
+        found = configured_models(self._settings, self._configs)
+        if not found and not options.model_root and not options.model_config_file:
+            raise ConfigError(
+                "no models are configured",
+                "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",
+            )
+        return found
+
+    # -- configuration that changes while we serve -----------------------------------------------------------
+
+    def _apply(self, models: dict[str, ConfiguredModel]) -> Difference:
+        """Serves `models` from now on, instead of those that were configured before."""
+        changes = difference(self._models, models)
+        now = time.monotonic()
+        self._models = models
+        for name in changes.removed:
+            self._source.remove(name)
+            self._act(self._manager.remove_model(name, now))
+        for model in (*changes.added, *changes.changed):
+            name, options = model.name, model.options
+            self._model_options[name] = options
+            was_candidate = self._candidates.pop(name, None) is not None
+            if self._source.follows(name):
+                self._source.remove(name)
+            if name in self._manager.names() and not was_candidate:
+                self._act(self._manager.update_model(name, model.base_path, options.policy, model.labels, now))
+            else:
+                self._manager.add_model(name, model.base_path, options.policy, model.labels)
+            self._source.add(name, model.base_path, options.settle_seconds)
+        self._act(())
+        return changes
+
+    async def reload_settings(self) -> None:
+        """SIGHUP: reads the flags' files again, and takes what can change while we serve."""
+        if self._reread is None:
+            return
+        async with self._reloading:
+            try:
+                settings = await asyncio.to_thread(self._reread)
+                await asyncio.to_thread(check_batching, settings.options, map(settings.of_model, settings.models))
+                path = settings.options.model_config_file
+                text = None if not path else await asyncio.to_thread(_read_config_file, path)
+                configs = None if text is None else parse_model_config(text, path)
+                models = configured_models(settings, configs)
+            except ConfigError as error:
+                logger.error("the configuration was not reloaded, and nothing has changed: %s", error)
+                return
+            late = needing_restart(self._options, settings.options)
+            # What needs a restart stays as it was, so that it is told again as long as it differs.
+            self._settings = Settings(
+                replace(settings.options, **{name: getattr(self._options, name) for name in late}), settings.models
+            )
+            self._options = self._settings.options
+            self._config_text, self._configs = text, configs
+            changes = self._apply(models)
+            self._take_root_options()
+            logger.info("the configuration was reloaded: %s", changes)
+            if late:
+                logger.warning("these options change only when the server is started again: %s", ", ".join(late))
+
+    def _take_root_options(self) -> None:
+        """The models that were found in the root follow a new configuration too."""
+        now = time.monotonic()
+        for route in list(self._manager.routes().values()):
+            name = route.name
+            if name in self._models or name not in self._model_options or name not in self._manager.names():
+                continue
+            options = self._settings.of_model(name)
+            if options != self._model_options[name]:
+                self._model_options[name] = options
+                self._act(self._manager.update_model(name, route.base_path, options.policy, {}, now))
+
+    async def _poll_config_file(self) -> None:
+        """Looks at the model config file now and then, and applies it where it has changed."""
+        while True:
+            await asyncio.sleep(self._options.model_config_file_poll_wait_seconds)
+            path = self._options.model_config_file
+            try:
+                text = await asyncio.to_thread(_read_config_file, path)
+                async with self._reloading:
+                    if text == self._config_text:
+                        continue
+                    self._config_text = text
+                    configs = parse_model_config(text, path)
+                    models = configured_models(self._settings, configs)
+                    self._configs = configs
+                    logger.info("%s was read again: %s", path, self._apply(models))
+            except ConfigError as error:
+                logger.error("%s was not applied, and nothing has changed: %s", path, error)
+
+    async def reload(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A reload by RPC: replaces the list of models, waits until they are live, and tells how each stands.
+
+        `params`: "config", a serialized ModelServerConfig in base64, and "seconds", by when to answer. The answer has
+        the "code" and "message" of a ReloadConfigResponse.
+        """
+        seconds = min(float(params["seconds"]), self._options.reload_timeout_seconds)
+        deadline = time.monotonic() + seconds
+        message = protos.ModelServerConfig.FromString(base64.b64decode(params["config"] or ""))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._reloading.acquire()
+        except TimeoutError:
+            raise ServingError(Code.UNAVAILABLE, "another reload is still being applied", "try again") from None
+        try:
+            if message.WhichOneof("config") is None:
+                raise ConfigError("the request has no config", "send a model_config_list; an empty one unloads all")
+            configs = model_configs(message, "the reload request")
+            models = configured_models(self._settings, configs)
+            self._configs = configs
+            changes = self._apply(models)
+        except ConfigError as error:
+            logger.error("a reload by RPC was refused, and nothing has changed: %s", error)
+            return {"code": int(Code.INVALID_ARGUMENT), "message": f"{error}; nothing has changed"}
+        finally:
+            self._reloading.release()
+        logger.info("reloaded by RPC: %s", changes)
+        return await self._standing_of([config.name for config in configs], deadline)
+
+    async def _standing_of(self, names: list[str], deadline: float) -> dict[str, Any]:
+        """Waits until each model is live or will not be, or until the deadline; what a reload answers."""
+        while True:
+            revision = self._manager.revision
+            there = set(self._manager.names())
+            standings = {
+                name: self._manager.standing(name) if name in there else (Standing.FAILED, "it was removed meanwhile")
+                for name in names
+            }
+            pending = [name for name, (standing, _) in standings.items() if standing is Standing.PENDING]
+            seconds = deadline - time.monotonic()
+            if not pending or seconds <= 0:
+                break
+            await self._changed_since(revision, seconds)
+        wrong = {name: f"{s.value}: {why}" for name, (s, why) in standings.items() if s is not Standing.LIVE}
+        if not wrong:
+            return {"code": int(Code.OK), "message": ""}
+        listed = "; ".join(f"model {name} is {text}" for name, text in wrong.items())
+        live = ", ".join(name for name in names if name not in wrong) or "none"
+        code = Code.DEADLINE_EXCEEDED if pending else Code.FAILED_PRECONDITION
+        return {
+            "code": int(code),
+            "message": f"{len(wrong)} of {len(names)} models are not live. {listed}. Live: {live}",
+        }
+
+    async def _changed_since(self, revision: int, seconds: float) -> None:
+        """Waits until the manager has something new, for `seconds` at most."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        if self._manager.revision != revision:
+            return
+        await asyncio.wait([waiter], timeout=seconds)
+
+    # -- the source's listener -------------------------------------------------------------------------------
+
+    def loaded_versions(self, name: str) -> frozenset[int]:
+        return self._manager.loaded_versions(name)
+
+    def model_appeared(self, name: str, base_path: str) -> float:
+        options = self._settings.of_model(name)
+        self._model_options[name] = options
+        self._candidates[name] = base_path
+        return options.settle_seconds
+
+    def model_vanished(self, name: str) -> None:
+        if self._candidates.pop(name, None) is None:
+            logger.info("model %s: its folder is gone", name)
+            self._act(self._manager.remove_model(name, time.monotonic()))
+
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None:
+        if name in self._candidates:
+            if not observed and " itself; " not in remark:
+                return
+            base_path = self._candidates.pop(name)
+            logger.info("model %s: found at %s", name, base_path)
+            self._manager.add_model(name, base_path, self._model_options[name].policy)
+        self._log_remark(name, remark)
+        self._act(self._manager.observe(name, observed, remark, time.monotonic()))
+
+    def base_path_lost(self, name: str, reason: str) -> None:
+        if name not in self._candidates:
+            self._log_remark(name, reason)
+            self._manager.base_path_lost(name, reason)
+            self._act(())
+
+    def _log_remark(self, name: str, remark: str) -> None:
+        if remark and remark != self._remarks.get(name):
+            logger.warning("model %s: %s", name, remark)
+        self._remarks[name] = remark
+
+
+def _read_config_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read the model_config_file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the model_config_file {path} is not UTF-8 text: {error}") from None

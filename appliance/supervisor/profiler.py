@@ -1,0 +1,122 @@
+"""Traces of the workers that run TensorFlow: one at a time, of all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.errors import Code, ServingError
+from appliance.servable import ServableId
+from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 16
+MAX_BYTES = 512 << 20  # of one trace: a busy worker gives some 2 MB a second
+COLLECT_SECONDS = 60.0  # to bring together what was traced
+_END_SECONDS = 10.0
+_KEEP_SECONDS = 60.0  # for the front to read the files
+
+
+@dataclass(slots=True, eq=False)
+class _Trace:
+    session: str
+    workers: Mapping[int, ServableId]
+    wanted: bool = True
+
+
+class Profiler:
+    """Asks the workers for traces. Their files stand in a folder of each trace's own in the server's `directory`."""
+
+    def __init__(self, workers: Workers, tasks: Tasks, directory: str) -> None:
+        self._workers = workers
+        self._tasks = tasks
+        self._directory = directory
+        self._running: _Trace | None = None
+
+    async def trace(self, session: str, seconds: float, levels: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Traces the workers that serve now, for `seconds` or until `end(session)`: for each worker its "model" and
+        "version", the "path" of its XSpace for the caller to read and to remove within a minute, its "bytes" and
+        whether it "has_events". `levels` are TensorFlow's options. A worker that fails meanwhile is left out, and logged.
+
+        Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION where nothing runs TensorFlow, RESOURCE_EXHAUSTED where
+        the traces are too large, and what the first worker answers where none has a trace.
+        """
+        if self._running is not None:
+            raise ServingError(Code.ALREADY_EXISTS, "another trace runs already", "try again when it has ended")
+        found = self._workers.serving_on("tensorflow")
+        if not found:
+            raise ServingError(
+                Code.FAILED_PRECONDITION,
+                "no model is served by TensorFlow now, and nothing else has a profiler",
+                "load a SavedModel first",
+            )
+        running = self._running = _Trace(session, dict(sorted(found.items())[:MAX_WORKERS]))
+        if len(found) > MAX_WORKERS:
+            logger.warning("a trace covers the first %d of %d workers that run TensorFlow", MAX_WORKERS, len(found))
+        folder = tempfile.mkdtemp(prefix="profile-", dir=self._directory)
+        keep = False
+        try:
+            traces = await self._ask_all(running, folder, seconds, levels)
+            keep = running.wanted
+            return traces
+        finally:
+            self._running = None
+            self._tasks.start(_remove(folder, _KEEP_SECONDS if keep else 0))
+
+    async def end(self, session: str, wanted: bool) -> None:
+        """Ends the trace of `session` early, if it runs: it gives what it has, unless nobody wants it any more."""
+        running = self._running
+        if running is None or running.session != session:
+            return
+        running.wanted = running.wanted and wanted
+        answers = [self._workers.ask(number, "end_profile", {}, _END_SECONDS) for number in running.workers]
+        await asyncio.gather(*answers, return_exceptions=True)
+
+    async def _ask_all(
+        self, running: _Trace, folder: str, seconds: float, levels: Mapping[str, int]
+    ) -> list[dict[str, Any]]:
+        logger.info("tracing %d workers for %g s", len(running.workers), seconds)
+        paths = {number: os.path.join(folder, str(number)) for number in running.workers}
+        answers = await asyncio.gather(
+            *(
+                self._workers.ask(
+                    number, "profile", {"seconds": seconds, "path": path, "levels": levels}, seconds + COLLECT_SECONDS
+                )
+                for number, path in paths.items()
+            ),
+            return_exceptions=True,
+        )
+        traces: list[dict[str, Any]] = []
+        failures: list[ServingError] = []
+        for (number, servable), answer in zip(running.workers.items(), answers, strict=True):
+            if isinstance(answer, ServingError):
+                failures.append(answer)
+                logger.warning("%s is not in the trace: %s", servable, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                place = {"model": servable.model, "version": servable.version, "path": paths[number]}
+                traces.append(place | answer)
+        if not traces:
+            raise failures[0]
+        total = sum(trace["bytes"] for trace in traces)
+        if total > MAX_BYTES:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"the trace has {total:,} bytes, more than {MAX_BYTES:,}",
+                "trace for a shorter time, or with a lower host_tracer_level",
+            )
+        return traces
+
+
+async def _remove(folder: str, seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

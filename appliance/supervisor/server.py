@@ -1,0 +1,323 @@
+"""The composition root: carries out the manager's actions, runs the other processes, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from appliance import __version__
+from appliance.batching_parameters import check_batching
+from appliance.errors import Code, ServingError
+from appliance.fronts.settings import GRPC_ENVIRONMENT, FrontSettings
+from appliance.gpu_client import GpuClient
+from appliance.host import check_socket_path, hold_port, instance_directory, listen, remove_socket
+from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.metrics_keeper import MetricsKeeper
+from appliance.monitoring_config import read_monitoring_config
+from appliance.options import Settings, effective
+from appliance.processes import Reaper, become_subreaper, set_name, spawn
+from appliance.programs import Program, Programs
+from appliance.routes import Snapshot
+from appliance.supervisor.fronts import Fronts
+from appliance.supervisor.models import Models
+from appliance.supervisor.profiler import Profiler
+from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.workers import Workers
+from appliance.tls import load_ssl_config
+from backends.contract import Signature
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One server. `run()` serves until SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
+        """`reread` gives the settings anew, for SIGHUP; it raises ConfigError where they cannot be used."""
+        self._settings = settings
+        options = self._options = settings.options
+        self._cores = len(os.sched_getaffinity(0))
+        self._tasks = Tasks()
+        self._reaper = Reaper()
+        self._programs = Programs(self._reaper)
+        self._manager = Manager(
+            options.max_num_load_retries,
+            options.load_retry_interval_micros / 1e6,
+            options.max_concurrent_loads or max(4, 2 * self._cores),
+            options.allow_version_labels_for_unavailable_models,
+        )
+        self._models = Models(settings, reread, self._manager, self._act, self._tasks)
+        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
+        self._published = 0  # the manager's revision that the fronts have
+        self._ready = False
+        self._leaving = False  # it still serves, but is not ready any more
+        self._stopping = False
+        self._stop_requested = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._later: list[Program] = []  # fronts that start once the first models are loaded
+        self._serving: set[str] = set()  # the fronts that have taken requests
+        self._announced = False
+
+    async def run(self) -> int:
+        """Serves; the exit status. Raises ConfigError where it cannot start."""
+        options = self._options
+        models = self._models.configured()
+        check_batching(options, map(self._settings.of_model, self._settings.models))
+        # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
+        config_file = "" if options.rest_api_port < 0 else options.monitoring_config_file
+        self._monitoring_path = read_monitoring_config(config_file)
+        become_subreaper()
+        set_name("dropserve")
+        self._reaper.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._listener = None if options.rest_api_port < 0 else listen(options.bind_address, options.rest_api_port)
+        self._grpc_holder = None if options.port < 0 else hold_port(options.bind_address, options.port)
+        if options.ssl_config_file:
+            load_ssl_config(options.ssl_config_file)  # the fronts read it: here its mistakes stop the start
+        if options.grpc_socket_path:
+            check_socket_path(options.grpc_socket_path)
+        directory, lock = instance_directory(options.runtime_dir)
+        try:
+            self._metrics_directory = os.path.join(directory, "metrics")
+            os.mkdir(self._metrics_directory, 0o700)
+            self._metrics = MetricsKeeper(self._metrics_directory)
+            self._workers = Workers(
+                self,
+                self._reaper,
+                self._tasks,
+                directory=directory,
+                metrics_directory=self._metrics_directory,
+                cores=self._cores,
+                shared_memory_bytes=options.shared_memory_bytes,
+            )
+            self._programs.keep(self._workers.fork_server.program)
+            self._gpus = GpuClient(self._reaper, self._workers.by_pid)
+            self._profiler = Profiler(self._workers, self._tasks, directory)
+            control_path = os.path.join(directory, "control")
+            control = await self._fronts.listen(control_path)
+            self._later = self._front_programs(control_path)
+            if not options.listen_when_loaded or options.model_root:
+                self._start_fronts()
+            self._models.start(models)
+            await self._loop()
+            await self._shut_down()
+            control.close()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(lock)
+        logger.info("stopped")
+        return 0
+
+    # -- the main loop ---------------------------------------------------------------------------------------
+
+    def _on_stop_signal(self) -> None:
+        """Begins to stop: at once, or after shutdown_delay_seconds, for which /readyz sends load balancers away; a
+        second signal ends that delay."""
+        delay = self._options.shutdown_delay_seconds
+        if self._leaving or delay == 0:
+            self._stop_requested.set()
+            return
+        self._leaving = True
+        logger.info("stopping in %g s (shutdown_delay_seconds); /readyz says so from now on", delay)
+        asyncio.get_running_loop().call_later(delay, self._stop_requested.set)
+        self._wake.set()
+
+    def _on_hangup(self) -> None:
+        if not self._stopping:
+            self._tasks.start(self._models.reload_settings())
+
+    async def _loop(self) -> None:
+        started = time.monotonic()
+        ready_by = started + self._options.ready_timeout_seconds
+        while not self._stop_requested.is_set():
+            now = time.monotonic()
+            self._act(self._manager.tick(now))
+            self._wake.clear()
+            if not self._ready and ((list(self._manager.names()) and self._manager.all_tried()) or now >= ready_by):
+                self._ready = True
+            if self._later and (self._manager.all_decided() or now >= ready_by):
+                self._start_fronts()
+            self._publish()
+            self._models.changed()
+            due = [
+                moment
+                for moment in (self._manager.next_due, ready_by if self._later or not self._ready else None)
+                if moment is not None
+            ]
+            delay = max(min(due) - time.monotonic(), 0.01) if due else None
+            events = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._stop_requested.wait())]
+            await asyncio.wait(events, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            for event in events:
+                event.cancel()
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        if self._stopping:
+            return  # workers end because they are told to: that is no news, and none is started again
+        for change in self._manager.take_changes():
+            level = logging.WARNING if change.new in ("failed", "restarting") else logging.INFO
+            text = f"{change.servable}: {change.new}" + (f": {change.reason}" if change.reason else "")
+            fields = {
+                "model": change.servable.model,
+                "version": change.servable.version,
+                "state": change.new,
+                "old_state": change.old,
+                "reason": change.reason,
+            }
+            logger.log(level, text, extra={"fields": fields})
+            if change.new == "restarting":
+                self._metrics.worker_restarted(change.servable.model)
+        for action in actions:
+            match action:
+                case StartWorker():
+                    self._workers.start(action, self._models.options_of(action.servable.model))
+                case KillWorker(number):
+                    self._workers.kill(number)
+                case DrainWorker(number):
+                    self._tasks.start(self._drain(number))
+        self._wake.set()
+
+    def _publish(self) -> None:
+        """Sends the fronts a new snapshot, if anything has changed."""
+        ready = self._ready and not self._leaving and not self._stopping
+        old = self._fronts.snapshot
+        if self._manager.revision == self._published and ready == old.ready:
+            return
+        self._published = self._manager.revision
+        self._fronts.publish(Snapshot(old.serial + 1, ready, self._manager.routes()))
+
+    # -- workers ---------------------------------------------------------------------------------------------
+
+    def worker_ready(self, number: int, socket_path: str, signatures: Mapping[str, Signature]) -> None:
+        self._act(self._manager.worker_ready(number, socket_path, signatures, time.monotonic()))
+
+    def worker_incomplete(self, number: int, reason: str) -> None:
+        self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))
+
+    def worker_failed(self, number: int, code: Code, reason: str) -> None:
+        self._act(self._manager.worker_failed(number, code, reason, time.monotonic()))
+
+    def worker_ended(self, number: int, how: str) -> None:
+        self._act(self._manager.worker_ended(number, how, time.monotonic()))
+        self._fold_metrics()
+
+    async def _drain(self, number: int) -> None:
+        """Unloads a version: first no front routes to it, then it ends what it has, then it goes."""
+        self._publish()
+        await self._fronts.all_adopted()
+        await self._workers.drain(number, self._options.drain_timeout_seconds)
+
+    def _fold_metrics(self) -> None:
+        """A process has ended: what it counted goes to the totals."""
+        if not self._stopping:
+            self._tasks.start(self._metrics.fold())
+
+    # -- fronts ----------------------------------------------------------------------------------------------
+
+    async def _call(self, method: str, params: dict[str, Any]) -> Any:
+        """Does what a front asks for. Raises ServingError."""
+        if method == "reload":
+            answer = await self._models.reload(params)
+            # The routes of what is live are with the fronts before the client hears of it.
+            self._publish()
+            await self._fronts.all_adopted()
+            return answer
+        if method == "gpu":
+            return (await self._gpus.status(params["seconds"])).to_json()
+        if method == "profile":
+            return await self._profiler.trace(**params)
+        if method == "end_profile":
+            return await self._profiler.end(**params)
+        raise ServingError(Code.UNIMPLEMENTED, f"the supervisor cannot {method}")
+
+    def _start_fronts(self) -> None:
+        programs, self._later = self._later, []
+        for program in programs:
+            self._programs.keep(program)
+
+    def _announce(self, role: str) -> None:
+        self._serving.add(role)
+        # The first gRPC process owns the Unix socket.
+        expected = self._programs.names & {"rest", "grpc 0"}
+        if self._announced or not expected <= self._serving:
+            return
+        self._announced = True
+        host = self._options.bind_address
+        shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        rest = None if self._listener is None else self._listener.getsockname()[1]
+        grpc = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
+        places = [
+            *([] if rest is None else [f"REST on http://{shown}:{rest}"]),
+            *([] if grpc is None else [f"gRPC on {shown}:{grpc}"]),
+            *([f"gRPC on unix:{self._options.grpc_socket_path}"] if self._options.grpc_socket_path else []),
+        ]
+        logger.info(
+            "dropserve %s serves %s",
+            __version__,
+            " and ".join(places),
+            extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
+        )
+
+    def _front_programs(self, control_path: str) -> list[Program]:
+        options = self._options
+        rest = effective(options.rest_workers, self._cores, 2, 4)
+        grpc = effective(options.grpc_workers, self._cores, 2, 4)
+        port = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
+
+        def settings(index: int, workers: int) -> FrontSettings:
+            return FrontSettings(
+                options=options,
+                supervisor=os.getpid(),
+                control_path=control_path,
+                metrics_directory=self._metrics_directory,
+                monitoring_path=self._monitoring_path,
+                workers=workers,
+                index=index,
+                port=port,
+                max_inflight_bytes=options.max_inflight_bytes // (rest + grpc),
+            )
+
+        def start_rest() -> int:
+            environment = settings(0, rest).environment(os.environ)
+            assert self._listener is not None
+            return spawn("appliance.fronts.rest", environment, [self._listener.fileno()])
+
+        def start_grpc(index: int) -> Callable[[], int]:
+            def start() -> int:
+                environment = settings(index, 1).environment(GRPC_ENVIRONMENT | os.environ)
+                return spawn("appliance.fronts.grpc_server", environment)
+
+            return start
+
+        programs = [] if self._listener is None else [Program("rest", start_rest)]
+        if port is None:
+            grpc = 1 if options.grpc_socket_path else 0  # one process owns the Unix socket
+        return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    async def _shut_down(self) -> None:
+        """Fronts first, which end their requests; then the workers that ran them."""
+        logger.info("stopping: requests in flight may end within %g s", self._options.shutdown_grace_seconds)
+        self._stopping = True
+        deadline = time.monotonic() + self._options.shutdown_grace_seconds
+        self._models.stop()
+        self._gpus.stop()
+        self._publish()
+        if self._listener is not None:
+            self._listener.close()
+        fronts_by = max(deadline - time.monotonic() - 0.5, 0.1)
+        await self._programs.stop(fronts_by, but=self._workers.fork_server.program)
+        await self._workers.stop(deadline)
+        if self._grpc_holder is not None:
+            self._grpc_holder.close()
+        if self._options.grpc_socket_path:
+            remove_socket(self._options.grpc_socket_path)  # where gRPC's process was killed

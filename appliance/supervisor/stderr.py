@@ -1,0 +1,39 @@
+"""What other processes and their libraries print, as lines of our log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+# TensorFlow's remarks (absl's I and W lines), LiteRT's (INFO), and TensorFlow's surprise that we hide the GPU from it.
+_CHATTER = re.compile(r"[IW]\d{4} |INFO: |WARNING: All log messages|.*failed call to cuInit|.*cuda_platform")
+
+
+async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None]) -> None:
+    """Logs what comes from `descriptor` (a pipe, which it closes) until its end, and lets `hear` remember it."""
+    reader = asyncio.StreamReader(limit=65536)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    try:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:  # a line beyond the limit: what was read of it is dropped
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            if not text or _CHATTER.match(text):
+                logger.debug("%s says: %s", who, text[:4000])
+                continue
+            hear(text[:500])
+            logger.warning("%s says: %s", who, text[:4000])
+    finally:
+        transport.close()

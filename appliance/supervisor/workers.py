@@ -1,0 +1,361 @@
+"""The processes that run models: started, listened to, asked, drained and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+from appliance.dataplane import spawned_worker
+from appliance.dataplane.worker import WorkerTask
+from appliance.errors import Code, ServingError
+from appliance.lifecycle.manager import StartWorker
+from appliance.options import ModelOptions
+from appliance.processes import Reaper, describe_status
+from appliance.programs import ForkServer
+from appliance.servable import ServableId
+from appliance.supervisor.stderr import relay_stderr
+from appliance.supervisor.tasks import Tasks
+from backends.contract import Signature
+from backends.registry import FORKED, backend_for
+
+logger = logging.getLogger(__name__)
+
+_SPAWN_SECONDS = 60.0
+_MAX_LINE_BYTES = 256 * 1024 * 1024
+_KILL_SECONDS = 2.0
+_STILL_LOADING_SECONDS = 10.0
+
+
+class Reports(Protocol):
+    """Who hears how workers fare. Called in the event loop; `number` is the StartWorker's."""
+
+    def worker_ready(self, number: int, socket_path: str, signatures: Mapping[str, Signature]) -> None: ...
+    def worker_incomplete(self, number: int, reason: str) -> None: ...
+    def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
+    def worker_ended(self, number: int, how: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A worker process from our side."""
+
+    action: StartWorker
+    options: ModelOptions
+    pid: int | None = None
+    writer: asyncio.StreamWriter | None = None
+    serving: bool = False
+    killed: bool = False
+    draining: bool = False
+    last_words: str = ""
+    trying_inputs: bool = False  # it is warmed up with made-up inputs
+    asked: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+
+    def hear(self, words: str) -> None:
+        self.last_words = words
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        if self.writer is not None:
+            with contextlib.suppress(OSError):
+                self.writer.write(json.dumps(message).encode() + b"\n")
+
+
+class Workers:
+    """All workers of one server, by the numbers of the actions that started them."""
+
+    def __init__(
+        self,
+        reports: Reports,
+        reaper: Reaper,
+        tasks: Tasks,
+        *,
+        directory: str,
+        metrics_directory: str,
+        cores: int,
+        shared_memory_bytes: int,
+    ) -> None:
+        self._reports = reports
+        self._reaper = reaper
+        self._tasks = tasks
+        self._directory = directory
+        self._metrics_directory = metrics_directory
+        self._cores = cores
+        self._shared_memory_bytes = shared_memory_bytes
+        self._workers: dict[int, _Worker] = {}
+        self._next_question = 1
+        self._stopping = False
+        self.fork_server = ForkServer(self._relay_fork_server)
+
+    # -- what the supervisor asks for ------------------------------------------------------------------------
+
+    def start(self, action: StartWorker, options: ModelOptions) -> None:
+        worker = self._workers[action.worker] = _Worker(action, options)
+        self._tasks.start(self._live(worker))
+
+    def kill(self, number: int) -> None:
+        worker = self._workers[number]
+        worker.killed = True
+        if worker.pid is not None:
+            self._reaper.kill(worker.pid)
+
+    async def drain(self, number: int, seconds: float) -> None:
+        """Lets a worker that is no longer routed end what it has, for `seconds` at most."""
+        worker = self._workers.get(number)
+        if worker is None or worker.pid is None:
+            return
+        worker.draining = True
+        worker.tell({"do": "drain"})
+        done, _ = await asyncio.wait([self._reaper.exit_of(worker.pid)], timeout=seconds)
+        if not done:
+            servable = worker.action.servable
+            logger.warning("%s: requests still ran %g s after its unloading began; it is killed", servable, seconds)
+            self._reaper.kill(worker.pid)
+
+    async def ask(self, number: int, method: str, params: Mapping[str, Any], seconds: float) -> Any:
+        """Asks a worker that serves; its answer, plain JSON values both ways.
+
+        Raises ServingError: what the worker answers, UNAVAILABLE where it ends, DEADLINE_EXCEEDED after `seconds`.
+        """
+        worker = self._workers.get(number)
+        if worker is None or not worker.serving:
+            raise ServingError(Code.UNAVAILABLE, "the worker does not serve any more", "try again")
+        question = self._next_question
+        self._next_question += 1
+        future = worker.asked[question] = asyncio.get_running_loop().create_future()
+        worker.tell({"do": "answer", "ask": question, "method": method, "params": dict(params)})
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise ServingError(
+                Code.DEADLINE_EXCEEDED, f"{worker.action.servable}: its worker did not {method} within {seconds:g} s"
+            ) from None
+        finally:
+            worker.asked.pop(question, None)
+
+    def serving(self) -> dict[int, tuple[ServableId, int]]:
+        """The workers that serve: number → what, and its process number."""
+        return {
+            number: (worker.action.servable, worker.pid)
+            for number, worker in self._workers.items()
+            if worker.serving and worker.pid is not None
+        }
+
+    def serving_on(self, backend: str) -> dict[int, ServableId]:
+        """The workers that serve on `backend`: number → what."""
+        return {
+            number: worker.action.servable
+            for number, worker in self._workers.items()
+            if worker.serving and backend_for(worker.action.names, worker.options.prefer_tflite_model) == backend
+        }
+
+    def by_pid(self) -> dict[int, ServableId]:
+        """What each living worker is for, by process number."""
+        return {w.pid: w.action.servable for w in self._workers.values() if w.pid is not None}
+
+    async def stop(self, deadline: float) -> None:
+        """Lets all end what they have until `deadline` (monotonic), then ends them."""
+        self._stopping = True
+        self.fork_server.program.stopping = True
+        workers = list(self._workers.items())
+        for number, worker in workers:
+            if worker.writer is None:
+                self.kill(number)
+            worker.tell({"do": "drain"})
+        ends = [self._reaper.exit_of(worker.pid) for _, worker in workers if worker.pid is not None]
+        if ends:
+            await asyncio.wait(ends, timeout=max(deadline - time.monotonic(), 0.2))
+        for number in list(self._workers):
+            self.kill(number)
+        if self.fork_server.program.pid is not None:
+            self._reaper.kill(self.fork_server.program.pid)
+
+    # -- the life of one -------------------------------------------------------------------------------------
+
+    async def _live(self, worker: _Worker) -> None:
+        """One worker, from its start to its end; whatever happens, its end is told."""
+        number = worker.action.worker
+        try:
+            how = await self._run(worker, worker.options)
+            if worker.trying_inputs and not (worker.killed or worker.draining or self._stopping):
+                logger.warning(
+                    "%s: its process ended (%s) while made-up inputs warmed it up; it starts again without warm-up",
+                    worker.action.servable,
+                    how,
+                )
+                worker.pid, worker.writer, worker.last_words, worker.trying_inputs = None, None, "", False
+                how = await self._run(worker, replace(worker.options, enable_model_warmup=False))
+        except Exception as error:
+            logger.exception("%s: looking after its worker failed", worker.action.servable)
+            how = f"the supervisor failed: {type(error).__name__}: {error}"
+            if worker.pid is not None:
+                self._reaper.kill(worker.pid)
+        del self._workers[number]
+        self._reports.worker_ended(number, how)
+
+    async def _run(self, worker: _Worker, options: ModelOptions) -> str:
+        """The life of one process; how it ended."""
+        number, servable = worker.action.worker, worker.action.servable
+        try:
+            async with asyncio.timeout(_SPAWN_SECONDS):
+                ours, socket_path, stderr = await self._start_process(worker, options)
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or f"the fork server did not start it within {_SPAWN_SECONDS:g} s"
+            self._reports.worker_failed(number, Code.INTERNAL, reason)
+            return reason
+        assert worker.pid is not None
+        exited = self._reaper.exit_of(worker.pid)
+        if worker.killed:
+            self._reaper.kill(worker.pid)
+        reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+        try:
+            async with asyncio.timeout(options.load_timeout_seconds):
+                worker.serving = self._on_report(worker, socket_path, await self._report_of(reader, worker))
+            if worker.serving:
+                await self._hear_answers(reader, worker)
+        except TimeoutError:
+            worker.trying_inputs = False
+            reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
+            self._reports.worker_failed(number, Code.DEADLINE_EXCEEDED, reason)
+            self._reaper.kill(worker.pid)
+        except (OSError, ValueError, KeyError) as error:
+            logger.error("%s: a report of its worker cannot be read: %r", servable, error)
+        worker.serving = False
+        worker.writer.close()
+        for future in worker.asked.values():
+            if not future.done():
+                future.set_exception(ServingError(Code.UNAVAILABLE, f"{servable}: its worker ended"))
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                await asyncio.shield(exited)
+        except TimeoutError:
+            self._reaper.kill(worker.pid)
+        how = describe_status(await exited)
+        await asyncio.wait([stderr], timeout=1)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)
+        return how + (f"; its last words: {worker.last_words}" if worker.last_words else "")
+
+    async def _start_process(
+        self, worker: _Worker, options: ModelOptions
+    ) -> tuple[socket.socket, str, asyncio.Task[None]]:
+        """Starts the process of `worker`: our end of its control socket, its data socket's path, and the task that
+        relays its stderr. What the folder held when it was last seen decides the backend, and so the kind of process.
+
+        Where the fork server dies meanwhile, the next one is asked, with a socket and a path of its own: a worker that
+        was forked all the same sees the end of its control socket, and ends.
+        """
+        servable = worker.action.servable
+        backend = backend_for(worker.action.names, options.prefer_tflite_model)
+        attempt = 0
+        while True:
+            attempt += 1
+            # A second process of the same worker must not meet the first one's socket.
+            unique = f"w{worker.action.worker}.{attempt}" if options is worker.options else f"w{worker.action.worker}c"
+            socket_path = os.path.join(self._directory, unique)
+            task = WorkerTask(
+                model=servable.model,
+                version=servable.version,
+                path=worker.action.path,
+                socket_path=socket_path,
+                backend=backend,
+                metrics_directory=self._metrics_directory,
+                max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
+                shared_memory_bytes=self._shared_memory_bytes,
+                options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
+            )
+            ours, theirs = socket.socketpair()
+            read_end, write_end = os.pipe()
+            stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.hear))
+            try:
+                if backend in FORKED:
+                    worker.pid = await self.fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+                else:
+                    worker.pid = spawned_worker.start(task, theirs.fileno(), write_end)
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+                os.close(write_end)
+            if worker.pid is not None:
+                return ours, socket_path, stderr
+            ours.close()
+
+    @staticmethod
+    async def _report_of(reader: asyncio.StreamReader, worker: _Worker) -> bytes:
+        """A worker's report; until it comes, the log says what the worker does (its lines of event "progress"), and
+        that it is alive."""
+        servable = worker.action.servable
+        started = time.monotonic()
+        stage = "loading"
+        line = asyncio.ensure_future(reader.readline())
+        try:
+            while True:
+                done, _ = await asyncio.wait([line], timeout=_STILL_LOADING_SECONDS)
+                if not done:
+                    logger.info("%s: still %s after %.0f s", servable, stage, time.monotonic() - started)
+                    continue
+                report = line.result()
+                message = json.loads(report) if report else {}
+                if message.get("event") != "progress":
+                    worker.trying_inputs = worker.trying_inputs and not report
+                    return report
+                stage = message["stage"]
+                worker.trying_inputs = message.get("source") == "made"
+                line = asyncio.ensure_future(reader.readline())
+        finally:
+            line.cancel()
+
+    def _on_report(self, worker: _Worker, socket_path: str, line: bytes) -> bool:
+        """Takes a worker's report; whether it serves now."""
+        if not line:
+            return False
+        report = json.loads(line)
+        number = worker.action.worker
+        if report["event"] == "ready":
+            signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
+            _log_warmup(worker.action.servable, report["warmup"])
+            for remark in report.get("remarks", ()):
+                logger.warning("%s: %s", worker.action.servable, remark)
+            self._reports.worker_ready(number, socket_path, signatures)
+            return True
+        if report["event"] == "incomplete":
+            self._reports.worker_incomplete(number, report["message"])
+        else:
+            self._reports.worker_failed(number, Code(report["code"]), report["message"])
+        return False
+
+    @staticmethod
+    async def _hear_answers(reader: asyncio.StreamReader, worker: _Worker) -> None:
+        """What a worker that serves still says: answers, until its end."""
+        while line := await reader.readline():
+            answer = json.loads(line)
+            future = worker.asked.get(answer["answer_to"])
+            if future is None or future.done():
+                continue
+            if "code" in answer:
+                future.set_exception(ServingError(Code(answer["code"]), answer["message"]))
+            else:
+                future.set_result(answer["result"])
+
+    def _relay_fork_server(self, descriptor: int) -> None:
+        self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))
+
+
+def _log_warmup(servable: ServableId, warmup: Mapping[str, Any]) -> None:
+    if warmup["source"] == "none":
+        return
+    text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s ({warmup['source']})"
+    if warmup["mergeable"]:
+        text += f"; requests may be merged: {', '.join(warmup['mergeable'])}"
+    logger.info(text, extra={"fields": {"model": servable.model, "version": servable.version, "warmup": warmup}})
+    if warmup["message"]:
+        logger.info("%s: left out of the warm-up: %s", servable, warmup["message"])

@@ -1,0 +1,120 @@
+"""The values of inputs that a request may leave out, read without TensorFlow.
+
+Source of the format: `tensorflow/core/framework/tensor.proto`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.contract import BackendError, Code, IncompleteError, Signature
+from backends.dtypes import BY_NAME, BY_NUMBER, STRING
+from backends.reading import BYTES, VARINT, Reader
+
+_FIXED = {5: "<f4", 6: "<f8", 9: "<f4", 12: "<f8"}  # float, double, scomplex (two for each), dcomplex
+_VARINTS = frozenset({7, 10, 11, 13, 16, 17})  # int, int64, bool, half (bits), uint32, uint64
+_STRING_VALUES = 8
+_BITS_OF_HALF = frozenset({"float16", "bfloat16"})
+
+_MAX_BYTES = 256 << 20
+_ALL_BITS = (1 << 64) - 1
+
+
+def default_arrays(signature: Signature) -> dict[str, np.ndarray]:
+    """The value of each input of `signature` that has a default. Raises BackendError where one cannot be read."""
+    arrays = {}
+    for alias, data in signature.defaults.items():
+        try:
+            array = _array(Reader(io.BytesIO(data), f"the default of {alias!r}", len(data)))
+        except IncompleteError as error:
+            raise BackendError(Code.INVALID_ARGUMENT, str(error)) from error
+        except (ArithmeticError, MemoryError, ValueError) as error:
+            raise BackendError(Code.INVALID_ARGUMENT, f"the default of {alias!r} cannot be read: {error}") from error
+        if array.dtype != signature.inputs[alias].element.numpy:
+            raise BackendError(
+                Code.INVALID_ARGUMENT,
+                f"the default of {alias!r} is {array.dtype}, the input {signature.inputs[alias].dtype}",
+            )
+        arrays[alias] = array
+    return arrays
+
+
+def _array(reader: Reader) -> np.ndarray:
+    """A TensorProto: dtype 1, tensor_shape 2, tensor_content 4, and fields for the values of each type."""
+    number = 0
+    shape: list[int] = []
+    content = b""
+    values: list[Any] = []
+    for field, wire_type, value, stop in list(reader.fields(0, reader.size)):
+        if (field, wire_type) == (1, VARINT):
+            number = value
+        elif (field, wire_type) == (2, BYTES):
+            shape = _shape(reader, value, stop)
+        elif (field, wire_type) == (4, BYTES):
+            content = reader.read(value, stop - value)
+        else:
+            values += _values(reader, field, wire_type, value, stop)
+    element = BY_NUMBER.get(number)
+    if element is None:
+        raise ValueError(f"there is no element type {number}")
+    count = math.prod(shape)
+    if count * element.numpy.itemsize > _MAX_BYTES:
+        raise ValueError(f"it has the shape {shape}, which is over {_MAX_BYTES:,} bytes")
+    if content and element is not STRING:
+        return np.frombuffer(content, element.numpy).reshape(shape).copy()
+    if element.name.startswith("complex"):
+        values = [complex(*pair) for pair in zip(values[::2], values[1::2], strict=True)]
+    if len(values) > count:
+        raise ValueError(f"it has {len(values):,} values for the shape {shape}")
+    return _filled(values, count, element.name).reshape(shape)
+
+
+def _values(reader: Reader, field: int, wire_type: int, value: int, stop: int) -> list[Any]:
+    """What one field says of the values; repeated numbers are packed, or a field each."""
+    if field == _STRING_VALUES and wire_type == BYTES:
+        return [reader.read(value, stop - value)]
+    if field in _FIXED and wire_type != VARINT:
+        found: list[Any] = np.frombuffer(reader.read(value, stop - value), _FIXED[field]).tolist()
+        return found
+    if field not in _VARINTS:
+        return []
+    if wire_type == VARINT:
+        return [value]
+    found, at = [], value
+    while at < stop:
+        found += reader.varints(at, 1)
+        at = reader.position()
+    return found
+
+
+def _filled(values: Sequence[Any], count: int, name: str) -> np.ndarray:
+    """`count` elements; the last value stands for all that follow it, and nothing for zeros."""
+    dtype = BY_NAME[name].numpy
+    if name == STRING.name:
+        array = np.full(count, values[-1] if values else b"", dtype)
+    elif name in _BITS_OF_HALF:
+        return _filled(values, count, "uint16").view(dtype)
+    else:
+        # Varints of negative numbers are their 64 bits.
+        if np.issubdtype(dtype, np.signedinteger):
+            values = [struct.unpack("<q", struct.pack("<Q", value & _ALL_BITS))[0] for value in values]
+        array = np.full(count, values[-1] if values else 0, dtype)
+    array[: len(values)] = values
+    return array
+
+
+def _shape(reader: Reader, start: int, end: int) -> list[int]:
+    """A TensorShapeProto: dim 2 (size 1)."""
+    sizes = []
+    for dimension in list(reader.messages(start, end, 2)):
+        size = next((n for field, kind, n, _ in reader.fields(*dimension) if (field, kind) == (1, VARINT)), 0)
+        if size >> 63:
+            raise ValueError("it has a dimension of unknown size")
+        sizes.append(size)
+    return sizes

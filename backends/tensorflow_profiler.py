@@ -1,0 +1,75 @@
+"""TensorFlow's own profiler, over the sessions of this process. Only TensorFlow workers import this module."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensorflow.python.framework import errors
+from tensorflow.python.profiler.internal import _pywrap_profiler
+
+from backends.contract import BackendError, Code
+from backends.reading import open_file
+
+_one = threading.Lock()  # the runtime has one profiler a process
+_enough = threading.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a trace gave: `has_events` is false where nothing ran, and TensorFlow's own server calls that empty."""
+
+    bytes: int
+    has_events: bool
+
+
+def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
+    """Traces for `seconds`, or until `end_profile()`, and writes the XSpace (tsl/profiler/protobuf/xplane.proto) to the
+    new file `path`. `levels` are TensorFlow's options by name.
+
+    Requests are served meanwhile: the runtime traces, and writes, without the interpreter's lock. The session's
+    `stop()` is no way to the XSpace: it converts to the trace viewer's format, and drops all else.
+
+    Raises BackendError: ALREADY_EXISTS while another trace runs, INTERNAL where the profiler fails.
+    """
+    if not _one.acquire(blocking=False):
+        raise BackendError(Code.ALREADY_EXISTS, "another trace runs already; wait for its end")
+    try:
+        with tempfile.TemporaryDirectory(prefix="tensorflow-", dir=os.path.dirname(path)) as folder:
+            session = _pywrap_profiler.ProfilerSession()
+            session.start(folder, dict(levels))
+            _enough.wait(seconds)
+            session.export_to_tb()
+            found = glob.glob(f"{glob.escape(folder)}/plugins/profile/*/*.xplane.pb")
+            if len(found) != 1:
+                raise BackendError(Code.INTERNAL, f"TensorFlow's profiler wrote {len(found)} traces instead of one")
+            os.chmod(found[0], 0o600)
+            os.rename(found[0], path)
+    except errors.OpError as error:
+        raise BackendError(Code.INTERNAL, f"TensorFlow's profiler failed: {error.message}") from None
+    finally:
+        _enough.clear()
+        _one.release()
+    return Traced(os.path.getsize(path), _has_events(path))
+
+
+def end_profile() -> None:
+    """Ends the trace that runs, if one does: what it has by now is what it gives."""
+    if _one.locked():
+        _enough.set()
+
+
+def _has_events(path: str) -> bool:
+    """Whether the XSpace in the file `path` has a plane (field 1) with a line (3) with an event (4); it looks no
+    further than the first."""
+    with open_file(*os.path.split(path)) as file:
+        return any(
+            True
+            for plane in file.messages(0, file.size, 1)
+            for line in file.messages(*plane, 3)
+            for _ in file.messages(*line, 4)
+        )
