@@ -1,0 +1,253 @@
+"""The configuration changes while the server serves: by its file, by SIGHUP, by RPC; and labels move without a loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import text_format
+
+from appliance.fronts import protos
+from tests.server import Server, eventually
+
+Drop = Callable[..., Path]
+
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
+
+
+def config(*entries: str) -> str:
+    return "model_config_list {" + " ".join(f"config {{ {entry} }}" for entry in entries) + "}"
+
+
+def entry(base: Path, name: str, policy: str = "", **labels: int) -> str:
+    text = f'name: "{name}" base_path: "{base / name}" model_platform: "tensorflow"'
+    if policy:
+        text += f" model_version_policy {{ {policy} }}"
+    return text + "".join(f' version_labels {{ key: "{label}" value: {v} }}' for label, v in labels.items())
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file whole, as an editor or a deployment does."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+
+
+BOTH = "specific { versions: 1 versions: 2 }"
+
+
+# -- the file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_config_file_is_applied_as_a_difference_and_a_broken_one_changes_nothing(
+    drop: Drop, tmp_path: Path
+) -> None:
+    drop("a")
+    drop("b", source="half_plus_three")
+    models, file = tmp_path / "models", tmp_path / "models.config"
+    file.write_text(config(entry(models, "a")))
+    with Server(model_config_file=file, model_config_file_poll_wait_seconds=1) as server:
+        server.wait_for("a", 1)
+        (worker,) = server.pids("ds-worker")
+        write(file, config(entry(models, "a"), entry(models, "b")))
+        server.wait_for("b", 1)
+        assert server.predict("b", {"instances": [1.0]}) == (200, {"predictions": [3.5]})
+        assert worker in server.pids("ds-worker")  # what has not changed is not touched
+
+        write(file, "model_config_list { config { name: ")
+        eventually(lambda: "was not applied, and nothing has changed" in server.log(), "the error is logged")
+        assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+        write(file, config(entry(models, "b")))
+        eventually(lambda: worker not in server.pids("ds-worker"), "a is unloaded")
+        assert server.predict("a", {"instances": [1.0]})[0] == 404
+        assert server.predict("b", {"instances": [1.0]})[0] == 200
+
+
+# -- SIGHUP -----------------------------------------------------------------------------------------------------
+
+
+def test_sighup_takes_what_can_change_and_names_what_needs_a_restart(drop: Drop, tmp_path: Path) -> None:
+    drop("a", 1)
+    drop("a", 2, source="half_plus_three")
+    drop("r", 1)
+    drop("r", 2)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "r").symlink_to(tmp_path / "models" / "r")
+    toml = tmp_path / "dropserve.toml"
+    table = f'[models.a]\nbase_path = "{tmp_path / "models" / "a"}"\n'
+    toml.write_text(table)
+    with Server("--config", str(toml), model_root=root) as server:
+        server.wait_for("a", 2)
+        server.wait_for("r", 2)
+        write(toml, "max_connections = 7\n" + table + 'version_policy = "all"\n[models.r]\nversion_policy = "all"\n')
+        os.kill(server.process.pid, signal.SIGHUP)
+        server.wait_for("a", 1)
+        server.wait_for("r", 1)
+        assert "change only when the server is started again: max_connections" in server.log()
+
+        write(toml, "[models.a]\nversion_polcy = 1\n")
+        os.kill(server.process.pid, signal.SIGHUP)
+        eventually(lambda: "did you mean version_policy" in server.log(), "the error is logged")
+        assert set(server.versions("a")) == {1, 2}
+        assert server.predict("a", {"instances": [1.0]}, "/versions/1") == (200, {"predictions": [2.5]})
+
+
+# -- the RPC ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def controlled(tmp_path: Path) -> Iterator[tuple[Server, Callable[..., tuple[str, str]]]]:
+    """A server without models, and a function that reloads it by its Unix socket: status code and message."""
+    file = tmp_path / "models.config"
+    file.write_text("")
+    socket = tmp_path / "grpc.sock"
+    with Server(model_config_file=file, grpc_socket_path=socket, reload_timeout_seconds=40) as server:
+
+        def reload(text: str | None, seconds: float = 50) -> tuple[str, str]:
+            request = protos.ReloadConfigRequest()
+            if text is not None:
+                text_format.Parse(text, request.config, descriptor_pool=protos.POOL)
+            with grpc.insecure_channel(f"unix:{socket}") as channel:
+                call = channel.unary_unary(RELOAD)
+                try:
+                    answer = protos.ReloadConfigResponse.FromString(call(request.SerializeToString(), timeout=seconds))
+                except grpc.RpcError as error:
+                    return error.code().name, error.details()
+            assert answer.status.error_code == 0
+            return "OK", answer.status.error_message
+
+        yield server, reload
+
+
+def test_a_reload_answers_when_the_models_are_live(drop: Drop, tmp_path: Path, controlled: Any) -> None:
+    server, reload = controlled
+    drop("a")
+    models = tmp_path / "models"
+    assert reload(config(entry(models, "a"))) == ("OK", "")
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+    assert reload(config()) == ("OK", "")
+    assert server.predict("a", {"instances": [1.0]})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('model_config_list { config { name: "a" } }', "model a: has no base_path"),
+        ('model_config_list { config { name: "a" base_path: "s3://b/a" } }', "remote (s3://)"),
+        (config('name: "a" base_path: "/x"', 'name: "a" base_path: "/y"'), "Illegal to list model a multiple times"),
+        (
+            config(
+                'name: "a" base_path: "/x" model_version_policy { specific { versions: 1 } } '
+                'version_labels { key: "l" value: 2 }'
+            ),
+            "label l points at version 2",
+        ),
+    ],
+)
+def test_a_bad_reload_changes_nothing_and_says_why(
+    text: str | None, says: str, drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    server, reload = controlled
+    drop("a")
+    assert reload(config(entry(tmp_path / "models", "a")))[0] == "OK"
+    code, message = reload(text)
+    assert code == "INVALID_ARGUMENT"
+    assert says in message
+    assert message.endswith("nothing has changed")
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_reload_without_a_list_changes_nothing(drop: Drop, tmp_path: Path, controlled: Any) -> None:
+    server, reload = controlled
+    drop("a")
+    assert reload(config(entry(tmp_path / "models", "a")))[0] == "OK"
+    code, message = reload(None)
+    assert code == "INVALID_ARGUMENT"
+    assert "send a model_config_list; an empty one unloads all" in message
+    assert server.predict("a", {"instances": [1.0]})[0] == 200
+
+
+def test_a_bad_model_does_not_keep_the_others_from_being_served(drop: Drop, tmp_path: Path, controlled: Any) -> None:
+    server, reload = controlled
+    drop("good")
+    broken = drop("broken")
+    (broken / "saved_model.pb").write_bytes(b"\x08\x01")
+    models = tmp_path / "models"
+    code, message = reload(config(entry(models, "missing"), entry(models, "good"), entry(models, "broken")), 10)
+    assert code in ("FAILED_PRECONDITION", "DEADLINE_EXCEEDED")
+    assert "model missing is failed" in message
+    assert f"{models}/missing cannot be read" in message
+    assert "model broken is" in message
+    assert "Live: good" in message
+    assert server.predict("good", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_reload_answers_at_its_deadline_although_a_model_still_loads(
+    drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    server, reload = controlled
+    drop("good")
+    half = tmp_path / "models" / "half" / "1"
+    half.mkdir(parents=True)  # a copy that has begun
+    code, message = reload(config(entry(tmp_path / "models", "good"), entry(tmp_path / "models", "half")), 5)
+    assert code == "DEADLINE_EXCEEDED" or "incomplete" in message
+    assert "Live: good" in message
+    assert server.predict("good", {"instances": [1.0]})[0] == 200
+
+
+def test_promotion_and_rollback_of_a_label_lose_no_request(drop: Drop, tmp_path: Path, controlled: Any) -> None:
+    server, reload = controlled
+    drop("a", 1)
+    drop("a", 2, source="half_plus_three")
+    models = tmp_path / "models"
+    assert reload(config(entry(models, "a", "specific { versions: 1 }", stable=1)))[0] == "OK"
+    answers: list[tuple[int, Any]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        connection = server.connection()
+        while not stop.is_set():
+            connection.request("POST", "/v1/models/a/labels/stable:predict", json.dumps({"instances": [1.0]}))
+            response = connection.getresponse()
+            answers.append((response.status, json.loads(response.read())))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        # A canary beside it, promoted, rolled back, and promoted with the old version gone in one step.
+        assert reload(config(entry(models, "a", BOTH, stable=1, canary=2)))[0] == "OK"
+        assert server.predict("a", {"instances": [1.0]}, "/labels/canary") == (200, {"predictions": [3.5]})
+        assert reload(config(entry(models, "a", BOTH, stable=2)))[0] == "OK"
+        assert server.predict("a", {"instances": [1.0]}, "/labels/stable") == (200, {"predictions": [3.5]})
+        assert reload(config(entry(models, "a", BOTH, stable=1)))[0] == "OK"
+        assert server.predict("a", {"instances": [1.0]}, "/labels/stable") == (200, {"predictions": [2.5]})
+        assert reload(config(entry(models, "a", "specific { versions: 2 }", stable=2)))[0] == "OK"
+        assert server.predict("a", {"instances": [1.0]}, "/labels/stable") == (200, {"predictions": [3.5]})
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert {status for status, _ in answers} == {200}, [answer for answer in answers if answer[0] != 200][:3]
+    assert len(answers) > 20
+
+
+def test_a_model_that_moves_to_another_folder_is_served_from_there_without_a_gap(
+    drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    server, reload = controlled
+    drop("a", 1)
+    drop("b", 1, source="half_plus_three")
+    models = tmp_path / "models"
+    assert reload(config(entry(models, "a")))[0] == "OK"
+    moved = f'name: "a" base_path: "{models / "b"}"'
+    assert reload(config(moved)) == ("OK", "")
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [3.5]})
