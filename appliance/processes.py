@@ -101,11 +101,12 @@ class Reaper:
             if pid == 0:
                 return
             future = self._futures.get(pid)
-            if future is None:
+            if future is None or future.done():  # done: of an earlier process that had this number
+                self._futures.pop(pid, None)
                 self._early[pid] = status
                 if len(self._early) > 256:
                     self._early.pop(next(iter(self._early)))
-            elif not future.done():
+            else:
                 future.set_result(status)
 
 

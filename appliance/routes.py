@@ -26,6 +26,7 @@ class VersionRoute:
     reason: str = ""
     socket_path: str = ""
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    accelerated: str = ""  # the backend of the accelerated form that is served, "" for the version's own model
 
     @property
     def available(self) -> bool:
@@ -40,6 +41,7 @@ class VersionRoute:
             "reason": self.reason,
             "socket_path": self.socket_path,
             "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
+            "accelerated": self.accelerated,
         }
 
     @classmethod
@@ -52,6 +54,7 @@ class VersionRoute:
             value["reason"],
             value["socket_path"],
             {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
+            value["accelerated"],
         )
 
 

@@ -35,3 +35,11 @@ class PublicState(IntEnum):
     AVAILABLE = 30
     UNLOADING = 40
     END = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (`backends.artifact`)."""
+
+    backend: str
+    path: str

@@ -71,10 +71,11 @@ class Host:
         words = []
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path):
+                case StartWorker(worker, servable, path, _, form):
                     self.workers[servable] = worker
                     self.by_number[worker] = servable
-                    words.append(f"start {servable}" + ("" if path == f"/models/{servable}" else f" from {path}"))
+                    where = "" if path == f"/models/{servable}" else f" from {path}"
+                    words.append(f"start {servable}" + where + ("" if form is None else f" on {form.backend}"))
                     self.starts.append(words[-1])
                 case DrainWorker(worker) | KillWorker(worker):
                     servable = self.by_number[worker]

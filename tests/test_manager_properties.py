@@ -13,7 +13,7 @@ from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy, aspired_versions
 from appliance.lifecycle.settle import Observed
 from appliance.routes import ModelRoute
-from appliance.servable import ServableId
+from appliance.servable import Form, ServableId
 
 LOADS = 2
 NAMES = st.sampled_from(["a", "b"])
@@ -29,6 +29,7 @@ class Process:
 
     servable: ServableId
     path: str
+    form: Form | None = None
     reported: bool = False
     told: bool = False  # to drain, or killed
 
@@ -102,6 +103,17 @@ class ManagerMachine(RuleBasedStateMachine):
             self.world.policies[name], self.world.labels[name], self.world.bases[name] = policy, labels, base
             self.act(self.manager.update_model(name, base, policy, labels, self.now))
 
+    @rule(name=NAMES, version=VERSIONS, kind=st.sampled_from(["accelerate", "stand by", "demote"]))
+    def change_form(self, name: str, version: int, kind: str) -> None:
+        servable = ServableId(name, version)
+        if kind == "accelerate":
+            digest = self.manager.digest_of(servable)
+            self.act(self.manager.accelerate(servable, Form("onnx", "/c"), digest or "", self.now))
+        elif kind == "stand by":
+            self.act(self.manager.stand_by(servable, self.now + 30, self.now))
+        else:
+            self.act(self.manager.demote(servable, "it raised", self.now))
+
     @rule(name=NAMES)
     def remove_model(self, name: str) -> None:
         if self.world.policies.pop(name, None) is not None:
@@ -161,12 +173,13 @@ class ManagerMachine(RuleBasedStateMachine):
         leaving = {ended}
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path):
+                case StartWorker(worker, servable, path, _, form):
                     assert worker not in self.world.numbers
                     others = [p for p in self.world.processes.values() if p.servable == servable and not p.told]
-                    assert not others or (len(others) == 1 and others[0].path != path), "two workers"
+                    assert [(p.path, p.form) for p in others] != [(path, form)], "two workers"
+                    assert len(others) <= 1
                     self.world.numbers.add(worker)
-                    self.world.processes[worker] = Process(servable, path)
+                    self.world.processes[worker] = Process(servable, path, form)
                 case DrainWorker(worker) | KillWorker(worker):
                     process = self.world.processes[worker]
                     assert not process.told

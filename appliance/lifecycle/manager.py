@@ -15,7 +15,7 @@ from appliance.lifecycle.policy import Latest, Specific, VersionPolicy, aspired_
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
 from appliance.routes import ModelRoute, VersionRoute
-from appliance.servable import ServableId
+from appliance.servable import Form, ServableId
 from backends.contract import Signature
 
 _STABLE_SECONDS = 60.0
@@ -35,6 +35,7 @@ class StartWorker:
     servable: ServableId
     path: str
     names: frozenset[str] = frozenset()
+    form: Form | None = None  # what is loaded instead of the folder's own model
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,21 @@ class Standing(Enum):
 
 
 @dataclass(slots=True, eq=False)
+class _Successor:
+    """A second worker of a version that is served: it takes over as soon as it is ready, or, standing by, when it is
+    needed."""
+
+    worker: int
+    path: str
+    digest: str | None
+    form: Form | None = None
+    stands_by: bool = False
+    socket_path: str = ""  # once it is ready
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+    until: float = 0.0  # standing by: when it goes, unless it is asked for again
+
+
+@dataclass(slots=True, eq=False)
 class _Version:
     id: ServableId
     path: str
@@ -90,9 +106,14 @@ class _Version:
     crashes: int = 0
     available_since: float = 0.0
     retry_at: float | None = None
-    successor: int | None = None  # a worker that loads the same version from `next_path`, to take over from `worker`
-    next_path: str = ""
-    next_digest: str = ""  # what the last successor was started for
+    form: Form | None = None  # the accelerated form that its worker serves
+    successor: _Successor | None = None
+    moved_digest: str = ""  # of the files in another folder that the last successor was started for
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The folders that its workers load from."""
+        return (self.path,) if self.successor is None else (self.path, self.successor.path)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +152,7 @@ class Manager:
         self._loads = 0
         self._waiting: dict[str, None] = {}  # models that would load more than may load at once; first come first
         self._changes: list[StateChange] = []
+        self.demotions: list[tuple[ServableId, str]] = []  # forms that failed, and why; the supervisor takes them
         self.revision = 1  # grows with every change that `routes` shows
 
     # -- what the supervisor tells ---------------------------------------------------------------------------
@@ -182,7 +204,7 @@ class Manager:
         actions: list[Action] = []
         self._remark(model, reason)
         model.seen = True
-        kept = {path for version in model.versions.values() for path in (version.path, version.next_path)}
+        kept = {path for version in model.versions.values() for path in version.paths}
         model.names = {path: names for path, names in model.names.items() if path in kept} | {
             seen.path: seen.names for seen in observed.values() if seen.digest is not None
         }
@@ -190,11 +212,13 @@ class Manager:
             version = model.versions.get(number)
             if version is not None and version.worker is not None and seen.path != version.path:
                 version.present = True
-                if seen.settled and seen.digest is not None:
-                    version.next_path, version.next_digest, changed = seen.path, seen.digest, version.next_digest
-                    if changed != seen.digest and version.successor is None:
-                        actions += self._succeed(version)
+                is_new = seen.settled and seen.digest not in (None, version.moved_digest)
+                if is_new and version.state is State.AVAILABLE:
+                    version.moved_digest = seen.digest or ""
+                    actions += self._succeed(version, _Successor(0, seen.path, seen.digest))
                 continue
+            if version is not None and version.moved_digest:
+                actions += self._stay(version)
             if version is None:
                 version = model.versions[number] = _Version(ServableId(name, number), seen.path, seen.digest)
                 self._changes.append(StateChange(version.id, "", State.SETTLING.value, seen.reason))
@@ -228,8 +252,10 @@ class Manager:
         self, worker: int, socket_path: str, signatures: Mapping[str, Signature], now: float
     ) -> list[Action]:
         version = self._workers.get(worker)
-        if version is not None and worker == version.successor:
-            return self._take_over(version, socket_path, signatures, now)
+        if version is not None and version.successor is not None and worker == version.successor.worker:
+            version.successor.socket_path, version.successor.signatures = socket_path, signatures
+            self.revision += 1
+            return [] if version.successor.stands_by else self._take_over(version, now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._end_load(version)
@@ -244,7 +270,7 @@ class Manager:
     def worker_incomplete(self, worker: int, reason: str, now: float) -> list[Action]:
         """The version's folder is not all there. It is tried again when its files change."""
         version = self._workers.get(worker)
-        if version is None or version.state is not State.LOADING or worker == version.successor:
+        if version is None or version.state is not State.LOADING or self._succeeds(worker, version):
             return self.worker_failed(worker, Code.FAILED_PRECONDITION, f"incomplete: {reason}", now)
         self._detach(version)
         version.incomplete = True
@@ -254,11 +280,17 @@ class Manager:
     def worker_failed(self, worker: int, code: Code, reason: str, now: float) -> list[Action]:
         """The version could not be loaded, or its worker died before it was."""
         version = self._workers.get(worker)
-        if version is not None and worker == version.successor:
+        if version is not None and version.successor is not None and worker == version.successor.worker:
+            successor = version.successor
             self._drop_successor(version)
-            version.reason = f"still served from {version.path}: {version.next_path} does not load: {reason}"
-            self._changes.append(StateChange(version.id, version.state.value, version.state.value, version.reason))
-            self.revision += 1
+            if successor.form is None and successor.path != version.path:
+                version.reason = f"still served from {version.path}: {successor.path} does not load: {reason}"
+                self._say(version, version.reason)
+            else:
+                what = (
+                    "TensorFlow, standing by," if successor.form is None else f"its form for {successor.form.backend}"
+                )
+                self._say(version, f"{what} does not load: {reason}")
             return self._proceed(self._models[version.id.model], now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
@@ -286,7 +318,7 @@ class Manager:
         version = self._workers.get(worker)
         if version is None:
             return []
-        if worker == version.successor or version.state in (State.LOADING, State.RESTARTING):
+        if self._succeeds(worker, version) or version.state in (State.LOADING, State.RESTARTING):
             return self.worker_failed(worker, Code.INTERNAL, f"its worker died while loading: {how}", now)
         self._detach(version)
         model = self._models[version.id.model]
@@ -298,9 +330,12 @@ class Manager:
             self._schedule_restart(version, now)
             version.code = Code.UNAVAILABLE
             self._move(version, Event.WORKER_DIED, f"its worker died: {how}")
-            if version.successor is not None:  # it was to take over anyway
-                version.worker, version.successor = version.successor, None
-                version.path, version.retry_at = version.next_path, None
+            if version.form is not None:
+                # A shape that was not proven may have killed it: the form is not trusted again.
+                self.demotions.append((version.id, f"its worker on {version.form.backend} died: {how}"))
+                version.form = None
+            if version.successor is not None:  # it takes over at once
+                return self._take_over(version, now) + self._proceed(model, now)
         return self._proceed(model, now)
 
     def tick(self, now: float) -> list[Action]:
@@ -360,7 +395,9 @@ class Manager:
             return Standing.PENDING, f"{model.base_path} has not been looked at yet"
         present = {number: v for number, v in versions.items() if v.present}
         for number, version in sorted(present.items()):
-            if version.state in (State.LOADING, State.RESTARTING) or version.successor is not None:
+            if version.state in (State.LOADING, State.RESTARTING) or (
+                version.successor is not None and version.successor.path != version.path
+            ):
                 return Standing.PENDING, f"version {number} is loading"
         if model.name in self._waiting:
             return Standing.PENDING, "it waits for other models to load"
@@ -421,6 +458,7 @@ class Manager:
             version.reason,
             version.socket_path if available else "",
             version.signatures if available else {},
+            "" if version.form is None else version.form.backend,
         )
 
     # -- decisions -------------------------------------------------------------------------------------------
@@ -451,6 +489,14 @@ class Manager:
             surplus |= {number for number in available if not versions[number].present}
         waiting = False
         model.due = None
+        for version in versions.values():
+            if version.successor is not None and version.successor.stands_by:
+                if version.successor.until <= now:
+                    actions.append(KillWorker(version.successor.worker))
+                    self._drop_successor(version)
+                else:
+                    until = version.successor.until
+                    model.due = until if model.due is None else min(model.due, until)
         # An old version that crashes while the new one loads is started again: it is all that there is to serve.
         for number in sorted(aspired | hoped_for | (restarting - surplus), reverse=True):
             version = versions[number]
@@ -489,46 +535,131 @@ class Manager:
         self._move(version, Event.DRAIN, why)
         actions: list[Action] = []
         if version.successor is not None:
-            actions.append(KillWorker(version.successor))
+            actions.append(KillWorker(version.successor.worker))
             self._drop_successor(version)
         if version.worker is None:
             self._move(version, Event.WORKER_ENDED, "unloaded")
             return actions
         return [*actions, DrainWorker(version.worker) if served else KillWorker(version.worker)]
 
-    def _succeed(self, version: _Version) -> list[Action]:
-        """Begins to replace the worker of `version` by one that loads `next_path`."""
-        if version.state is not State.AVAILABLE:
-            version.next_digest = ""  # seen again once it is available
-            return []
-        version.successor = self._next_worker
-        self._next_worker += 1
-        self._workers[version.successor] = version
-        return [self._start_worker(version.successor, version.id, version.next_path)]
+    # -- forms and successors --------------------------------------------------------------------------------
 
-    def _take_over(
-        self, version: _Version, socket_path: str, signatures: Mapping[str, Signature], now: float
-    ) -> list[Action]:
-        """The successor is ready: it is routed from now on, and its predecessor drains."""
-        old = version.worker
-        assert old is not None
-        del self._workers[old]
-        version.worker, version.successor = version.successor, None
-        version.path = version.next_path
-        version.digest = version.next_digest
-        version.socket_path, version.signatures = socket_path, signatures
+    def accelerate(self, servable: ServableId, form: Form, digest: str, now: float) -> list[Action]:
+        """Lets `form`, which was made of the files with `digest`, take the place of the version's own model, if that is
+        what it still serves."""
+        version = self._version(servable)
+        if version is None or version.state is not State.AVAILABLE or version.digest != digest or version.form == form:
+            return []
+        return self._succeed(version, _Successor(0, version.path, version.digest, form))
+
+    def stand_by(self, servable: ServableId, until: float, now: float) -> list[Action]:
+        """Has a worker with the version's own model beside that of its accelerated form, to judge what that refused."""
+        version = self._version(servable)
+        if version is None or version.form is None or version.state is not State.AVAILABLE:
+            return []
+        if version.successor is not None:
+            version.successor.until = max(version.successor.until, until)
+            return []
+        successor = _Successor(0, version.path, version.digest, stands_by=True, until=until)
+        actions = self._succeed(version, successor)
+        return actions + self._proceed(self._models[servable.model], now)
+
+    def standing_by(self, servable: ServableId) -> str | None:
+        """The socket of the worker that stands by; "" while it loads, None where there is none (any more)."""
+        version = self._version(servable)
+        if version is None or version.successor is None or not version.successor.stands_by:
+            return None
+        return version.successor.socket_path
+
+    def demote(self, servable: ServableId, why: str, now: float) -> list[Action]:
+        """Serves the version's own model again, instead of an accelerated form that failed where it should not."""
+        version = self._version(servable)
+        if version is None or version.form is None or version.state is not State.AVAILABLE:
+            return []
+        self.demotions.append((servable, why))
+        if version.successor is not None and version.successor.stands_by:
+            version.successor.stands_by = False
+            if version.successor.socket_path:
+                return self._take_over(version, now)
+            return []
+        return self._succeed(version, _Successor(0, version.path, version.digest))
+
+    def digest_of(self, servable: ServableId) -> str | None:
+        """What identifies the files that an available version serves, where its own model serves them."""
+        version = self._version(servable)
+        if version is None or version.state is not State.AVAILABLE or version.form or version.successor:
+            return None
+        return version.digest
+
+    def _version(self, servable: ServableId) -> _Version | None:
+        model = self._models.get(servable.model)
+        return None if model is None or model.removed else model.versions.get(servable.version)
+
+    @staticmethod
+    def _succeeds(worker: int, version: _Version) -> bool:
+        return version.successor is not None and version.successor.worker == worker
+
+    def _succeed(self, version: _Version, successor: _Successor) -> list[Action]:
+        """Starts `successor` (its number is given here) in place of the one that is there, if any."""
+        actions: list[Action] = []
+        if version.successor is not None:
+            actions.append(KillWorker(version.successor.worker))
+            self._drop_successor(version)
+        successor.worker = self._next_worker
+        self._next_worker += 1
+        version.successor = successor
+        self._workers[successor.worker] = version
+        return [*actions, self._start_worker(successor.worker, version.id, successor.path, successor.form)]
+
+    def _stay(self, version: _Version) -> list[Action]:
+        """The version is asked for in the folder that it is served from: what was to come from another is forgotten."""
+        version.moved_digest = ""
+        actions: list[Action] = []
+        if version.successor is not None and version.successor.path != version.path:
+            actions.append(KillWorker(version.successor.worker))
+            self._drop_successor(version)
+        if version.state is State.AVAILABLE and version.reason:
+            version.reason = ""
+            self.revision += 1
+        return actions
+
+    def _take_over(self, version: _Version, now: float) -> list[Action]:
+        """The successor serves from now on, or restarts the version if it is not ready yet; its predecessor, if it
+        still lives, drains."""
+        old, successor = version.worker, version.successor
+        assert successor is not None
+        moved, reformed = successor.path != version.path, successor.form != version.form
+        version.worker, version.successor = successor.worker, None
+        version.path, version.digest, version.form = successor.path, successor.digest, successor.form
+        version.retry_at = None
+        if not successor.socket_path:
+            return []
+        version.socket_path, version.signatures = successor.socket_path, successor.signatures
         version.available_since = now
+        version.code = Code.OK
+        if version.state is State.RESTARTING:
+            self._move(version, Event.READY, "")
         version.reason = ""
+        if moved:
+            self._say(version, f"now served from {version.path}")
+        if reformed:
+            self._say(version, f"now served by {'its own model' if version.form is None else version.form.backend}")
         self.revision += 1
-        self._changes.append(
-            StateChange(version.id, version.state.value, version.state.value, f"now served from {version.path}")
-        )
-        return [DrainWorker(old), *self._proceed(self._models[version.id.model], now)]
+        actions: list[Action] = []
+        if old is not None:
+            del self._workers[old]
+            actions.append(DrainWorker(old))
+        return [*actions, *self._proceed(self._models[version.id.model], now)]
 
     def _drop_successor(self, version: _Version) -> None:
         if version.successor is not None:
-            del self._workers[version.successor]
+            del self._workers[version.successor.worker]
             version.successor = None
+
+    def _say(self, version: _Version, text: str) -> None:
+        """A change for the log that is no change of state."""
+        self._changes.append(StateChange(version.id, version.state.value, version.state.value, text))
+        self.revision += 1
 
     def _move_labels(self, model: _Model) -> None:
         """Points each label at its configured version as soon as that is available: until then it stays where it was,
@@ -574,10 +705,10 @@ class Manager:
         self._next_worker += 1
         version.worker = worker
         self._workers[worker] = version
-        return self._start_worker(worker, version.id, version.path)
+        return self._start_worker(worker, version.id, version.path, version.form)
 
-    def _start_worker(self, worker: int, servable: ServableId, path: str) -> StartWorker:
-        return StartWorker(worker, servable, path, self._models[servable.model].names.get(path, frozenset()))
+    def _start_worker(self, worker: int, servable: ServableId, path: str, form: Form | None) -> StartWorker:
+        return StartWorker(worker, servable, path, self._models[servable.model].names.get(path, frozenset()), form)
 
     def _schedule_restart(self, version: _Version, now: float) -> None:
         # The first restart is immediate; a worker that keeps dying is started ever more seldom.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.batching_parameters import check_batching
+from appliance.config_files import read_config_text
 from appliance.configuration import ConfiguredModel, Difference, configured_models, difference, needing_restart
 from appliance.errors import Code, ConfigError, ServingError
 from appliance.fronts import protos
@@ -49,10 +50,11 @@ class Models:
         self._configs: tuple[ModelConfig, ...] | None = None  # what the config file or the last reload lists
         self._config_text: str | None = None  # of the file, when it was last applied or refused
         self._reloading = asyncio.Lock()
+        self._reload_is_due = False  # a SIGHUP has come, and its reload has not begun
         self._model_options: dict[str, ModelOptions] = {}
         self._candidates: dict[str, str] = {}  # sub-folders of the root that have no version yet
         self._remarks: dict[str, str] = {}  # the last that was logged about each model's folder
-        self._waiters: list[asyncio.Future[bool]] = []
+        self._waiters: set[asyncio.Future[bool]] = set()
         self._source = Source(self, self._options.file_system_poll_wait_seconds)
 
     def options_of(self, name: str) -> ModelOptions:
@@ -74,7 +76,6 @@ class Models:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(True)
-        self._waiters.clear()
 
     def configured(self) -> dict[str, ConfiguredModel]:
         """The models to start with. Raises ConfigError."""
@@ -121,16 +122,21 @@ class Models:
         return changes
 
     async def reload_settings(self) -> None:
-        """SIGHUP: reads the flags' files again, and takes what can change while we serve."""
-        if self._reread is None:
+        """SIGHUP: reads the flags' files again, and takes what can change while we serve.
+
+        Where one such reload has still to begin, it does for this signal too.
+        """
+        if self._reread is None or self._reload_is_due:
             return
+        self._reload_is_due = True
         async with self._reloading:
+            self._reload_is_due = False
             try:
                 settings = await asyncio.to_thread(self._reread)
                 await asyncio.to_thread(check_batching, settings.options, map(settings.of_model, settings.models))
                 path = settings.options.model_config_file
                 text = None if not path else await asyncio.to_thread(_read_config_file, path)
-                configs = None if text is None else parse_model_config(text, path)
+                configs = None if text is None else await asyncio.to_thread(parse_model_config, text, path)
                 models = configured_models(settings, configs)
             except ConfigError as error:
                 logger.error("the configuration was not reloaded, and nothing has changed: %s", error)
@@ -162,21 +168,25 @@ class Models:
 
     async def _poll_config_file(self) -> None:
         """Looks at the model config file now and then, and applies it where it has changed."""
+        told = ""  # a file that cannot be read is complained of once, not at every look
         while True:
             await asyncio.sleep(self._options.model_config_file_poll_wait_seconds)
             path = self._options.model_config_file
             try:
                 text = await asyncio.to_thread(_read_config_file, path)
+                told = ""
                 async with self._reloading:
                     if text == self._config_text:
                         continue
                     self._config_text = text
-                    configs = parse_model_config(text, path)
+                    configs = await asyncio.to_thread(parse_model_config, text, path)
                     models = configured_models(self._settings, configs)
                     self._configs = configs
                     logger.info("%s was read again: %s", path, self._apply(models))
             except ConfigError as error:
-                logger.error("%s was not applied, and nothing has changed: %s", path, error)
+                if str(error) != told:
+                    logger.error("%s was not applied, and nothing has changed: %s", path, error)
+                told = str(error)
 
     async def reload(self, params: dict[str, Any]) -> dict[str, Any]:
         """A reload by RPC: replaces the list of models, waits until they are live, and tells how each stands.
@@ -235,10 +245,12 @@ class Models:
     async def _changed_since(self, revision: int, seconds: float) -> None:
         """Waits until the manager has something new, for `seconds` at most."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        if self._manager.revision != revision:
-            return
-        await asyncio.wait([waiter], timeout=seconds)
+        self._waiters.add(waiter)
+        try:
+            if self._manager.revision == revision:
+                await asyncio.wait([waiter], timeout=seconds)
+        finally:
+            self._waiters.discard(waiter)
 
     # -- the source's listener -------------------------------------------------------------------------------
 
@@ -279,10 +291,4 @@ class Models:
 
 
 def _read_config_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"cannot read the model_config_file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the model_config_file {path} is not UTF-8 text: {error}") from None
+    return read_config_text(path, "the model_config_file")

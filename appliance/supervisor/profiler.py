@@ -29,7 +29,11 @@ _KEEP_SECONDS = 60.0  # for the front to read the files
 class _Trace:
     session: str
     workers: Mapping[int, ServableId]
+    folder: str
     wanted: bool = True
+
+    def path(self, number: int) -> str:
+        return os.path.join(self.folder, str(number))
 
 
 class Profiler:
@@ -44,7 +48,7 @@ class Profiler:
     async def trace(self, session: str, seconds: float, levels: Mapping[str, int]) -> list[dict[str, Any]]:
         """Traces the workers that serve now, for `seconds` or until `end(session)`: for each worker its "model" and
         "version", the "path" of its XSpace for the caller to read and to remove within a minute, its "bytes" and
-        whether it "has_events". `levels` are TensorFlow's options. A worker that fails meanwhile is left out, and logged.
+        whether it "has_events". `levels` are TensorFlow's options. A worker that fails is left out, and logged.
 
         Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION where nothing runs TensorFlow, RESOURCE_EXHAUSTED where
         the traces are too large, and what the first worker answers where none has a trace.
@@ -58,13 +62,13 @@ class Profiler:
                 "no model is served by TensorFlow now, and nothing else has a profiler",
                 "load a SavedModel first",
             )
-        running = self._running = _Trace(session, dict(sorted(found.items())[:MAX_WORKERS]))
+        folder = tempfile.mkdtemp(prefix="profile-", dir=self._directory)
+        running = self._running = _Trace(session, dict(sorted(found.items())[:MAX_WORKERS]), folder)
         if len(found) > MAX_WORKERS:
             logger.warning("a trace covers the first %d of %d workers that run TensorFlow", MAX_WORKERS, len(found))
-        folder = tempfile.mkdtemp(prefix="profile-", dir=self._directory)
         keep = False
         try:
-            traces = await self._ask_all(running, folder, seconds, levels)
+            traces = await self._ask_all(running, seconds, levels)
             keep = running.wanted
             return traces
         finally:
@@ -77,20 +81,19 @@ class Profiler:
         if running is None or running.session != session:
             return
         running.wanted = running.wanted and wanted
-        answers = [self._workers.ask(number, "end_profile", {}, _END_SECONDS) for number in running.workers]
+        answers = [
+            self._workers.ask(number, "end_profile", {"path": running.path(number)}, _END_SECONDS)
+            for number in running.workers
+        ]
         await asyncio.gather(*answers, return_exceptions=True)
 
-    async def _ask_all(
-        self, running: _Trace, folder: str, seconds: float, levels: Mapping[str, int]
-    ) -> list[dict[str, Any]]:
+    async def _ask_all(self, running: _Trace, seconds: float, levels: Mapping[str, int]) -> list[dict[str, Any]]:
         logger.info("tracing %d workers for %g s", len(running.workers), seconds)
-        paths = {number: os.path.join(folder, str(number)) for number in running.workers}
+        asked = {"seconds": seconds, "levels": levels}
         answers = await asyncio.gather(
             *(
-                self._workers.ask(
-                    number, "profile", {"seconds": seconds, "path": path, "levels": levels}, seconds + COLLECT_SECONDS
-                )
-                for number, path in paths.items()
+                self._workers.ask(number, "profile", asked | {"path": running.path(number)}, seconds + COLLECT_SECONDS)
+                for number in running.workers
             ),
             return_exceptions=True,
         )
@@ -103,7 +106,7 @@ class Profiler:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                place = {"model": servable.model, "version": servable.version, "path": paths[number]}
+                place = {"model": servable.model, "version": servable.version, "path": running.path(number)}
                 traces.append(place | answer)
         if not traces:
             raise failures[0]

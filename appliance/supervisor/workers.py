@@ -211,6 +211,7 @@ class Workers:
             self._reports.worker_failed(number, Code.INTERNAL, reason)
             return reason
         assert worker.pid is not None
+        self._reaper.forget(worker.pid)
         exited = self._reaper.exit_of(worker.pid)
         if worker.killed:
             self._reaper.kill(worker.pid)
@@ -286,6 +287,7 @@ class Workers:
                 theirs.close()
                 os.close(write_end)
             if worker.pid is not None:
+                self._reaper.forget(worker.pid)
                 return ours, socket_path, stderr
             ours.close()
 
@@ -323,6 +325,8 @@ class Workers:
         if report["event"] == "ready":
             signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
             _log_warmup(worker.action.servable, report["warmup"])
+            if report.get("device") == "cuda":
+                logger.info("%s: runs on a GPU", worker.action.servable)
             for remark in report.get("remarks", ()):
                 logger.warning("%s: %s", worker.action.servable, remark)
             self._reports.worker_ready(number, socket_path, signatures)
