@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench protos docs balancers lock clean
+.PHONY: help run test lint bench bench-acceleration protos docs balancers lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ lint: $(STAMP) ## Run the linters and the type checker.
 
 bench: $(STAMP) ## Measure throughput and latency beside the bare session and a peer.
 	$(BIN)/python -m benchmarks
+
+bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures and odd models.
+	$(BIN)/python -m benchmarks.acceleration
 
 protos: $(STAMP) ## Compile the protocol buffers.
 	$(BIN)/python -m grpc_tools.protoc -Iappliance/fronts/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/fronts/protos/dropserve.binpb appliance/fronts/protos/*.proto

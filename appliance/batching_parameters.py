@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from appliance.config_files import read_config_text
 from appliance.errors import ConfigError
 from appliance.fronts import protos
 from appliance.options import ModelOptions
@@ -61,19 +62,7 @@ class BatchingParameters:
 
 def read_batching_parameters(path: str) -> BatchingParameters:
     """The parameters in the file `path`. Raises ConfigError."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the batching parameters {path}: {error.strerror}", "give the path of a file that is there"
-        ) from None
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path} has more than {_MAX_BYTES:,} bytes", "give a file with BatchingParameters as text")
-    try:
-        return parse_batching_parameters(data.decode(), path)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}", "write BatchingParameters as text") from None
+    return parse_batching_parameters(read_config_text(path, "the batching parameters", _MAX_BYTES), path)
 
 
 def parse_batching_parameters(text: str, source: str) -> BatchingParameters:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import importlib.metadata
 import json
 import logging
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             **extra,
         )
     models = commands.add_parser("models", help="list the models of a running server, with their states and reasons")
+    models.add_argument("--detail", action="store_true", help="tell of each version what accelerates it, and why")
     models.add_argument("--url", default="http://localhost:8501", help="where its REST API is [%(default)s]")
     models.add_argument("--json", action="store_true", help="print JSON")
     gpu = commands.add_parser("gpu", help="show the GPUs, and which model each of their processes serves")
@@ -65,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument(
         "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="again every SECONDS (2), until Ctrl-C"
     )
+    accelerated = commands.add_parser(
+        "accelerate", help="convert a SavedModel, prove and measure the result, and print what would be served"
+    )
+    accelerated.add_argument("path", metavar="VERSION_FOLDER", help="folder that holds saved_model.pb")
+    accelerated.add_argument("--config", default="", metavar="FILE", help="TOML file with options")
+    accelerated.add_argument("--model", default="", metavar="NAME", help="take the options of its [models.NAME]")
+    accelerated.add_argument("--cache_dir", default="", metavar="DIR", help="as the option of serve")
+    accelerated.add_argument("--json", action="store_true", help="print the report as JSON")
     commands.add_parser("options", help="print the reference of all options, in Markdown")
     commands.add_parser("flags", help="print the reference of tensorflow_model_server's flags, in Markdown")
     return parser
@@ -98,9 +109,11 @@ def _main(arguments: list[str]) -> int:
     if parsed.command == "serve":
         return _serve(vars(parsed))
     if parsed.command == "models":
-        return _models(parsed.url, parsed.json)
+        return _models(parsed.url, parsed.json, parsed.detail)
     if parsed.command == "gpu":
         return _gpu(parsed.url, parsed.watch)
+    if parsed.command == "accelerate":
+        return _accelerate(parsed)
     if parsed.command == "options":
         print(options_page(), end="")
         return 0
@@ -184,15 +197,43 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
     return gpu_command.watch(url, watch_seconds)
 
 
-def _models(url: str, as_json: bool) -> int:
-    address = url.rstrip("/") + "/v1/models"
+def _accelerate(parsed: argparse.Namespace) -> int:
+    from appliance.acceleration import accelerate, report_text  # noqa: PLC0415 - only this command needs it
+    from converters.codec import to_json  # noqa: PLC0415
+
+    settings = read_settings({"cache_dir": parsed.cache_dir} if parsed.cache_dir else {}, parsed.config)
+    options = settings.options
+    model = settings.of_model(parsed.model) if parsed.model else options
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
+    print(json.dumps(to_json(report), indent=2) + "\n" if parsed.json else report_text(report), end="")
+    return 0
+
+
+def _get(address: str) -> Any:
     try:
         with urllib.request.urlopen(address, timeout=10) as response:  # noqa: S310 - the user's own URL
-            document = json.load(response)
+            return json.load(response)
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise ConfigError(
             f"no answer from {address}: {error}", "is the server running? Give its address as --url"
         ) from None
+
+
+def _models(url: str, as_json: bool, detail: bool) -> int:
+    address = url.rstrip("/") + "/v1/models"
+    document = _get(address)
+    details: list[tuple[str, dict[str, Any]]] = []
+    if detail:
+        for model in document["models"]:
+            name = urllib.parse.quote(model["name"], safe="")
+            for version in model["versions"]:
+                known = _get(f"{address}/{name}/versions/{version['version']}/acceleration")
+                version["acceleration"] = known
+                details.append((f"{model['name']}/{version['version']}", known))
     if as_json:
         print(json.dumps(document, indent=2))
         return 0
@@ -204,4 +245,24 @@ def _models(url: str, as_json: bool) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    for servable, known in details:
+        _print_acceleration(servable, known)
     return 0
+
+
+def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
+    from appliance.acceleration import report_text  # noqa: PLC0415 - only this needs it
+    from converters.codec import from_json  # noqa: PLC0415
+    from converters.report import Report  # noqa: PLC0415
+
+    print(f"\n{servable}: served by {known['serving']}")
+    if known["demoted"]:
+        print(f"its accelerated form was given up: {known['demoted']}")
+    if known["state"] in ("queued", "running", "failed"):
+        print(f"conversion {known['state']}{': ' if known['progress'] else ''}{known['progress']}")
+    elif known["state"] == "none":
+        print("it is not accelerated: acceleration is off for it, or it is no SavedModel")
+    if "chosen" in known:
+        fields = {field.name for field in dataclasses.fields(Report)}
+        report = from_json(Report, {name: value for name, value in known.items() if name in fields})
+        print(report_text(report), end="")

@@ -127,6 +127,12 @@ LOAD_DURATION = Metric(
 WORKER_RESTARTS = Metric(
     "dropserve_worker_restarts_total", Type.COUNTER, "Workers that died while they served.", ("model",)
 )
+DEMOTIONS = Metric(
+    "dropserve_demotions_total",
+    Type.COUNTER,
+    "Accelerated forms that failed, so that TensorFlow serves again.",
+    ("model",),
+)
 PROCESSES = Metric("dropserve_processes", Type.GAUGE, "Living processes.", ("role",))
 RESIDENT_MEMORY = Metric(
     "dropserve_process_resident_memory_bytes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from appliance.metrics import WORKER_RESTARTS, Recorder, is_passing
+from appliance.metrics import DEMOTIONS, WORKER_RESTARTS, Recorder, is_passing
 from appliance.metrics_file import MetricsFileError, fold
 
 __all__ = ["MetricsKeeper"]
@@ -27,6 +27,9 @@ class MetricsKeeper:
 
     def worker_restarted(self, model: str) -> None:
         self._recorder.counter(WORKER_RESTARTS, model).add()
+
+    def demoted(self, model: str) -> None:
+        self._recorder.counter(DEMOTIONS, model).add()
 
     async def fold(self) -> None:
         """Takes in what processes that have ended left; called when one has. One call at a time does it for all."""

@@ -79,19 +79,22 @@ def _model(entry: Any, source: str) -> ModelConfig:
     where = f"{source}: model {entry.name}"
     if entry.model_platform not in ("", "tensorflow") or entry.model_type == protos.ModelType.Value("OTHER"):
         raise ConfigError(
-            f"{where}: model_platform {entry.model_platform or 'OTHER'!r} is not supported",
+            f"{source}: Model {entry.name} requests unsupported platform {entry.model_platform or 'OTHER'}",
             'write model_platform: "tensorflow"; faster formats are made from the SavedModel by themselves',
         )
     if entry.HasField("logging_config"):
         logger.warning("%s: logging_config: no effect, because requests are not recorded", where)
     labels = dict(entry.version_labels)
-    return ModelConfig(entry.name, _base_path(entry.base_path, where), _policy(entry, where), labels)
+    return ModelConfig(entry.name, _base_path(entry, source), _policy(entry, where), labels)
 
 
-def _base_path(written: str, where: str) -> str:
-    path = written.removeprefix("file://")
+def _base_path(entry: Any, source: str) -> str:
+    where = f"{source}: model {entry.name}"
+    path: str = entry.base_path.removeprefix("file://")
     if not path:
         raise ConfigError(f"{where}: has no base_path", "give the absolute path of the folder of its version folders")
+    if "\0" in path:
+        raise ConfigError(f"{where}: base_path {path!r} has a NUL character, which no path can have")
     scheme, found, _ = path.partition("://")
     if found:
         raise ConfigError(
@@ -100,7 +103,8 @@ def _base_path(written: str, where: str) -> str:
         )
     if not os.path.isabs(path):
         raise ConfigError(
-            f"{where}: expected an absolute path; got base_path {path!r}", f"did you mean {os.path.abspath(path)!r}?"
+            f"{source}: Expected model {entry.name} to have an absolute path or URI; got base_path()={path}",
+            f"did you mean {os.path.abspath(path)!r}?",
         )
     return path
 

@@ -20,7 +20,7 @@ from appliance.errors import ConfigError
 from appliance.options import Options, Settings, about, effective, from_text, option_types
 from appliance.serving_flags import DEFAULTS, FLAGS
 
-__all__ = ["CommandLine", "check", "parse", "remarks", "translate", "usage"]
+__all__ = ["CommandLine", "announcements", "check", "parse", "remarks", "translate", "usage"]
 
 # Logging flags of absl and glog, which are on many command lines: those that are true alone, and those with a value.
 _LIBRARY_BOOLEANS = frozenset(
@@ -269,6 +269,18 @@ def remarks(options: Options) -> list[tuple[int, str]]:
         "--allow_remote_reload=never refuses it by TCP"
     )
     return [(logging.INFO, text)]
+
+
+def announcements(address: str, port: int | None, socket_path: str, rest_api_port: int | None) -> list[str]:
+    """What TensorFlow Serving logs once it serves (`model_servers/server.cc`), and scripts wait for: gRPC on `address`
+    and its port, the Unix socket, REST's port, of each that there is."""
+    return [
+        *([] if port is None else [f"Running gRPC ModelServer at {address}:{port} ..."]),
+        *([f"Running gRPC ModelServer at UNIX socket {socket_path} ..."] if socket_path else []),
+        # [sic]: it says localhost whatever it listens on. The last line is that of its HTTP library.
+        *([] if rest_api_port is None else [f"Exporting HTTP/REST API at:localhost:{rest_api_port} ..."]),
+        *([] if rest_api_port is None else ["Entering the event loop ..."]),
+    ]
 
 
 def usage() -> str:

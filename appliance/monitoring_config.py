@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from google.protobuf import text_format
 
+from appliance.config_files import read_config_text
 from appliance.errors import ConfigError
 from appliance.fronts import protos
 
@@ -42,10 +43,4 @@ def read_monitoring_config(path: str) -> str:
     """The path that the file `path` asks for; "" where it asks for none, and where `path` is "". Raises ConfigError."""
     if not path:
         return ""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return parse_monitoring_config(file.read(), path)
-    except OSError as error:
-        raise ConfigError(f"cannot read the monitoring_config_file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the monitoring_config_file {path} is not UTF-8 text: {error}") from None
+    return parse_monitoring_config(read_config_text(path, "the monitoring_config_file"), path)

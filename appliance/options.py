@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from appliance.config_files import read_config_text
 from appliance.errors import ConfigError
 from appliance.gpu_placement import parse_gpu_devices
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy
@@ -112,6 +113,16 @@ def local_path(written: str) -> str:
     return path.rstrip("/") or path[:1]
 
 
+def parse_precisions(text: str) -> tuple[str, ...]:
+    """The precisions in `float32,int8`. Raises ConfigError."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found or not set(found) <= {"float32", "float16", "int8"}:
+        raise ConfigError(
+            f"acceleration_precisions is {text!r}", "it is one or more of float32, float16 and int8, with commas"
+        )
+    return found
+
+
 def _is_model_name(name: str) -> object:
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
@@ -121,6 +132,7 @@ def _is_model_name(name: str) -> object:
 _MODEL, _MODELS, _NETWORK = "Options of a model", "Which models", "Network"
 _LIMITS, _LIFE, _PROCESS, _LOG = "Limits", "Life of versions", "Processes", "Logs"
 _BATCHING, _WARMUP, _SAFETY, _MONITORING = "Batching", "Warm-up", "Security", "Monitoring"
+_ACCELERATION = "Acceleration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +236,59 @@ class ModelOptions:
     warmup_timeout_seconds: float = _option(
         30.0, _WARMUP, "Warm-up with made-up inputs ends by then; 0: none.", minimum=0, maximum=86400
     )
+
+    acceleration: str = _option(
+        "off",
+        _ACCELERATION,
+        "Convert SavedModels, prove the result equal, and serve what is fastest: of all forms (auto), or of ONNX or "
+        "TF-Lite alone.",
+        choices=("auto", "onnx", "tflite", "off"),
+    )
+    acceleration_min_speedup: float = _option(
+        1.1,
+        _ACCELERATION,
+        "A converted form is served if it is so many times as fast as TensorFlow. Below 1, a slower one may be.",
+        minimum=0,
+        maximum=1000,
+    )
+    wait_for_acceleration: bool = _option(
+        False, _ACCELERATION, "A version becomes available only once its form has been chosen."
+    )
+    acceleration_precisions: str = _option(
+        "float32",
+        _ACCELERATION,
+        "What may be tried, separated by commas: float32, float16 and int8 (weights of TF-Lite models; answers differ "
+        "more).",
+        check=parse_precisions,
+    )
+    conversion_timeout_seconds: float = _option(
+        600.0, _ACCELERATION, "A conversion that takes longer is ended.", minimum=1, maximum=86400
+    )
+    conversion_memory_bytes: int = _option(
+        4 * _GIB,
+        _ACCELERATION,
+        "A conversion that takes more memory is ended; TensorFlow alone takes half a GiB.",
+        minimum=64 * _MIB,
+    )
+    parity_tolerance: float = _option(
+        1e-4,
+        _ACCELERATION,
+        "How far an output of a float32 form may be off, relative to its size. Whole numbers must be equal.",
+        minimum=0,
+        maximum=1,
+    )
+    parity_tolerance_tf32: float = _option(
+        1e-2, _ACCELERATION, "The same on a GPU that multiplies in TF32.", minimum=0, maximum=1
+    )
+    parity_tolerance_float16: float = _option(1e-2, _ACCELERATION, "The same for float16.", minimum=0, maximum=1)
+    parity_tolerance_int8: float = _option(1e-1, _ACCELERATION, "The same for int8.", minimum=0, maximum=1)
+    parity_absolute_tolerance: float = _option(
+        1e-7, _ACCELERATION, "How far any output may be off besides, absolutely.", minimum=0, maximum=1000
+    )
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return parse_precisions(self.acceleration_precisions)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -382,6 +447,20 @@ class Options(ModelOptions):
     grpc_workers: int = _option(
         0, _PROCESS, "gRPC processes; 0: one for each core, from 2 to 4.", minimum=0, maximum=256
     )
+    cache_dir: str = _option(
+        "",
+        _ACCELERATION,
+        "Folder for converted models, which several servers may share; by default $CACHE_DIRECTORY (systemd's), "
+        "/var/cache/dropserve for root, or dropserve in the user's cache.",
+        normal=local_path,
+    )
+    cache_max_bytes: int = _option(
+        10 * _GIB,
+        _ACCELERATION,
+        "Size of cache_dir; the least recently used goes first. 0: keep nothing.",
+        minimum=0,
+    )
+
     runtime_dir: str = _option(
         "",
         _PROCESS,
@@ -508,11 +587,8 @@ def read_settings(
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_config_text(path, "the configuration"))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

@@ -111,26 +111,36 @@ class Reaper:
 
 
 def spawn(
-    module: str, environment: Mapping[str, str], descriptors: Sequence[int] = (), stderr: int | None = None
+    module: str,
+    environment: Mapping[str, str],
+    descriptors: Sequence[int] = (),
+    stderr: int | None = None,
+    stdin: int | None = None,
+    stdout: int | None = None,
 ) -> int:
     """Starts `python -m module` with `descriptors` as its descriptors 3, 4 and so on; its process number.
 
-    What it prints goes to `stderr`, or where this process's own goes.
+    What it prints goes to `stderr`, or where this process's own goes; to `stdout` what it says, where that is given.
 
     `-I` would ignore the folder that the project runs from, so it is passed on only where we have it ourselves.
     """
     isolated = ["-I"] if sys.flags.isolated else []
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
-    # Two steps, so that no descriptor is overwritten before it has been copied.
-    spare = 100
-    for index, descriptor in enumerate(descriptors):
-        actions.append((os.POSIX_SPAWN_DUP2, descriptor, spare + index))
-    for index in range(len(descriptors)):
-        actions.append((os.POSIX_SPAWN_DUP2, spare + index, 3 + index))
-        actions.append((os.POSIX_SPAWN_CLOSE, spare + index))
     if stderr is not None:
         actions.append((os.POSIX_SPAWN_DUP2, stderr, 1))
         actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
+    # Two steps, by numbers that are neither given nor wanted, so that none is overwritten before it has been copied.
+    first = 3 + len(descriptors)
+    spares = [number for number in range(first, first + 2 * len(descriptors)) if number not in descriptors]
+    for spare, descriptor in zip(spares, descriptors, strict=False):
+        actions.append((os.POSIX_SPAWN_DUP2, descriptor, spare))
+    for index, spare in enumerate(spares[: len(descriptors)]):
+        actions.append((os.POSIX_SPAWN_DUP2, spare, 3 + index))
+        actions.append((os.POSIX_SPAWN_CLOSE, spare))
+    if stdin is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
+    if stdout is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
     return os.posix_spawn(
         sys.executable,
         [sys.executable, *isolated, "-m", module],

@@ -124,7 +124,6 @@ class Programs:
             try:
                 program.pid = program.start()
                 self._reaper.forget(program.pid)
-                self._reaper.forget(program.pid)
                 how = describe_status(await self._reaper.exit_of(program.pid))
             except OSError as error:
                 how = f"it could not be started: {error}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf import text_format
 
+from appliance.config_files import read_config_file
 from appliance.errors import ConfigError
 from appliance.fronts import protos
 
@@ -71,13 +72,7 @@ def load_ssl_config(path: str) -> SslConfig:
 
 
 def _read(path: str) -> protos.SSLConfig:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the ssl_config_file {path}: {error.strerror}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise ConfigError(f"the ssl_config_file {path} has more than {_MAX_FILE_BYTES:,} bytes", "is it another file?")
+    data = read_config_file(path, "the ssl_config_file", _MAX_FILE_BYTES)
     message = protos.SSLConfig()
     try:
         text_format.Parse(data, message, descriptor_pool=protos.POOL)

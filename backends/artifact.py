@@ -157,12 +157,17 @@ def read_artifact(path: str) -> Artifact:
     return Artifact.from_json(value)
 
 
+def is_artifact(path: str, ready: str) -> bool:
+    """Whether the folder `path` holds a converted model, and not the file `ready`, which somebody dropped as it is."""
+    return os.path.lexists(os.path.join(path, FILE)) and not os.path.lexists(os.path.join(path, ready))
+
+
 def model_files(path: str, ready: str) -> list[str]:
     """The files of a framework in the folder `path`: the file `ready` alone, or those that its `signatures.json` names.
 
     Raises what `read_artifact` does.
     """
-    if os.path.lexists(os.path.join(path, ready)) or not os.path.lexists(os.path.join(path, FILE)):
+    if not is_artifact(path, ready):
         return [ready]
     return sorted({entry.file for entry in read_artifact(path).signatures.values()})
 

@@ -17,9 +17,23 @@ from backends.contract import BackendError, Code, IncompleteError, Signature
 from backends.dtypes import BY_NAME, BY_NUMBER, STRING
 from backends.reading import BYTES, VARINT, Reader
 
-_FIXED = {5: "<f4", 6: "<f8", 9: "<f4", 12: "<f8"}  # float, double, scomplex (two for each), dcomplex
-_VARINTS = frozenset({7, 10, 11, 13, 16, 17})  # int, int64, bool, half (bits), uint32, uint64
+# By element type: the field of its values. Those of other types than these are 32-bit numbers, as int_val has them.
+_INT_VALUES = 7
 _STRING_VALUES = 8
+_FIELDS = {
+    "float32": 5,
+    "float64": 6,
+    STRING.name: _STRING_VALUES,
+    "complex64": 9,
+    "int64": 10,
+    "bool": 11,
+    "complex128": 12,
+    "float16": 13,
+    "bfloat16": 13,
+    "uint32": 16,
+    "uint64": 17,
+}
+_FIXED = {5: "<f4", 6: "<f8", 9: "<f4", 12: "<f8"}  # complex numbers are two each; other fields are varints
 _BITS_OF_HALF = frozenset({"float16", "bfloat16"})
 
 _MAX_BYTES = 256 << 20
@@ -47,22 +61,21 @@ def default_arrays(signature: Signature) -> dict[str, np.ndarray]:
 
 def _array(reader: Reader) -> np.ndarray:
     """A TensorProto: dtype 1, tensor_shape 2, tensor_content 4, and fields for the values of each type."""
-    number = 0
-    shape: list[int] = []
-    content = b""
-    values: list[Any] = []
-    for field, wire_type, value, stop in list(reader.fields(0, reader.size)):
-        if (field, wire_type) == (1, VARINT):
-            number = value
-        elif (field, wire_type) == (2, BYTES):
-            shape = _shape(reader, value, stop)
-        elif (field, wire_type) == (4, BYTES):
-            content = reader.read(value, stop - value)
-        else:
-            values += _values(reader, field, wire_type, value, stop)
+    fields = list(reader.fields(0, reader.size))
+    number = next((value for field, kind, value, _ in reversed(fields) if (field, kind) == (1, VARINT)), 0)
     element = BY_NUMBER.get(number)
     if element is None:
         raise ValueError(f"there is no element type {number}")
+    shape: list[int] = []
+    content = b""
+    values: list[Any] = []
+    for field, wire_type, value, stop in fields:
+        if (field, wire_type) == (2, BYTES):
+            shape = _shape(reader, value, stop)
+        elif (field, wire_type) == (4, BYTES):
+            content = reader.read(value, stop - value)
+        elif field == _FIELDS.get(element.name, _INT_VALUES):
+            values += _values(reader, field, wire_type, value, stop)
     count = math.prod(shape)
     if count * element.numpy.itemsize > _MAX_BYTES:
         raise ValueError(f"it has the shape {shape}, which is over {_MAX_BYTES:,} bytes")
@@ -77,19 +90,20 @@ def _array(reader: Reader) -> np.ndarray:
 
 def _values(reader: Reader, field: int, wire_type: int, value: int, stop: int) -> list[Any]:
     """What one field says of the values; repeated numbers are packed, or a field each."""
-    if field == _STRING_VALUES and wire_type == BYTES:
-        return [reader.read(value, stop - value)]
-    if field in _FIXED and wire_type != VARINT:
-        found: list[Any] = np.frombuffer(reader.read(value, stop - value), _FIXED[field]).tolist()
-        return found
-    if field not in _VARINTS:
-        return []
-    if wire_type == VARINT:
-        return [value]
-    found, at = [], value
-    while at < stop:
-        found += reader.varints(at, 1)
-        at = reader.position()
+    found: list[Any] = []
+    if field == _STRING_VALUES:
+        if wire_type == BYTES:
+            found.append(reader.read(value, stop - value))
+    elif field in _FIXED:
+        if wire_type != VARINT:
+            found += np.frombuffer(reader.read(value, stop - value), _FIXED[field]).tolist()
+    elif wire_type == VARINT:
+        found.append(value)
+    elif wire_type == BYTES:
+        at = value
+        while at < stop:
+            found += reader.varints(at, 1)
+            at = reader.position()
     return found
 
 

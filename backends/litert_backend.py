@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from backends.artifact import Artifact, ArtifactSignature, read_artifact
+from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
 from backends.contract import BackendError, Code, IncompleteError, Signature, TensorSpec
 from backends.default_values import default_arrays
 from backends.dtypes import BY_NUMPY, STRING
@@ -44,9 +44,9 @@ def load(path: str, intra_op_threads: int = 0, interpreters: int = 0) -> LiteRTB
     """
     size = interpreters or len(os.sched_getaffinity(0))
     try:
-        if os.path.lexists(os.path.join(path, FILE)):
-            return _load_model(path, intra_op_threads or 1, size)
-        return _load_artifact(path, read_artifact(path), intra_op_threads or 1, size)
+        if is_artifact(path, FILE):
+            return _load_artifact(path, read_artifact(path), intra_op_threads or 1, size)
+        return _load_model(path, intra_op_threads or 1, size)
     except IncompleteError as error:  # it was complete a moment ago
         raise BackendError(Code.FAILED_PRECONDITION, f"cannot load {path}: {error}") from error
     except BackendError as error:
@@ -142,15 +142,20 @@ class _Declared:
     """The shape of an input as the model has it, -1 where any size fits."""
 
     shape: tuple[int, ...]
+    strict: bool = False
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises BackendError for a shape that LiteRT must not see: it computes nonsense on some instead of refusing.
 
         A 1 may be any size, as in TensorFlow Serving: early converters wrote 1 for an unknown size, so its own example
-        feeds [3] to an input of [1, 1]. Where that leaves nothing fixed, the rank is free too.
+        feeds [3] to an input of [1, 1]. Where that leaves nothing fixed, the rank is free too. Not so where it is
+        `strict`: our own converters write -1.
         """
-        fixed = [(axis, size) for axis, size in enumerate(self.shape) if size not in (-1, 1)]
-        if fixed and (len(shape) != len(self.shape) or any(shape[axis] != size for axis, size in fixed)):
+        free = (-1,) if self.strict else (-1, 1)
+        fixed = [(axis, size) for axis, size in enumerate(self.shape) if size not in free]
+        if (fixed or self.strict) and (
+            len(shape) != len(self.shape) or any(shape[axis] != size for axis, size in fixed)
+        ):
             raise BackendError(
                 Code.INVALID_ARGUMENT,
                 f"input {name!r} has the shape {_text(shape)}; the model takes {_text(self.shape)}",
@@ -342,7 +347,10 @@ def _mapped(name: str, entry: ArtifactSignature, plan: _Plan) -> _Mapped:
     return _Mapped(
         plan,
         signature,
-        {alias: plan.declared[inner] for alias, inner in entry.inputs.items()},
+        {
+            alias: _Declared(plan.declared[inner].shape, strict=signature.inputs[alias].shape is not None)
+            for alias, inner in entry.inputs.items()
+        },
         entry.inputs,
         entry.outputs,
         default_arrays(signature),

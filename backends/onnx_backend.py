@@ -20,7 +20,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from backends import onnx_model
-from backends.artifact import Artifact, ArtifactSignature, read_artifact
+from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
 from backends.contract import BackendError, Code, IncompleteError, Signature, TensorSpec
 from backends.default_values import default_arrays
 from backends.dtypes import BY_NAME, STRING, DType
@@ -92,9 +92,9 @@ def load(path: str, settings: SessionSettings) -> OnnxBackend:
     Raises BackendError where ONNX Runtime refuses it.
     """
     try:
-        if os.path.lexists(os.path.join(path, onnx_model.FILE)):
-            return _load_model(path, settings)
-        return _load_artifact(path, read_artifact(path), settings)
+        if is_artifact(path, onnx_model.FILE):
+            return _load_artifact(path, read_artifact(path), settings)
+        return _load_model(path, settings)
     except IncompleteError as error:  # it was complete a moment ago
         raise BackendError(Code.FAILED_PRECONDITION, f"cannot load {path}: {error}") from error
     except BackendError as error:

@@ -104,10 +104,10 @@ def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int
     raise BackendError(Code.UNIMPLEMENTED, f"workers on {backend} have no profiler")
 
 
-def end_profile(backend: str) -> dict[str, Any]:
-    """Ends the trace that runs in this process, if one does."""
+def end_profile(backend: str, *, path: str) -> dict[str, Any]:
+    """Ends the trace of this process to `path` early."""
     if backend == "tensorflow":
         from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
 
-        tensorflow_profiler.end_profile()
+        tensorflow_profiler.end_profile(path)
     return {}

@@ -6,6 +6,7 @@ import glob
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from backends.contract import BackendError, Code
 from backends.reading import open_file
 
 _one = threading.Lock()  # the runtime has one profiler a process
-_enough = threading.Event()
+_ending = threading.Condition()
+_ended: deque[str] = deque(maxlen=1)  # the path of the trace that was ended last, which may come before its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Traced:
 
 
 def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
-    """Traces for `seconds`, or until `end_profile()`, and writes the XSpace (tsl/profiler/protobuf/xplane.proto) to the
-    new file `path`. `levels` are TensorFlow's options by name.
+    """Traces for `seconds`, or until `end_profile(path)`, and writes the XSpace (tsl/profiler/protobuf/xplane.proto)
+    to the new file `path`. `levels` are TensorFlow's options by name.
 
     Requests are served meanwhile: the runtime traces, and writes, without the interpreter's lock. The session's
     `stop()` is no way to the XSpace: it converts to the trace viewer's format, and drops all else.
@@ -42,7 +44,8 @@ def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
         with tempfile.TemporaryDirectory(prefix="tensorflow-", dir=os.path.dirname(path)) as folder:
             session = _pywrap_profiler.ProfilerSession()
             session.start(folder, dict(levels))
-            _enough.wait(seconds)
+            with _ending:
+                _ending.wait_for(lambda: path in _ended, seconds)
             session.export_to_tb()
             found = glob.glob(f"{glob.escape(folder)}/plugins/profile/*/*.xplane.pb")
             if len(found) != 1:
@@ -52,15 +55,15 @@ def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
     except errors.OpError as error:
         raise BackendError(Code.INTERNAL, f"TensorFlow's profiler failed: {error.message}") from None
     finally:
-        _enough.clear()
         _one.release()
     return Traced(os.path.getsize(path), _has_events(path))
 
 
-def end_profile() -> None:
-    """Ends the trace that runs, if one does: what it has by now is what it gives."""
-    if _one.locked():
-        _enough.set()
+def end_profile(path: str) -> None:
+    """Ends the trace to `path`: what it has by now is what it gives."""
+    with _ending:
+        _ended.append(path)
+        _ending.notify_all()
 
 
 def _has_events(path: str) -> bool:

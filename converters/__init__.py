@@ -1,1 +1,9 @@
-"""Converters from a SavedModel to other formats. None has landed yet: every version is served by TensorFlow."""
+"""SavedModel → ONNX, → TF-Lite: converted, proven, measured and chosen by a job (`converters.job`), kept in a cache.
+
+job         the process: reads a spec, writes a report
+converting  entry points, each in a process of its own; freezing, to_onnx, to_tflite, registry, plugin
+proving     cases, run by TensorFlow and by a converted form; proof compares
+measure     calls in turns; choice decides
+cache       forms and reports on disk
+child       processes that may crash, hang or eat memory; frames, runner, forms
+"""

@@ -71,7 +71,7 @@ class Host:
         words = []
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path, _, form):
+                case StartWorker(worker, servable, path, _, form, _, _):
                     self.workers[servable] = worker
                     self.by_number[worker] = servable
                     where = "" if path == f"/models/{servable}" else f" from {path}"

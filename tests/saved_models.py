@@ -147,6 +147,53 @@ def half_plus_three(tf: Any, out: str) -> None:
 
 
 @_model
+def half_plus_columns(tf: Any, out: str) -> None:
+    """The model of TensorFlow Serving's own tests, with its signatures: columns [-1, 1], y = x / 2 + 2, y2 = x / 2 + 3,
+    y3 = x2 / 2 + 3.
+
+    serving_default is x → y; regress_x_to_y, regress_x_to_y2 and classify_x_to_y parse Examples with "x" and perhaps
+    "x2"; regress_x2_to_y3 and classify_x2_to_y3 feed x2 itself. Of TensorFlow 1, with an asset.
+    """
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session, tempfile.TemporaryDirectory() as scratch:
+        half, two, three = (v1.Variable(value, use_resource=False) for value in (0.5, 2.0, 3.0))
+        serialized = v1.placeholder(tf.string, name="tf_example")
+        column = tf.io.FixedLenFeature
+        parsed = tf.io.parse_example(
+            tf.ensure_shape(serialized, [None]),
+            {"x": column([1], tf.float32), "x2": column([1], tf.float32, default_value=[0.0])},
+        )
+        x, x2 = tf.identity(parsed["x"], name="x"), tf.identity(parsed["x2"], name="x2")
+        y, y2 = tf.add(half * x, two, name="y"), tf.add(half * x, three, name="y2")
+        y3 = tf.add(half * x2, three, name="y3")
+        asset = Path(scratch, "foo.txt")
+        asset.write_text("asset-file-contents")
+        v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, tf.constant(str(asset)))
+        session.run(v1.global_variables_initializer())
+
+        def signature(method: str, source: tuple[str, Any], result: tuple[str, Any]) -> Any:
+            sides = [{name: v1.saved_model.build_tensor_info(tensor)} for name, tensor in (source, result)]
+            return v1.saved_model.build_signature_def(*sides, f"tensorflow/serving/{method}")
+
+        examples = ("inputs", serialized)
+        builder = v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {
+                "serving_default": signature("predict", ("x", x), ("y", y)),
+                "regress_x_to_y": signature("regress", examples, ("outputs", y)),
+                "regress_x_to_y2": signature("regress", examples, ("outputs", y2)),
+                "regress_x2_to_y3": signature("regress", ("inputs", x2), ("outputs", y3)),
+                "classify_x_to_y": signature("classify", examples, ("scores", y)),
+                "classify_x2_to_y3": signature("classify", ("inputs", x2), ("scores", y3)),
+            },
+            assets_collection=v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS),
+        )
+        builder.save()
+
+
+@_model
 def parsed_examples(tf: Any, out: str) -> None:
     """Signatures on Examples with the features "n" int64, "f" float32 and "s" bytes (0, 0.0 and "" where absent), from
     TensorFlow 2, so that all carry predict's method name.

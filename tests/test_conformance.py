@@ -59,9 +59,9 @@ def test_every_row_has_a_verdict() -> None:
 
 def test_every_rpc_has_its_row() -> None:
     rows = dict(OTHER_ROWS)
-    for service in ("PredictionService", "ModelService"):
-        for method in protos.POOL.FindServiceByName(f"tensorflow.serving.{service}").methods:
-            assert f"`tensorflow.serving.{service}/{method.name}`" in rows
+    for service in ("serving.PredictionService", "serving.ModelService", "ProfilerService"):
+        for method in protos.POOL.FindServiceByName(f"tensorflow.{service}").methods:
+            assert f"`tensorflow.{service}/{method.name}`" in rows
 
 
 @pytest.mark.parametrize("route", ["NAME[VERSION]:predict", "NAME[VERSION]:classify", "NAME[VERSION]:regress"])

@@ -249,11 +249,12 @@ SIGNATURES = {
     "serving_default": signature(outputs="classes scores"),
     "regress": signature(outputs="outputs"),
     "elsewhere": Signature({"inputs": TensorSpec("string", (-1,), "other:0")}, {"outputs": ANY}),
+    "numbers": Signature({"inputs": TensorSpec("float32", (-1,), "numbers:0")}, {"outputs": ANY}),
 }
 
 
 def test_several_tasks_keep_their_order() -> None:
-    found = tasks([("regress", REGRESS.value), ("", CLASSIFY.value)], SIGNATURES, check_method_name=False)
+    found = tasks([("m", "regress", REGRESS.value), ("m", "", CLASSIFY.value)], SIGNATURES, check_method_name=False)
     assert [(one.method, one.signature_name) for one in found] == [(REGRESS, "regress"), (CLASSIFY, "serving_default")]
 
 
@@ -261,26 +262,47 @@ def test_several_tasks_keep_their_order() -> None:
     ("wanted", "code", "message"),
     [
         (
-            [("", CLASSIFY.value), ("serving_default", CLASSIFY.value)],
+            [("m", "", CLASSIFY.value), ("m", "serving_default", CLASSIFY.value)],
             Code.INVALID_ARGUMENT,
             "Duplicate evaluation of signature: serving_default",
         ),
-        ([("nope", CLASSIFY.value)], Code.INVALID_ARGUMENT, "Requested signature not found in model graph: nope"),
+        ([("m", "nope", CLASSIFY.value)], Code.INVALID_ARGUMENT, "Requested signature not found in model graph: nope"),
         (
-            [("regress", "tensorflow/serving/predict")],
+            [("m", "regress", "tensorflow/serving/predict")],
             Code.UNIMPLEMENTED,
             "Unsupported signature method_name: tensorflow/serving/predict",
         ),
-        ([("regress", "")], Code.UNIMPLEMENTED, "Unsupported signature method_name: "),
+        ([("m", "regress", "")], Code.UNIMPLEMENTED, "Unsupported signature method_name: "),
         (
-            [("regress", REGRESS.value), ("elsewhere", REGRESS.value)],
+            [("m", "regress", REGRESS.value), ("m", "elsewhere", REGRESS.value)],
             Code.INVALID_ARGUMENT,
             "Input tensor must be the same for all Signatures.",
         ),
-        ([("regress", CLASSIFY.value)], Code.INVALID_ARGUMENT, "Expected classification signature outputs to"),
+        ([("m", "regress", CLASSIFY.value)], Code.INVALID_ARGUMENT, "Expected classification signature outputs to"),
+        (
+            [("m", "regress", REGRESS.value), ("n", "", CLASSIFY.value)],
+            Code.INVALID_ARGUMENT,
+            "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+        ),
+        (
+            [("m", "regress", REGRESS.value), ("", "", CLASSIFY.value)],
+            Code.INVALID_ARGUMENT,
+            "Found ModelSpec with an empty model name.",
+        ),
+        (
+            [("m", "nope", CLASSIFY.value), ("n", "", CLASSIFY.value)],
+            Code.INVALID_ARGUMENT,
+            "Requested signature not found in model graph: nope",
+        ),
+        (
+            [("m", "regress", REGRESS.value), ("m", "numbers", REGRESS.value)],
+            Code.INVALID_ARGUMENT,
+            "Input tensor must be the same for all Signatures.",
+        ),
+        ([("m", "numbers", REGRESS.value)], Code.INVALID_ARGUMENT, "Expects arg[0] to be float but string is provided"),
     ],
 )
-def test_tasks_that_cannot_run_together_say_why(wanted: list[tuple[str, str]], code: Code, message: str) -> None:
+def test_tasks_that_cannot_run_together_say_why(wanted: list[tuple[str, str, str]], code: Code, message: str) -> None:
     with pytest.raises(ServingError) as caught:
         tasks(wanted, SIGNATURES, check_method_name=False)
     assert caught.value.code is code
@@ -296,15 +318,11 @@ def multi(*models: str) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def test_all_tasks_are_of_one_model() -> None:
-    message = decode_multi_request(multi("m", "m"))
-    message.check_models()
-    assert message.wanted == (("", CLASSIFY.value), ("", CLASSIFY.value))
+def test_a_request_for_several_tasks_is_read() -> None:
+    message = decode_multi_request(multi("m", "n"))
+    assert message.spec.model == "m"
+    assert message.wanted == (("m", "", CLASSIFY.value), ("n", "", CLASSIFY.value))
     assert message.examples.array().tolist() == [example(x=1.0)]
-    with pytest.raises(ServingError, match="must access the same model name"):
-        decode_multi_request(multi("m", "n")).check_models()
-    with pytest.raises(ServingError, match="Found ModelSpec with an empty model name"):
-        decode_multi_request(multi("m", "")).check_models()
 
 
 # ---- Results
@@ -410,7 +428,7 @@ def test_every_float_arrives_as_it_is(values: list[float], columns: int) -> None
 
 
 def test_answers_of_several_tasks_keep_their_order() -> None:
-    done = tasks([("regress", REGRESS.value), ("", CLASSIFY.value)], SIGNATURES, check_method_name=False)
+    done = tasks([("m", "regress", REGRESS.value), ("m", "", CLASSIFY.value)], SIGNATURES, check_method_name=False)
     results = [ran(REGRESS, outputs=FLOATS[0]), ran(CLASSIFY, scores=FLOATS)]
     message = protos.MultiInferenceResponse.FromString(encode_multi_response("m", 3, done, results))
     assert [one.WhichOneof("result") for one in message.results] == ["regression_result", "classification_result"]

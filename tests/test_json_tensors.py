@@ -182,7 +182,7 @@ ERRORS: list[tuple[str, dict[str, str], str]] = [
     ('{"inputs": [{"b64": "A*=="}]}', {"x": "string"}, "Unable to base64 decode"),
     ('{"inputs": [{"b64": "ä"}]}', {"x": "string"}, "Unable to base64 decode"),
     ('{"inputs": [{"b64": 1}]}', {"x": "string"}, 'JSON Value: {"b64": 1} not formatted correctly for base64 data'),
-    ('{"inputs": [1]}', {"x": "complex64"}, "Conversion of JSON values to type: complex64 is not supported"),
+    ('{"instances": [1]}', {"x": "complex64"}, "Conversion of JSON values to type: complex64 is not supported"),
     ('{"instances": [[1, 2], [3]]}', {}, ERROR_IN_ROW.format(1) + "Expecting tensor size: 2 but got: 1"),
     ('{"instances": [[[1, 2]], [[1], [2]]]}', {}, ERROR_IN_ROW.format(1) + "Expecting shape [1,2] but got: [2,1]"),
     ('{"instances": [1, [2]]}', {}, ERROR_IN_ROW.format(1) + "Expecting shape [] but got: [1]"),

@@ -3,6 +3,7 @@ it ends them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import litert_backend
-from backends.contract import Backend, BackendError, Code, TensorSpec
+from backends.artifact import Artifact, ArtifactSignature, write_artifact
+from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
 from backends.dtypes import DTYPES, DType
 from backends.interpreter_pool import InterpreterPool
+from backends.registry import check_complete
 from tests.saved_models import model_zoo
 
 SERVING = "serving_default"
@@ -308,3 +311,73 @@ def test_a_file_that_went_or_is_no_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"\x1c\0\0\0nope" + bytes(100))
     with pytest.raises(BackendError, match=f"cannot load {tmp_path}"):
         litert_backend.load(str(tmp_path))
+
+
+# -- converted models ------------------------------------------------------------------------------------------
+
+
+def converted(zoo: Path, folder: Path, source: str, *entries: ArtifactSignature) -> Backend:
+    """A folder as a converter leaves it, with the file of a model of the zoo, loaded."""
+    shutil.copy(zoo / source / "model.tflite", folder / "0.tflite")
+    found = {f"s{number}": entry for number, entry in enumerate(entries)}
+    write_artifact(str(folder), Artifact("tflite", "float32", found))
+    check_complete("litert", str(folder))
+    return litert_backend.load(str(folder), interpreters=2)
+
+
+def test_a_converted_model_presents_the_signatures_that_it_was_made_of(zoo: Path, tmp_path: Path) -> None:
+    signature = Signature(
+        {"in": TensorSpec("float32", (1, 1), "in:0"), "unused": TensorSpec("int64", (), "u:0")},
+        {"out": TensorSpec("float32", None, "PartitionedCall:0")},
+        "my/method",
+    )
+    entry = ArtifactSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"})
+    backend = converted(zoo, tmp_path, "lite_old", entry, entry)
+    assert backend.signatures == {"s0": signature, "s1": signature}
+    inputs = {"in": floats([2]), "unused": np.array(1)}
+    for name in backend.signatures:
+        assert backend.run(name, inputs, ["out"])[0].tolist() == [[4.0]]
+    assert "takes the inputs" in refusal(backend, "s0", {"in": inputs["in"]}, "out").message
+
+
+def test_a_size_of_one_is_no_unknown_size_in_a_converted_model(zoo: Path, tmp_path: Path) -> None:
+    known, unknown = (
+        ArtifactSignature(
+            "0.tflite",
+            Signature({"in": TensorSpec("float32", shape)}, {"out": TensorSpec("float32", None)}),
+            {"in": "x"},
+            {"out": "Identity"},
+        )
+        for shape in ((1, 1), None)
+    )
+    backend = converted(zoo, tmp_path, "lite_old", known, unknown)
+    for x in (floats(2), floats([2], [4])):
+        assert "the model takes [1,1]" in refusal(backend, "s0", {"in": x}, "out").message
+        assert backend.run("s1", {"in": x}, ["out"])[0].shape == x.shape
+
+
+def test_a_converted_file_with_one_signature_is_mapped_by_its_names(zoo: Path, tmp_path: Path) -> None:
+    source = "lite_gather"
+    (own,) = (s for s in litert_backend.load(str(zoo / source)).signatures.values())
+    signature = Signature(
+        {f"my_{name}": spec for name, spec in own.inputs.items()},
+        {f"my_{name}": spec for name, spec in own.outputs.items()},
+    )
+    entry = ArtifactSignature(
+        "0.tflite", signature, {f"my_{name}": name for name in own.inputs}, {f"my_{name}": name for name in own.outputs}
+    )
+    backend = converted(zoo, tmp_path, source, entry)
+    inputs = {
+        name: np.zeros([max(n, 1) for n in spec.shape or ()], spec.element.numpy) for name, spec in own.inputs.items()
+    }
+    expected = litert_backend.load(str(zoo / source)).run(SERVING, inputs, list(own.outputs))
+    results = backend.run("s0", {f"my_{name}": array for name, array in inputs.items()}, list(signature.outputs))
+    assert [result.tolist() for result in results] == [result.tolist() for result in expected]
+
+
+def test_a_converted_file_that_does_not_fit_its_signature_is_refused(zoo: Path, tmp_path: Path) -> None:
+    signature = Signature({"in": TensorSpec("int32", None)}, {"out": TensorSpec("float32", None)})
+    with pytest.raises(BackendError, match=r"does not fit 0\.tflite: its input 'in' is int32, there float32"):
+        converted(zoo, tmp_path, "lite_old", ArtifactSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"}))
+    with pytest.raises(BackendError, match="its input 'in' is 'z' there, which it has not"):
+        converted(zoo, tmp_path, "lite_old", ArtifactSignature("0.tflite", signature, {"in": "z"}, {"out": "Identity"}))

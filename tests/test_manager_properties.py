@@ -173,7 +173,7 @@ class ManagerMachine(RuleBasedStateMachine):
         leaving = {ended}
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path, _, form):
+                case StartWorker(worker, servable, path, _, form, _, _):
                     assert worker not in self.world.numbers
                     others = [p for p in self.world.processes.values() if p.servable == servable and not p.told]
                     assert [(p.path, p.form) for p in others] != [(path, form)], "two workers"

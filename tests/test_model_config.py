@@ -106,12 +106,24 @@ def test_an_entry_without_its_list_is_told_how_to_begin(text: str) -> None:
         ('base_path: "/a"', "a config has no name", "name and a base_path"),
         ('name: "a"', "model a: has no base_path", "absolute path"),
         ('name: "a" base_path: "file://"', "model a: has no base_path", "absolute path"),
-        ('name: "a" base_path: "models/a"', "got base_path 'models/a'", "did you mean '/"),
+        (
+            'name: "a" base_path: "models/a"',
+            "Expected model a to have an absolute path or URI; got base_path()=models/a",
+            "did you mean '/",
+        ),
         ('name: "a" base_path: "s3://bucket/a"', "'s3://bucket/a' is remote (s3://)", "local path"),
         ('name: "a" base_path: "gs://bucket/a"', "'gs://bucket/a' is remote (gs://)", "local path"),
         ('name: "a" base_path: "hdfs://host/a"', "'hdfs://host/a' is remote (hdfs://)", "local path"),
-        ('name: "a" base_path: "/a" model_platform: "onnx"', "model_platform 'onnx'", 'model_platform: "tensorflow"'),
-        ('name: "a" base_path: "/a" model_type: OTHER', "model_platform 'OTHER'", 'model_platform: "tensorflow"'),
+        (
+            'name: "a" base_path: "/a" model_platform: "onnx"',
+            "Model a requests unsupported platform onnx",
+            'model_platform: "tensorflow"',
+        ),
+        (
+            'name: "a" base_path: "/a" model_type: OTHER',
+            "Model a requests unsupported platform OTHER",
+            'model_platform: "tensorflow"',
+        ),
         ('name: "a" base_path: "/a" model_version_policy { specific { } }', "lists no versions", "specific {"),
     ],
 )

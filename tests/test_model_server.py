@@ -342,7 +342,10 @@ def test_what_cannot_start_ends_with_its_reason(arguments: list[str], words: str
         ('model_config { name: "m" base_path: "/m" }', "begin it with model_config_list { config {"),
         ("improperly formatted file", "Error parsing text-format tensorflow.serving.ModelServerConfig"),
         ('model_config_list { config { name: "m" base_path: "gs://b/m" } }', "'gs://b/m' is remote (gs://)"),
-        ('model_config_list { config { name: "m" base_path: "m" } }', "expected an absolute path; got base_path 'm'"),
+        (
+            'model_config_list { config { name: "m" base_path: "m" } }',
+            "to have an absolute path or URI; got base_path()=m",
+        ),
     ],
 )
 def test_a_config_file_that_never_worked_gets_its_remedy(text: str, words: str, tmp_path: Path) -> None:

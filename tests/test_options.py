@@ -222,7 +222,7 @@ def test_a_file_that_is_not_toml_is_refused_with_the_place(config: Path) -> None
 
 def test_a_file_that_is_not_utf_8_is_refused(config: Path) -> None:
     config.write_bytes(b'bind_address = "\xff\xfe"\n')
-    with pytest.raises(ConfigError, match="is not TOML"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_settings({}, str(config))
 
 

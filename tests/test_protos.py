@@ -73,7 +73,7 @@ NOT_PACKAGED = {
 } | {
     f"tensorflow.{name}"
     for call in ("Monitor", "Profile", "Terminate")
-    for name in (f"{call}Request", f"{call}Response", f"{call}ToolData")
+    for name in (f"{call}Options", f"{call}Request", f"{call}Response", f"{call}ToolData")
 }
 
 

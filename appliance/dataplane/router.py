@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,22 @@ __all__ = ["ModelRoute", "Router", "Snapshot", "VersionRoute"]
 logger = logging.getLogger(__name__)
 
 _RETRIES = 3
+_MAX_SECOND_OPINIONS = 8
+# What says nothing of the model: the queue is full, time is up, nobody waits, the process is gone or going.
+_NO_ANSWER = frozenset({Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE})
 _SNAPSHOT_WAIT_SECONDS = 2.0
+
+
+class _DiedError(ServingError):
+    """The worker ended while it held the request."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            Code.UNAVAILABLE,
+            f"The worker of {name} ended while it held the request",
+            "it is being restarted; try again",
+            retry_after_seconds=1,
+        )
 
 
 class _DrainingError(Exception):
@@ -187,16 +203,7 @@ class _Connection:
             os.close(descriptor)
         for pending in self._pending.values():
             if not pending.future.done():
-                pending.future.set_exception(
-                    _DrainingError()
-                    if self._goodbye
-                    else ServingError(
-                        Code.UNAVAILABLE,
-                        f"The worker of {self._name} ended while it held the request",
-                        "it is being restarted; try again",
-                        retry_after_seconds=1,
-                    )
-                )
+                pending.future.set_exception(_DrainingError() if self._goodbye else _DiedError(self._name))
         self._pending.clear()
 
 
@@ -218,6 +225,8 @@ class Router:
         self._max_inflight_bytes = max_inflight_bytes
         self._inflight_bytes = 0
         self._connections: dict[str, _Connection] = {}
+        self._aside: dict[str, _Connection] = {}  # to workers that are not routed: they judge what a form refused
+        self._opinions = 0  # that are being asked for now
         self._changed: asyncio.Event | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 1
@@ -270,6 +279,10 @@ class Router:
             ) from None
         finally:
             del self._calls[number]
+
+    def tell(self, method: str, params: Mapping[str, Any]) -> None:
+        """Has the supervisor do `method`, and waits for no answer."""
+        self._writer.write(json.dumps({"call": 0, "method": method, "params": dict(params)}).encode() + b"\n")
 
     def _on_answer(self, message: Mapping[str, Any]) -> None:
         future = self._calls.get(message["answer_to"])
@@ -351,6 +364,13 @@ class Router:
                     return await self._ask(connection, signature, outputs, packed, deadline_ns)
                 except _DrainingError:
                     pass
+                except ServingError as error:
+                    died = isinstance(error, _DiedError)
+                    if not version.accelerated or (error.code in _NO_ANSWER and not died):
+                        raise
+                    return await self._second_opinion(
+                        model.name, version, signature, outputs, packed, deadline_ns, error
+                    )
             await self._newer_snapshot(serial, deadline_ns)
         raise ServingError(
             Code.UNAVAILABLE,
@@ -373,6 +393,49 @@ class Router:
             raise
         finally:
             timer.cancel()
+
+    async def _second_opinion(
+        self,
+        model: str,
+        version: VersionRoute,
+        signature: str,
+        outputs: Sequence[str],
+        packed: Packed,
+        deadline_ns: int,
+        error: ServingError,
+    ) -> Arrays:
+        """What the model itself answers, where its accelerated form failed with `error`. Where it answers, the form is
+        demoted; where it refuses too, that is the client's error, and its words are the model's own."""
+        if self._opinions >= _MAX_SECOND_OPINIONS:
+            raise error
+        self._opinions += 1
+        try:
+            which = {"model": model, "version": version.version}
+            seconds = max((deadline_ns - time.monotonic_ns()) / 1e9, 0.0)
+            try:
+                path = await self.call("stand_by", {**which, "seconds": seconds}, seconds)
+                connection = self._aside_to(path, version, model)
+            except (ServingError, OSError):
+                raise error from None
+            try:
+                arrays = await self._ask(connection, signature, outputs, packed, deadline_ns)
+            except _DrainingError:
+                raise error from None
+            if not isinstance(error, _DiedError):  # the supervisor knows of deaths by itself
+                self.tell("demote", {**which, "why": f"{version.accelerated} failed where TensorFlow answers: {error}"})
+            return arrays
+        finally:
+            self._opinions -= 1
+
+    def _aside_to(self, path: str, version: VersionRoute, model: str) -> _Connection:
+        """A connection to the worker at `path`, whether it is routed or not. Raises OSError where it is gone."""
+        self._aside = {known: found for known, found in self._aside.items() if found.open}
+        connection = self._connections.get(path) or self._aside.get(path)
+        if connection is None or not connection.open:
+            connection = self._aside[path] = _Connection(
+                replace(version, socket_path=path), model, self._shared_memory_bytes
+            )
+        return connection
 
     async def _newer_snapshot(self, serial: int, deadline_ns: int) -> None:
         delay = min(_SNAPSHOT_WAIT_SECONDS, (deadline_ns - time.monotonic_ns()) / 1e9)

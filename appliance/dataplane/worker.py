@@ -75,6 +75,7 @@ class WorkerTask:
     path: str
     socket_path: str
     backend: str
+    artifact: str  # the folder of the accelerated form that `backend` loads instead of `path`; "" for none
     metrics_directory: str
     max_concurrent_requests: int  # the option's value, worked out
     shared_memory_bytes: int
@@ -327,7 +328,7 @@ class Worker:
                 if command["method"] == "profile":
                     answer["result"] = profile(self._task.backend, **command["params"])
                 elif command["method"] == "end_profile":
-                    answer["result"] = end_profile(self._task.backend)
+                    answer["result"] = end_profile(self._task.backend, **command["params"])
                 else:
                     raise BackendError(Code.UNIMPLEMENTED, f"a worker cannot {command['method']}")
             except BackendError as error:
@@ -582,11 +583,12 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         listener.listen(64)
         watch.start()
         os.environ.update(gpu_environment(task.options.device, task.options.gpu_devices))
-        check_complete(task.backend, task.path)
+        loaded_from = task.artifact or task.path
+        check_complete(task.backend, loaded_from)
         batching = of_version(task.options, task.path)
         backend = load(
             task.backend,
-            task.path,
+            loaded_from,
             tags=task.options.tags,
             intra_op_threads=task.options.tensorflow_intra_op_parallelism,
             inter_op_threads=task.options.tensorflow_inter_op_parallelism,

@@ -136,19 +136,30 @@ def task(method: Method, signature_name: str, signatures: Mapping[str, Signature
     signature = signatures.get(name)
     if signature is None:
         raise _refusal(f"No signature was found with the name: {_cut(name)}", _known(signatures))
-    return _checked(method, name, signature, check_method_name)
+    checked = _checked(method, name, signature, check_method_name)
+    _check_parses(checked, signature)
+    return checked
 
 
 def tasks(
-    wanted: Sequence[tuple[str, str]], signatures: Mapping[str, Signature], check_method_name: bool
+    wanted: Sequence[tuple[str, str, str]], signatures: Mapping[str, Signature], check_method_name: bool
 ) -> tuple[Task, ...]:
-    """MultiInference's tasks, from the signature's name and the method's name of each.
+    """MultiInference's tasks, from the names of each one's model, signature and method; `signatures` are of the first
+    one's model.
 
-    Raises ServingError: INVALID_ARGUMENT where a signature occurs twice, does not exist or does not allow its method,
-    or where they read different tensors; UNIMPLEMENTED for other methods.
+    Raises ServingError, for the first task that is wrong: INVALID_ARGUMENT where it names no model or another one,
+    where its signature occurs twice, does not exist, does not allow its method, or reads another tensor than those
+    before; UNIMPLEMENTED for other methods. Last, INVALID_ARGUMENT where a signature does not parse examples.
     """
     found: dict[str, Task] = {}
-    for signature_name, method_name in wanted:
+    for model, signature_name, method_name in wanted:
+        if not model:
+            raise _refusal("Found ModelSpec with an empty model name.", "set model_spec.name in every task")
+        if model != wanted[0][0]:
+            raise _refusal(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+                f"they name {_cut(', '.join(sorted({other for other, _, _ in wanted})))}",
+            )
         name = signature_name or DEFAULT_SIGNATURE
         if name in found:
             raise _refusal(f"Duplicate evaluation of signature: {_cut(name)}", "name each signature once")
@@ -166,6 +177,8 @@ def tasks(
         if any(added.input_tensor != other.input_tensor for other in found.values()):
             raise _refusal("Input tensor must be the same for all Signatures.", "ask for them one by one")
         found[name] = added
+    for added in found.values():
+        _check_parses(added, signatures[added.signature_name])
     return tuple(found.values())
 
 
@@ -198,13 +211,18 @@ def _checked(method: Method, name: str, signature: Signature, check_method_name:
         raise _refusal(f"No {noun} outputs found in SignatureDef: {text}", f'the output has to be called "{OUTPUTS}"')
     else:
         outputs = (OUTPUTS,)
-    spec = signature.inputs[INPUTS]
-    if spec.element is not STRING:
+    return Task(method, name, signature.inputs[INPUTS].tensor_name, outputs)
+
+
+def _check_parses(checked: Task, signature: Signature) -> None:
+    """Refuses a task whose signature takes no serialized examples: what TensorFlow finds out when it runs it."""
+    element = signature.inputs[INPUTS].element
+    if element is not STRING:
         raise _refusal(
-            f"Expects arg[0] to be {spec.element.label} but string is provided",
-            f"{noun} sends serialized examples, which signature {_cut(name)} does not parse; use predict",
+            f"Expects arg[0] to be {element.label} but string is provided",
+            f"{checked.method.noun} sends serialized examples, which signature {_cut(checked.signature_name)} does not "
+            "parse; use predict",
         )
-    return Task(method, name, spec.tensor_name, outputs)
 
 
 def _text(signature: Signature) -> str:
@@ -299,25 +317,12 @@ class ExamplesMessage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MultiMessage:
-    """A MultiInferenceRequest: `spec` is its first task's, `wanted` the signature and the method name of each."""
+    """A MultiInferenceRequest: `spec` is its first task's, `wanted` has the names of each one's model, signature and
+    method."""
 
     spec: ModelSpec
-    models: tuple[str, ...]
-    wanted: tuple[tuple[str, str], ...]
+    wanted: tuple[tuple[str, str, str], ...]
     examples: Examples
-
-    def check_models(self) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) where the tasks do not all name the one model.
-
-        TensorFlow Serving finds this out only after it has looked up the first task's model.
-        """
-        if not all(self.models):
-            raise _refusal("Found ModelSpec with an empty model name.", "set model_spec.name in every task")
-        if len(set(self.models)) > 1:
-            raise _refusal(
-                "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
-                f"they name {_cut(', '.join(sorted(set(self.models))))}",
-            )
 
 
 def decode_request(data: bytes) -> ExamplesMessage:
@@ -340,13 +345,8 @@ def decode_multi_request(data: bytes) -> MultiMessage:
     request = _parse(protos.TasksRequest, data)
     if not request.tasks:
         raise _refusal("ModelSpec has no name specified.", "send at least one task")
-    specs = [wanted.model_spec for wanted in request.tasks]
-    return MultiMessage(
-        model_spec(specs[0]),
-        tuple([spec.name for spec in specs]),
-        tuple([(wanted.model_spec.signature_name, wanted.method_name) for wanted in request.tasks]),
-        _examples(request.input),
-    )
+    wanted = tuple([(one.model_spec.name, one.model_spec.signature_name, one.method_name) for one in request.tasks])
+    return MultiMessage(model_spec(request.tasks[0].model_spec), wanted, _examples(request.input))
 
 
 def _parse(kind: Any, data: bytes) -> Any:

@@ -68,7 +68,6 @@ class Inference:
         asked_model.set(request.spec.model)
 
         def plan(signatures: Mapping[str, Signature]) -> tuple[Task, ...]:
-            request.check_models()
             return tasks(request.wanted, signatures, self.check_method_name)
 
         done = await self.run(request.spec, plan, request.examples, reserved, deadline_ns)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
+from appliance.errors import Code, ServingError
 from appliance.fronts.json_text import BOM, cut, load, not_an_object, refusal, signature_name, start
 from appliance.fronts.json_values import BUFFERS, MAX_RANK, from_inputs, from_instances, narrowed, supports, tensor
 from backends.contract import Signature, TensorSpec
@@ -61,7 +62,8 @@ class PredictBody:
 
         The rank and the shape are the nesting of the JSON; `TensorSpec.shape` is left to the backend to check.
 
-        Raises ServingError (INVALID_ARGUMENT) where names, nesting or values do not fit.
+        Raises ServingError: INVALID_ARGUMENT where names, nesting or values do not fit, UNIMPLEMENTED for the columns of
+        a dtype that JSON cannot carry.
         """
         specs = signature.inputs
         if not specs:
@@ -69,10 +71,10 @@ class PredictBody:
             raise refusal(f"Failed to get input map for signature: {name}", "it has no inputs; try another signature")
         for name, spec in specs.items():
             if not supports(spec):
-                raise refusal(
-                    f"Conversion of JSON values to type: {spec.element.label} is not supported (input {name})",
-                    "use gRPC for this model",
-                )
+                # Among rows, TensorFlow Serving makes every error of a value an invalid argument.
+                code = Code.INVALID_ARGUMENT if self.row_format else Code.UNIMPLEMENTED
+                message = f"Conversion of JSON values to type: {spec.element.label} is not supported (input {name})"
+                raise ServingError(code, message, "use gRPC for this model")
         value = self._value()
         if isinstance(value, (simdjson.Array, simdjson.Object)):
             arrays = _from_index(self._body, value, specs)

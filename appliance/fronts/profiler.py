@@ -22,7 +22,7 @@ from appliance.fronts import protos
 from appliance.fronts.peers import Peer
 from appliance.fronts.reservation import Reservation
 
-__all__ = ["MAX_SECONDS", "SERVICE", "ProfilerFront", "check_may_profile", "file_names"]
+__all__ = ["MAX_SECONDS", "SERVICE", "ProfilerFront", "check_may_profile", "file_names", "tracer_levels"]
 
 SERVICE = "tensorflow.ProfilerService"
 MAX_SECONDS = 60.0
@@ -53,7 +53,7 @@ class ProfilerFront:
                 f"cannot trace for {duration:g} s",
                 f"ask for a duration_ms from 1 to {MAX_SECONDS * 1000:.0f}",
             )
-        asked = {"session": request.session_id, "seconds": duration, "levels": _levels(request.opts)}
+        asked = {"session": request.session_id, "seconds": duration, "levels": tracer_levels(request.opts)}
         try:
             traces = await self._router.call("profile", asked, min(seconds, duration + _COLLECT_SECONDS))
         except BaseException:
@@ -121,7 +121,7 @@ def file_names(traces: Iterable[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _levels(options: Any) -> dict[str, int]:
+def tracer_levels(options: Any) -> dict[str, int]:
     """The tracers' levels that the client asks for; {} leaves them to TensorFlow.
 
     Not Python's tracer: it would trace the server's own code, and slow that down.

@@ -158,7 +158,7 @@ class RestFront:
                 req.context.method = handler.__name__
                 await handler(self, req, resp, match)
                 return
-        if path == "/v1" or path.lower().startswith("/v1/"):
+        if path.lower().startswith("/v1/"):
             if req.method == "OPTIONS" and self._options.rest_api_enable_cors_support:
                 _check_preflight(req)
                 return
@@ -236,6 +236,7 @@ class RestFront:
                                 "state": version.public_state.name,
                                 "phase": version.state,
                                 "reason": version.reason,
+                                "accelerated": version.accelerated,
                             }
                             for version in model.versions
                         ],
@@ -283,6 +284,15 @@ class RestFront:
             data += await self._own_metrics()
         resp.data = data
         resp.content_type = TENSORFLOW_SERVING_CONTENT_TYPE
+
+    async def acceleration(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        spec = _spec(match)
+        (version,) = self.router.snapshot.status(spec)
+        params = {"model": spec.model, "version": version.version}
+        known = await self.router.call("acceleration", params, self._options.rest_api_timeout_in_ms / 1000)
+        about = {**params, "version": str(version.version), "serving": version.accelerated or "its own model"}
+        nothing = {"state": "none", "progress": "", "demoted": ""}
+        resp.data = _json({**about, **(known or nothing)})
 
     async def gpu(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         wanted = req.get_param("format", default="json")
@@ -366,6 +376,11 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("POST", _pattern(":regress"), RestFront.regress),
     ("GET", _pattern("/metadata"), RestFront.metadata),
     ("GET", _pattern(""), RestFront.status),
+    (
+        "GET",
+        re.compile(r"/v1/models/(?P<model>[^/:]+)/versions/(?P<version>[0-9]+)(?P<label>)/acceleration", re.IGNORECASE),
+        RestFront.acceleration,
+    ),
     ("GET", re.compile("/v1/models/?", re.IGNORECASE), RestFront.models),
     ("GET", re.compile(rf"/v1/models{_VERSION}(?:/metadata)?", re.IGNORECASE), RestFront.nameless),
     ("GET", re.compile("/v1/gpu", re.IGNORECASE), RestFront.gpu),

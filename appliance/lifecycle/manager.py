@@ -36,6 +36,8 @@ class StartWorker:
     path: str
     names: frozenset[str] = frozenset()
     form: Form | None = None  # what is loaded instead of the folder's own model
+    digest: str = ""  # what identifies its files
+    is_first: bool = False  # the version has not been served yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +251,14 @@ class Manager:
         self._remark(self._models[name], reason)
 
     def worker_ready(
-        self, worker: int, socket_path: str, signatures: Mapping[str, Signature], now: float
+        self,
+        worker: int,
+        socket_path: str,
+        signatures: Mapping[str, Signature],
+        now: float,
+        form: Form | None = None,
     ) -> list[Action]:
+        """The worker serves, `form` or the version's own model."""
         version = self._workers.get(worker)
         if version is not None and version.successor is not None and worker == version.successor.worker:
             version.successor.socket_path, version.successor.signatures = socket_path, signatures
@@ -259,7 +267,7 @@ class Manager:
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._end_load(version)
-        version.socket_path, version.signatures = socket_path, signatures
+        version.socket_path, version.signatures, version.form = socket_path, signatures, form
         version.available_since = now
         version.attempts = 0
         version.retry_at = None
@@ -584,6 +592,25 @@ class Manager:
             return []
         return self._succeed(version, _Successor(0, version.path, version.digest))
 
+    def own_models(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
+        """The available versions that serve their own model: what, its folder, what identifies its files, and its model
+        files. Those that have a successor are left out until it is decided."""
+        return [
+            (version.id, version.path, version.digest, model.names.get(version.path, frozenset()))
+            for model in self._models.values()
+            if not model.removed
+            for version in model.versions.values()
+            if version.state is State.AVAILABLE and version.digest and not version.form and not version.successor
+        ]
+
+    def own_socket(self, servable: ServableId) -> str | None:
+        """Where the version's own model is served, routed or standing by; "" while it is being loaded, None where it
+        is not."""
+        version = self._version(servable)
+        if version is not None and version.form is None and version.state in (State.AVAILABLE, State.RESTARTING):
+            return version.socket_path
+        return self.standing_by(servable)
+
     def digest_of(self, servable: ServableId) -> str | None:
         """What identifies the files that an available version serves, where its own model serves them."""
         version = self._version(servable)
@@ -609,7 +636,10 @@ class Manager:
         self._next_worker += 1
         version.successor = successor
         self._workers[successor.worker] = version
-        return [*actions, self._start_worker(successor.worker, version.id, successor.path, successor.form)]
+        return [
+            *actions,
+            self._start_worker(version, successor.worker, successor.path, successor.digest, successor.form, False),
+        ]
 
     def _stay(self, version: _Version) -> list[Action]:
         """The version is asked for in the folder that it is served from: what was to come from another is forgotten."""
@@ -705,10 +735,14 @@ class Manager:
         self._next_worker += 1
         version.worker = worker
         self._workers[worker] = version
-        return self._start_worker(worker, version.id, version.path, version.form)
+        is_first = version.state is State.LOADING
+        return self._start_worker(version, worker, version.path, version.digest, version.form, is_first)
 
-    def _start_worker(self, worker: int, servable: ServableId, path: str, form: Form | None) -> StartWorker:
-        return StartWorker(worker, servable, path, self._models[servable.model].names.get(path, frozenset()), form)
+    def _start_worker(
+        self, version: _Version, worker: int, path: str, digest: str | None, form: Form | None, is_first: bool
+    ) -> StartWorker:
+        names = self._models[version.id.model].names.get(path, frozenset())
+        return StartWorker(worker, version.id, path, names, form, digest or "", is_first)
 
     def _schedule_restart(self, version: _Version, now: float) -> None:
         # The first restart is immediate; a worker that keeps dying is started ever more seldom.

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KINDS = {tflite_model.FILE: "TensorFlow Lite model", onnx_model.FILE: "ONNX model"}  # others: a SavedModel's
+_KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONNX model"}
 
 _MAX_VERSION = 2**63 - 1
 _MAX_ENTRIES = 100_000
@@ -85,7 +85,7 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
     for name in names:
         if not (name.isascii() and name.isdigit()):
             if name in MODEL_FILES:
-                held.add(_KINDS.get(name, "SavedModel"))
+                held.add(_KINDS.get(name, "a SavedModel"))
             continue
         path = os.path.join(base_path, name)
         number = int(name) if len(name) < 40 else _MAX_VERSION + 1
@@ -110,7 +110,7 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
         folder = os.path.basename(base_path)
         is_version = folder.isascii() and folder.isdigit()
         remedy = f"give {os.path.dirname(base_path)} as base path" if is_version else f"move it to {base_path}/1"
-        ignored.append(f"{base_path} holds a {min(held)} itself; {remedy}")
+        ignored.append(f"{base_path} holds {min(held)} itself; {remedy}")
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
     return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored))

@@ -230,7 +230,7 @@ class Models:
             seconds = deadline - time.monotonic()
             if not pending or seconds <= 0:
                 break
-            await self._changed_since(revision, seconds)
+            await self.changed_since(revision, seconds)
         wrong = {name: f"{s.value}: {why}" for name, (s, why) in standings.items() if s is not Standing.LIVE}
         if not wrong:
             return {"code": int(Code.OK), "message": ""}
@@ -242,7 +242,7 @@ class Models:
             "message": f"{len(wrong)} of {len(names)} models are not live. {listed}. Live: {live}",
         }
 
-    async def _changed_since(self, revision: int, seconds: float) -> None:
+    async def changed_since(self, revision: int, seconds: float) -> None:
         """Waits until the manager has something new, for `seconds` at most."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)

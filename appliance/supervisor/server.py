@@ -19,11 +19,14 @@ from appliance.gpu_client import GpuClient
 from appliance.host import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
 from appliance.metrics_keeper import MetricsKeeper
+from appliance.model_server import announcements
 from appliance.monitoring_config import read_monitoring_config
 from appliance.options import Settings, effective
 from appliance.processes import Reaper, become_subreaper, set_name, spawn
 from appliance.programs import Program, Programs
 from appliance.routes import Snapshot
+from appliance.servable import Form, ServableId
+from appliance.supervisor.acceleration import Acceleration, remove_old_jobs
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models
 from appliance.supervisor.profiler import Profiler
@@ -33,6 +36,8 @@ from appliance.tls import load_ssl_config
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
+
+_STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
 class Supervisor:
@@ -54,6 +59,15 @@ class Supervisor:
         )
         self._models = Models(settings, reread, self._manager, self._act, self._tasks)
         self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
+        self._acceleration = Acceleration(
+            self._manager,
+            self._models.options_of,
+            self._act,
+            self._tasks,
+            self._reaper,
+            options.cache_dir,
+            options.cache_max_bytes,
+        )
         self._published = 0  # the manager's revision that the fronts have
         self._ready = False
         self._leaving = False  # it still serves, but is not ready any more
@@ -107,6 +121,7 @@ class Supervisor:
             self._later = self._front_programs(control_path)
             if not options.listen_when_loaded or options.model_root:
                 self._start_fronts()
+            await asyncio.to_thread(remove_old_jobs, options.cache_dir)
             self._models.start(models)
             await self._loop()
             await self._shut_down()
@@ -148,6 +163,7 @@ class Supervisor:
                 self._start_fronts()
             self._publish()
             self._models.changed()
+            self._acceleration.look()
             due = [
                 moment
                 for moment in (self._manager.next_due, ready_by if self._later or not self._ready else None)
@@ -175,10 +191,15 @@ class Supervisor:
             logger.log(level, text, extra={"fields": fields})
             if change.new == "restarting":
                 self._metrics.worker_restarted(change.servable.model)
+        demotions, self._manager.demotions = self._manager.demotions, []
+        for servable, why in demotions:
+            self._acceleration.demoted(servable, why)
+            self._metrics.demoted(servable.model)
         for action in actions:
             match action:
                 case StartWorker():
-                    self._workers.start(action, self._models.options_of(action.servable.model))
+                    options = self._models.options_of(action.servable.model)
+                    self._workers.start(action, options, self._acceleration.before(action, options))
                 case KillWorker(number):
                     self._workers.kill(number)
                 case DrainWorker(number):
@@ -196,8 +217,10 @@ class Supervisor:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def worker_ready(self, number: int, socket_path: str, signatures: Mapping[str, Signature]) -> None:
-        self._act(self._manager.worker_ready(number, socket_path, signatures, time.monotonic()))
+    def worker_ready(
+        self, number: int, socket_path: str, signatures: Mapping[str, Signature], form: Form | None
+    ) -> None:
+        self._act(self._manager.worker_ready(number, socket_path, signatures, time.monotonic(), form))
 
     def worker_incomplete(self, number: int, reason: str) -> None:
         self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))
@@ -230,6 +253,13 @@ class Supervisor:
             self._publish()
             await self._fronts.all_adopted()
             return answer
+        if method == "acceleration":
+            return self._acceleration.report(ServableId(params["model"], params["version"]))
+        if method == "stand_by":
+            return await self._stand_by(ServableId(params["model"], params["version"]), params["seconds"])
+        if method == "demote":
+            servable = ServableId(params["model"], params["version"])
+            return self._act(self._manager.demote(servable, params["why"], time.monotonic()))
         if method == "gpu":
             return (await self._gpus.status(params["seconds"])).to_json()
         if method == "profile":
@@ -237,6 +267,23 @@ class Supervisor:
         if method == "end_profile":
             return await self._profiler.end(**params)
         raise ServingError(Code.UNIMPLEMENTED, f"the supervisor cannot {method}")
+
+    async def _stand_by(self, servable: ServableId, seconds: float) -> str:
+        """Has the version's own model served, beside an accelerated form where it has one; its socket's path.
+
+        Raises ServingError (UNAVAILABLE) where that is not to be had within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            revision = self._manager.revision
+            self._act(self._manager.stand_by(servable, now + _STAND_BY_SECONDS, now))
+            path = self._manager.own_socket(servable)
+            if path:
+                return path
+            if path is None or now >= deadline:
+                raise ServingError(Code.UNAVAILABLE, f"{servable}: TensorFlow does not stand by for it")
+            await self._models.changed_since(revision, deadline - now)
 
     def _start_fronts(self) -> None:
         programs, self._later = self._later, []
@@ -259,6 +306,9 @@ class Supervisor:
             *([] if grpc is None else [f"gRPC on {shown}:{grpc}"]),
             *([f"gRPC on unix:{self._options.grpc_socket_path}"] if self._options.grpc_socket_path else []),
         ]
+        if self._options.listen_when_loaded:  # as the command tensorflow_model_server does
+            for text in announcements(host, grpc, self._options.grpc_socket_path, rest):
+                logger.info("%s", text)
         logger.info(
             "dropserve %s serves %s",
             __version__,
@@ -310,6 +360,7 @@ class Supervisor:
         self._stopping = True
         deadline = time.monotonic() + self._options.shutdown_grace_seconds
         self._models.stop()
+        self._acceleration.stop()
         self._gpus.stop()
         self._publish()
         if self._listener is not None:

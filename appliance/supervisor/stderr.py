@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 _CHATTER = re.compile(r"[IW]\d{4} |INFO: |WARNING: All log messages|.*failed call to cuInit|.*cuda_platform")
 
 
-async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None]) -> None:
+async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None], level: int = logging.WARNING) -> None:
     """Logs what comes from `descriptor` (a pipe, which it closes) until its end, and lets `hear` remember it."""
     reader = asyncio.StreamReader(limit=65536)
     loop = asyncio.get_running_loop()
@@ -34,6 +34,6 @@ async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None]) -
                 logger.debug("%s says: %s", who, text[:4000])
                 continue
             hear(text[:500])
-            logger.warning("%s says: %s", who, text[:4000])
+            logger.log(level, "%s says: %s", who, text[:4000])
     finally:
         transport.close()

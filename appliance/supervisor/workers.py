@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from appliance.lifecycle.manager import StartWorker
 from appliance.options import ModelOptions
 from appliance.processes import Reaper, describe_status
 from appliance.programs import ForkServer
-from appliance.servable import ServableId
+from appliance.servable import Form, ServableId
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.contract import Signature
@@ -37,7 +37,9 @@ _STILL_LOADING_SECONDS = 10.0
 class Reports(Protocol):
     """Who hears how workers fare. Called in the event loop; `number` is the StartWorker's."""
 
-    def worker_ready(self, number: int, socket_path: str, signatures: Mapping[str, Signature]) -> None: ...
+    def worker_ready(
+        self, number: int, socket_path: str, signatures: Mapping[str, Signature], form: Form | None
+    ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
     def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
     def worker_ended(self, number: int, how: str) -> None: ...
@@ -49,8 +51,12 @@ class _Worker:
 
     action: StartWorker
     options: ModelOptions
+    form: Form | None
+    preparing: asyncio.Task[Form | None] | None = None  # what finds its form, before there is a process
+    may_fall_back: bool = False  # the form is only preferred: where it does not load, the model itself is loaded
     pid: int | None = None
     writer: asyncio.StreamWriter | None = None
+    processes: int = 0  # that were started for it
     serving: bool = False
     killed: bool = False
     draining: bool = False
@@ -95,13 +101,20 @@ class Workers:
 
     # -- what the supervisor asks for ------------------------------------------------------------------------
 
-    def start(self, action: StartWorker, options: ModelOptions) -> None:
-        worker = self._workers[action.worker] = _Worker(action, options)
+    def start(
+        self, action: StartWorker, options: ModelOptions, prepare: Coroutine[Any, Any, Form | None] | None = None
+    ) -> None:
+        """Starts a worker; `prepare` finds a form for it first, and may take its time."""
+        worker = self._workers[action.worker] = _Worker(action, options, action.form)
+        if prepare is not None:
+            worker.preparing = asyncio.create_task(prepare)
         self._tasks.start(self._live(worker))
 
     def kill(self, number: int) -> None:
         worker = self._workers[number]
         worker.killed = True
+        if worker.preparing is not None:
+            worker.preparing.cancel()
         if worker.pid is not None:
             self._reaper.kill(worker.pid)
 
@@ -183,7 +196,17 @@ class Workers:
         """One worker, from its start to its end; whatever happens, its end is told."""
         number = worker.action.worker
         try:
+            if worker.preparing is not None:
+                await asyncio.wait([worker.preparing])
+                if not worker.preparing.cancelled():
+                    worker.form = worker.preparing.result()
+                worker.may_fall_back = worker.form is not None
             how = await self._run(worker, worker.options)
+            if worker.may_fall_back and not (worker.killed or worker.draining or self._stopping):
+                logger.warning("%s: its form does not load (%s): TensorFlow serves it", worker.action.servable, how)
+                worker.form, worker.may_fall_back = None, False
+                worker.pid, worker.writer, worker.last_words, worker.trying_inputs = None, None, "", False
+                how = await self._run(worker, worker.options)
             if worker.trying_inputs and not (worker.killed or worker.draining or self._stopping):
                 logger.warning(
                     "%s: its process ended (%s) while made-up inputs warmed it up; it starts again without warm-up",
@@ -202,13 +225,13 @@ class Workers:
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
         """The life of one process; how it ended."""
-        number, servable = worker.action.worker, worker.action.servable
+        servable = worker.action.servable
         try:
             async with asyncio.timeout(_SPAWN_SECONDS):
                 ours, socket_path, stderr = await self._start_process(worker, options)
         except (OSError, TimeoutError) as error:
             reason = str(error) or f"the fork server did not start it within {_SPAWN_SECONDS:g} s"
-            self._reports.worker_failed(number, Code.INTERNAL, reason)
+            self._failed(worker, Code.INTERNAL, reason)
             return reason
         assert worker.pid is not None
         self._reaper.forget(worker.pid)
@@ -224,7 +247,7 @@ class Workers:
         except TimeoutError:
             worker.trying_inputs = False
             reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
-            self._reports.worker_failed(number, Code.DEADLINE_EXCEEDED, reason)
+            self._failed(worker, Code.DEADLINE_EXCEEDED, reason)
             self._reaper.kill(worker.pid)
         except (OSError, ValueError, KeyError) as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
@@ -244,6 +267,12 @@ class Workers:
             os.unlink(socket_path)
         return how + (f"; its last words: {worker.last_words}" if worker.last_words else "")
 
+    def _failed(self, worker: _Worker, code: Code, reason: str) -> None:
+        if worker.may_fall_back:
+            worker.hear(reason)
+        else:
+            self._reports.worker_failed(worker.action.worker, code, reason)
+
     async def _start_process(
         self, worker: _Worker, options: ModelOptions
     ) -> tuple[socket.socket, str, asyncio.Task[None]]:
@@ -254,12 +283,12 @@ class Workers:
         was forked all the same sees the end of its control socket, and ends.
         """
         servable = worker.action.servable
-        backend = backend_for(worker.action.names, options.prefer_tflite_model)
-        attempt = 0
+        form = worker.form
+        backend = backend_for(worker.action.names, options.prefer_tflite_model) if form is None else form.backend
         while True:
-            attempt += 1
             # A second process of the same worker must not meet the first one's socket.
-            unique = f"w{worker.action.worker}.{attempt}" if options is worker.options else f"w{worker.action.worker}c"
+            worker.processes += 1
+            unique = f"w{worker.action.worker}.{worker.processes}"
             socket_path = os.path.join(self._directory, unique)
             task = WorkerTask(
                 model=servable.model,
@@ -267,6 +296,7 @@ class Workers:
                 path=worker.action.path,
                 socket_path=socket_path,
                 backend=backend,
+                artifact="" if form is None else form.path,
                 metrics_directory=self._metrics_directory,
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
                 shared_memory_bytes=self._shared_memory_bytes,
@@ -287,7 +317,6 @@ class Workers:
                 theirs.close()
                 os.close(write_end)
             if worker.pid is not None:
-                self._reaper.forget(worker.pid)
                 return ours, socket_path, stderr
             ours.close()
 
@@ -329,12 +358,13 @@ class Workers:
                 logger.info("%s: runs on a GPU", worker.action.servable)
             for remark in report.get("remarks", ()):
                 logger.warning("%s: %s", worker.action.servable, remark)
-            self._reports.worker_ready(number, socket_path, signatures)
+            worker.may_fall_back = False
+            self._reports.worker_ready(number, socket_path, signatures, worker.form)
             return True
-        if report["event"] == "incomplete":
+        if report["event"] == "incomplete" and not worker.may_fall_back:
             self._reports.worker_incomplete(number, report["message"])
         else:
-            self._reports.worker_failed(number, Code(report["code"]), report["message"])
+            self._failed(worker, Code(report.get("code", Code.INTERNAL)), report["message"])
         return False
 
     @staticmethod

@@ -1,0 +1,234 @@
+"""Finds accelerated forms for the versions that are served: one job at a time, its report, and what follows of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.acceleration import job_spec
+from appliance.lifecycle.manager import Action, Manager, StartWorker
+from appliance.options import ModelOptions
+from appliance.processes import Reaper, describe_status, spawn
+from appliance.servable import Form, ServableId
+from appliance.supervisor.stderr import relay_stderr
+from appliance.supervisor.tasks import Tasks
+from backends.registry import backend_for
+from converters.cache import default_folder
+from converters.codec import from_json, to_json
+from converters.report import Report
+
+logger = logging.getLogger(__name__)
+
+_BACKENDS = {"onnx": "onnx", "tflite": "litert"}  # what serves which form
+_MAX_LINE_BYTES = 64 * 1024 * 1024
+# A job converts in up to two formats, by up to three entry points and in up to three precisions each.
+_CONVERSIONS = 12
+_SETTLE_SECONDS = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class _Case:
+    """What is known of the acceleration of one version with certain files."""
+
+    digest: str
+    state: str = "queued"  # queued, running, done, failed
+    progress: str = ""
+    report: Report | None = None
+    demoted: str = ""
+    pid: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        report = {} if self.report is None else to_json(self.report)
+        return {"state": self.state, "progress": self.progress, "demoted": self.demoted, **report}
+
+
+class Acceleration:
+    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        options_of: Callable[[str], ModelOptions],
+        act: Callable[[Iterable[Action]], None],
+        tasks: Tasks,
+        reaper: Reaper,
+        cache_dir: str,
+        cache_max_bytes: int,
+    ) -> None:
+        self._manager = manager
+        self._options_of = options_of
+        self._act = act
+        self._tasks = tasks
+        self._reaper = reaper
+        self._cache_dir = cache_dir or default_folder()
+        self._cache_max_bytes = cache_max_bytes
+        self._cases: dict[ServableId, _Case] = {}
+        self._looked = 0  # the manager's revision then
+        self._one = asyncio.Lock()  # conversions take all that is left of the machine: one at a time
+        self._work_dirs: list[str] = []
+
+    def look(self) -> None:
+        """Starts what is to be done for versions that have become available, and forgets those that are gone."""
+        if self._manager.revision == self._looked:
+            return
+        self._looked = self._manager.revision
+        there = set()
+        for model in self._manager.routes().values():
+            there |= {ServableId(model.name, version.version) for version in model.versions}
+        for servable in self._cases.keys() - there:
+            self._end(self._cases.pop(servable))
+        for servable, path, digest, names in self._manager.own_models():
+            options = self._options_of(servable.model)
+            case = self._cases.get(servable)
+            if options.acceleration == "off" or backend_for(names, options.prefer_tflite_model) != "tensorflow":
+                continue
+            if case is None or case.digest != digest:
+                if case is not None:
+                    self._end(case)
+                self._cases[servable] = case = _Case(digest)
+                self._tasks.start(self._accelerate(servable, path, case, options))
+
+    def report(self, servable: ServableId) -> dict[str, Any] | None:
+        """What is known of the acceleration of `servable`, as JSON's values; None where nothing is."""
+        case = self._cases.get(servable)
+        return None if case is None else case.to_json()
+
+    def demoted(self, servable: ServableId, why: str) -> None:
+        """Takes down that the form of `servable` is not served any more."""
+        logger.warning("%s: its accelerated form is given up: %s", servable, why)
+        if servable in self._cases:
+            self._cases[servable].demoted = why
+
+    def before(self, action: StartWorker, options: ModelOptions) -> Coroutine[Any, Any, Form | None] | None:
+        """What finds the form for a version that waits for it before it is served; None where none is waited for."""
+        wanted = options.wait_for_acceleration and options.acceleration != "off" and action.is_first
+        if not wanted or backend_for(action.names, options.prefer_tflite_model) != "tensorflow":
+            return None
+        return self._form_for(action.servable, action.path, action.digest, options)
+
+    async def _form_for(self, servable: ServableId, path: str, digest: str, options: ModelOptions) -> Form | None:
+        case = self._cases.get(servable)
+        if case is None or case.digest != digest:
+            case = self._cases[servable] = _Case(digest)
+            await self._find(servable, path, case, options)
+        return self._form(case)
+
+    def stop(self) -> None:
+        for case in self._cases.values():
+            self._end(case)
+        for work_dir in self._work_dirs:
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+    # -- one job ---------------------------------------------------------------------------------------------
+
+    async def _accelerate(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> None:
+        await asyncio.sleep(_SETTLE_SECONDS)  # the version answers its first requests undisturbed
+        await self._find(servable, path, case, options)
+        form = self._form(case)
+        if form is not None and self._cases.get(servable) is case:
+            self._act(self._manager.accelerate(servable, form, case.digest, time.monotonic()))
+
+    async def _find(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> None:
+        """Runs the job of `case`, and keeps its report."""
+        async with self._one:
+            if self._cases.get(servable) is not case:
+                return  # it has gone while others were converted
+            case.state = "running"
+            try:
+                async with asyncio.timeout(_CONVERSIONS * options.conversion_timeout_seconds):
+                    case.report = await self._run(servable, path, case, options)
+            except (OSError, ValueError, KeyError, TimeoutError) as error:
+                case.state, case.progress = "failed", str(error) or "the job took too long"
+                logger.error("%s: its acceleration failed: %s", servable, case.progress)
+                return
+            finally:
+                self._end(case)
+            case.state, case.progress = "done", ""
+            report = case.report
+            logger.info(
+                "%s: %s is served fastest: %s",
+                servable,
+                report.chosen,
+                report.reason,
+                extra={"fields": {"model": servable.model, "version": servable.version, "chosen": report.chosen}},
+            )
+
+    async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
+        """One process of converters.job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
+        jobs = os.path.join(self._cache_dir, "jobs")
+        os.makedirs(jobs, mode=0o700, exist_ok=True)
+        work_dir = tempfile.mkdtemp(prefix="job-", dir=jobs)
+        self._work_dirs.append(work_dir)
+        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
+        input_read, input_write = os.pipe()
+        output_read, output_write = os.pipe()
+        stderr_read, stderr_write = os.pipe()
+        words: list[str] = []
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "DROPSERVE_PARENT": str(os.getpid())}
+        if options.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = "-1"
+        try:
+            case.pid = spawn("converters.job", environment, stderr=stderr_write, stdin=input_read, stdout=output_write)
+            self._reaper.forget(case.pid)
+            exited = self._reaper.exit_of(case.pid)
+        finally:
+            for descriptor in (input_read, output_write, stderr_write):
+                os.close(descriptor)
+        self._tasks.start(relay_stderr(f"{servable}'s conversion", stderr_read, words.append, logging.DEBUG))
+        with os.fdopen(input_write, "wb") as file:
+            file.write(json.dumps(to_json(spec)).encode())  # far less than a pipe holds
+        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output_read, "rb", buffering=0)
+        )
+        report: Report | None = None
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                if "progress" in message:
+                    case.progress = str(message["progress"])[:500]
+                    logger.debug("%s: %s", servable, case.progress)
+                elif "report" in message:
+                    report = from_json(Report, message["report"])
+                else:
+                    raise ValueError(f"the job failed: {message['error']}")
+        finally:
+            transport.close()
+        how = describe_status(await exited)
+        if report is None:
+            raise ValueError(f"the job {how}" + (f"; its last words: {words[-1]}" if words else ""))
+        if not report.artifact.startswith(work_dir):
+            self._work_dirs.remove(work_dir)
+            await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
+        return report
+
+    def _end(self, case: _Case) -> None:
+        if case.pid is not None:
+            self._reaper.kill(case.pid)
+            case.pid = None
+
+    @staticmethod
+    def _form(case: _Case) -> Form | None:
+        report = case.report
+        if report is None or report.chosen not in _BACKENDS or not report.artifact:
+            return None
+        return Form(_BACKENDS[report.chosen], report.artifact)
+
+
+def remove_old_jobs(cache_dir: str) -> None:
+    """Removes what jobs of servers that were killed have left in the cache's folder."""
+    jobs = os.path.join(cache_dir or default_folder(), "jobs")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(jobs):
+            path = os.path.join(jobs, name)
+            if time.time() - os.stat(path).st_mtime > 86400:
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,272 @@
+"""The inputs on which a signature is proven: recorded requests, or made from the signature and accepted by TensorFlow.
+
+Nothing says which values a model takes, so what is made is tried on TensorFlow first. What it refuses (an id beyond a
+vocabulary, an image that is too small) is replaced, and not counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from backends.contract import BackendError, Signature, TensorSpec
+from backends.made_inputs import TooLargeError, made_inputs
+from converters import frames
+
+__all__ = ["Case", "CaseMaker", "Run", "batched", "has_batch", "read_cases", "write_cases"]
+
+Inputs = Mapping[str, np.ndarray]
+Run = Callable[[Inputs], Mapping[str, np.ndarray]]
+"""Runs TensorFlow. Raises BackendError where it refuses."""
+
+# For dimensions of which only the first is the batch: lengths of sequences, then sizes of images.
+_SIZES = (7, 16, 32, 64, 128, 224, 1, 3)
+_ID_BOUNDS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+_MAX_ID_INPUTS = 8
+_BATCHES = (1, 3, 8)
+_STYLES = (
+    (1.0, True, "normal"),
+    (1.0, False, "from 0 to 1"),
+    (255.0, False, "from 0 to 255"),
+    (10.0, True, "large, of both signs"),
+)
+_ENOUGH_ROWS = 8
+_MAX_RECORDED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Inputs, TensorFlow's outputs for them, and what to call them in a report."""
+
+    label: str
+    inputs: Inputs
+    outputs: Mapping[str, np.ndarray]
+    recorded: bool = False
+
+
+class CaseMaker:
+    """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one."""
+
+    def __init__(self, signature: Signature, run: Run, recorded: Sequence[Inputs] = ()) -> None:
+        self._signature = signature
+        self._run = run
+        self._recorded = recorded
+        self.refused = 0
+        self.refused_example: Inputs | None = None
+        self.refusal = ""
+        self.sizes: tuple[int, ...] = ()
+        self._bounds: dict[str, int] = {}
+        self._default_bound = _ID_BOUNDS[0]
+
+    def cases(self) -> Iterator[Case]:
+        """The cases, the most telling first: whoever has no time may stop at any."""
+        rows = 0
+        for index, inputs in enumerate(self._recorded[:_MAX_RECORDED]):
+            for label, sized in _resized(self._signature, inputs, f"recorded request {index + 1}"):
+                case = self._try(label, sized, recorded=True)
+                if case is not None:
+                    rows += next((len(array) for array in sized.values() if array.ndim), 1)
+                    yield case
+        if rows < _ENOUGH_ROWS:
+            yield from self._made()
+
+    def representative(self, batch: int) -> Inputs | None:
+        """Plain inputs of this batch size, for measuring; None where TensorFlow takes none. After `cases`."""
+        for inputs in self._recorded[:1]:
+            return batched(self._signature, inputs, batch)
+        for size in self.sizes:
+            for float_range, signed in ((1.0, True), (1.0, False)):
+                made = self._inputs(batch, 0, size, float_range, signed)
+                if made is not None and self._try("", made) is not None:
+                    return made
+        return None
+
+    def _made(self) -> Iterator[Case]:
+        if not self._signature.inputs:
+            case = self._try("no inputs", {})
+            if case is not None:
+                yield case
+            return
+        self._find_sizes()
+        if not self.sizes:
+            return
+        self._find_bounds()
+        yield from self._random(self.sizes[0])
+        yield from self._edges(self.sizes[0])
+        for other in self.sizes[1:]:
+            yield from self._one(f"batch 2, {other} for each unknown size", self._inputs(2, 1, other, 1.0, True))
+
+    def _random(self, size: int) -> Iterator[Case]:
+        has_floats = any(spec.element.numpy.kind in "fcV" for spec in self._signature.inputs.values())
+        seed = 0
+        for float_range, signed, label in _STYLES if has_floats else _STYLES[:2]:
+            for batch in _BATCHES:
+                for _ in range(2):  # what TensorFlow refuses is replaced once
+                    seed += 1
+                    said = (
+                        f"floats {label}, batch {batch}, seed {seed}" if has_floats else f"batch {batch}, seed {seed}"
+                    )
+                    found = list(self._one(said, self._inputs(batch, seed, size, float_range, signed)))
+                    yield from found
+                    if found:
+                        break
+
+    def _edges(self, size: int) -> Iterator[Case]:
+        for value, label in ((0, "all 0"), (1, "all 1"), (-1, "all -1")):
+            yield from self._one(label, self._filled(value, size))
+        for alias, bound in self._bounds.items():
+            largest = f"{alias!r} with {bound - 1:,}, the largest that TensorFlow took of those tried"
+            yield from self._one(largest, self._with_id(alias, bound - 1))
+
+    def _one(self, label: str, inputs: Inputs | None) -> Iterator[Case]:
+        case = None if inputs is None else self._try(label, inputs)
+        if case is not None:
+            yield case
+
+    def _find_sizes(self) -> None:
+        """Up to two sizes for unknown dimensions that TensorFlow takes."""
+        unknown = any(spec.shape is not None and -1 in spec.shape[1:] for spec in self._signature.inputs.values())
+        found = []
+        for size in _SIZES if unknown else _SIZES[:1]:
+            for bound in (10, 2, 1):
+                inputs = self._inputs(2, 0, size, 1.0, False, bound)
+                if inputs is not None and self._try("", inputs) is not None:
+                    found.append(size)
+                    self._default_bound = bound
+                    break
+            if len(found) == 2:
+                break
+        self.sizes = tuple(found)
+
+    def _find_bounds(self) -> None:
+        """How many ids, counted from 0, TensorFlow takes in each input of whole numbers."""
+        for alias, spec in list(self._signature.inputs.items())[:_MAX_ID_INPUTS]:
+            if spec.element.numpy.kind not in "iu" or spec.dtype == "uint8":
+                continue
+            largest = int(np.iinfo(spec.element.numpy).max) + 1
+            good, bad = self._default_bound, 0
+            for bound in _ID_BOUNDS:
+                if bound <= good:
+                    continue
+                if bound > largest:
+                    break
+                if not self._takes(alias, bound - 1):
+                    bad = bound
+                    break
+                good = bound
+            while bad and bad - good > 1:
+                middle = (good + bad) // 2
+                if self._takes(alias, middle - 1):
+                    good = middle
+                else:
+                    bad = middle
+            self._bounds[alias] = good
+
+    def _takes(self, alias: str, value: int) -> bool:
+        return self._try("", self._with_id(alias, value)) is not None
+
+    def _with_id(self, alias: str, value: int) -> Inputs:
+        """Plain inputs, of which one has `value` in its first element."""
+        inputs = dict(self._inputs(2, 0, self.sizes[0], 1.0, False, self._default_bound) or {})
+        array = inputs[alias].copy()
+        if array.size:
+            array.reshape(-1)[0] = value
+        inputs[alias] = array
+        return inputs
+
+    def _inputs(
+        self, batch: int, seed: int, size: int, float_range: float, signed: bool, bound: int | None = None
+    ) -> Inputs | None:
+        try:
+            made = made_inputs(
+                self._signature,
+                batch,
+                seed,
+                size,
+                id_range=10 if bound is None else bound,
+                float_range=float_range,
+                signed=signed,
+                strings=(b"", b"a", b"some words"),
+            )
+        except TooLargeError as error:
+            self.refusal = str(error)
+            return None
+        if bound is None:
+            for position, (alias, limit) in enumerate(self._bounds.items()):
+                random = np.random.default_rng([seed, position])
+                spec = self._signature.inputs[alias]
+                made[alias] = random.integers(limit, size=made[alias].shape).astype(spec.element.numpy)
+        return made
+
+    def _filled(self, value: int, size: int) -> Inputs:
+        plain = self._inputs(2, 0, size, 1.0, False, self._default_bound) or {}
+        return {alias: _filled(array, value, self._signature.inputs[alias]) for alias, array in plain.items()}
+
+    def _try(self, label: str, inputs: Inputs, recorded: bool = False) -> Case | None:
+        try:
+            return Case(label, inputs, self._run(inputs), recorded)
+        except BackendError as error:
+            self.refused += 1
+            self.refusal = error.message
+            if self.refused_example is None:
+                self.refused_example = inputs
+            return None
+
+
+def _filled(array: np.ndarray, value: int, spec: TensorSpec) -> np.ndarray:
+    kind = spec.element.numpy.kind
+    if kind == "O" or (value < 0 and kind in "iub"):  # an id of -1 is what every vocabulary refuses
+        return array
+    return np.full_like(array, bool(value) if kind == "b" else 255 * value if spec.dtype == "uint8" else value)
+
+
+def has_batch(signature: Signature) -> bool:
+    """Whether each input has a first dimension of any size."""
+    return bool(signature.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in signature.inputs.values())
+
+
+def batched(signature: Signature, inputs: Inputs, batch: int) -> Inputs:
+    """The rows of `inputs`, repeated or cut off to `batch`; `inputs` where they have no rows."""
+    if not has_batch(signature) or not inputs or any(not array.ndim or not len(array) for array in inputs.values()):
+        return inputs
+    return {alias: array[np.arange(batch) % len(array)] for alias, array in inputs.items()}
+
+
+def _resized(signature: Signature, inputs: Inputs, label: str) -> Iterator[tuple[str, Inputs]]:
+    yield label, inputs
+    rows = {len(array) for array in inputs.values() if array.ndim}
+    if has_batch(signature) and rows == {1}:  # a client may batch what was recorded one by one
+        yield f"{label}, 3 times", batched(signature, inputs, 3)
+
+
+class _File:
+    """A file as `frames.Stream`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        return self._file.readinto(buffer) or 0  # type: ignore[attr-defined]  # BinaryIO lacks it in typeshed
+
+    def sendall(self, data: Any, /) -> None:
+        self._file.write(data)
+
+
+def write_cases(path: str | os.PathLike[str], cases: Sequence[tuple[str, Inputs]]) -> None:
+    """Writes recorded requests, each a signature's name and its inputs, for `read_cases`. Raises OSError."""
+    with open(path, "wb") as file:
+        for signature, inputs in cases:
+            frames.send(_File(file), {"signature": signature}, inputs)
+
+
+def read_cases(path: str | os.PathLike[str]) -> dict[str, list[Inputs]]:
+    """The recorded requests by signature. Raises OSError, FrameError."""
+    found: dict[str, list[Inputs]] = {}
+    with open(path, "rb") as file:
+        while (frame := frames.receive(_File(file))) is not None:
+            found.setdefault(frame[0]["signature"], []).append(frame[1])
+    return found

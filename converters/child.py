@@ -1,0 +1,293 @@
+"""Processes that may crash, hang or eat memory: started with low priority, watched, and killed at their limits.
+
+A child is forked (from a job that has imported TensorFlow, and never ran an op of it) or started afresh. It is the
+leader of a session of its own, so that what it starts dies with it. Its memory is watched from outside: RLIMIT_AS
+is no limit for TensorFlow, which reserves far more than it uses, and before Linux 4.7 RLIMIT_DATA does not count
+mappings, where all large arrays lie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.frames import Frame, FrameError, receive, send
+
+__all__ = ["Child", "ChildError", "Limits", "become_child", "fork", "start"]
+
+_POLL_SECONDS = 0.05
+_SESSION_SECONDS = 1.0  # between looks for processes that the child has started
+_KILLED_SECONDS = 10.0
+_LOG_BYTES = 2000
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_LOWEST = 2 << 13 | 7  # best effort, the last of its levels; the idle class would starve beside a busy disk
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`seconds` of a child's life, and the resident bytes of its session, TensorFlow's own 0.5 GB included.
+
+    `yielding`: it runs only where a core has nothing else to do (SCHED_IDLE), else just at the lowest nice value.
+    """
+
+    seconds: float
+    memory_bytes: int
+    yielding: bool = True
+
+
+class ChildError(Exception):
+    """The child crashed, hung or ate too much memory, and is no more; the message says which."""
+
+
+class Child:
+    """A child process, and the socket to it. Not for several threads."""
+
+    def __init__(self, name: str, pid: int, sock: socket.socket, log: str, limits: Limits) -> None:
+        self.name = name
+        self.pid = pid
+        self._sock = sock
+        self._log = log
+        self._limits = limits
+        self._ends = time.monotonic() + limits.seconds
+        self._deadline = self._ends
+        self._looked = 0.0
+        self._others: list[int] = []
+        self._is_over = False
+        self._status: int | None = None  # once it is reaped
+        sock.setblocking(False)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def ask(
+        self, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, seconds: float = 3600.0
+    ) -> Frame:
+        """Sends a request, and waits for the answer. Raises ChildError."""
+        self._deadline = min(self._ends, time.monotonic() + seconds)
+        try:
+            send(self, message, arrays)
+        except FrameError as error:
+            raise ChildError(str(error)) from error
+        return self.answer(seconds)
+
+    def answer(self, seconds: float = 3600.0) -> Frame:
+        """The next frame of the child. Raises ChildError, also where it has ended in peace."""
+        self._deadline = min(self._ends, time.monotonic() + seconds)
+        try:
+            frame = receive(self)
+        except FrameError as error:
+            raise self._over(str(error)) from error
+        if frame is None:
+            raise self._over("")
+        return frame
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """See `frames.Stream`."""
+        while True:
+            try:
+                return self._sock.recv_into(buffer)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+            except OSError:
+                return 0
+
+    def sendall(self, data: Any, /) -> None:
+        """See `frames.Stream`."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+            except OSError as error:
+                raise self._over("") from error
+
+    def kill(self) -> None:
+        """Ends the child and all of its session. Does nothing the second time."""
+        if self._is_over:
+            return
+        self._is_over = True
+        for pid in {self.pid, *self._session()} if self._status is None else self._session():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self._sock.close()
+        self._reap(_KILLED_SECONDS)
+
+    def _reap(self, seconds: float) -> int | None:
+        """The wait status; None where it has not ended by then: in an uninterruptible wait, it does not at once."""
+        ends = time.monotonic() + seconds
+        while self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = status
+            elif time.monotonic() > ends:
+                break
+            else:
+                time.sleep(0.005)
+        return self._status
+
+    def _wait(self, event: int) -> None:
+        """Until the socket is ready, or another turn of the watch is due. Raises ChildError at a limit."""
+        poll = select.poll()
+        poll.register(self._sock, event)
+        if poll.poll(_POLL_SECONDS * 1000):
+            return
+        now = time.monotonic()
+        if now > self._deadline:
+            lived = f"its {self._limits.seconds:g} s" if now > self._ends else "the time for one call"
+            self.kill()
+            raise ChildError(f"{self.name} did not end within {lived}, and was killed")
+        if now - self._looked > _SESSION_SECONDS:
+            self._looked = now
+            self._others = [pid for pid in self._session() if pid != self.pid]
+        resident = sum(map(_resident_bytes, (self.pid, *self._others)))
+        if resident > self._limits.memory_bytes:
+            self.kill()
+            raise ChildError(
+                f"{self.name} took {resident:,} bytes of memory, more than conversion_memory_bytes "
+                f"({self._limits.memory_bytes:,}), and was killed"
+            )
+
+    def _session(self) -> list[int]:
+        """The processes of the child's session (field 6 of /proc/PID/stat, after the name in parentheses)."""
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        if int(file.read().rpartition(b")")[2].split()[3]) == self.pid:
+                            found.append(int(name))
+                except (OSError, IndexError, ValueError):
+                    continue
+        return found
+
+    def _over(self, why: str) -> ChildError:
+        """What to say of a child whose socket has ended."""
+        # It ended on its own: how shows in its status, not in that of our signal.
+        status = self._reap(1.0)
+        self.kill()
+        if status is None:
+            ended = "closed its socket"
+        elif os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            try:
+                ended = f"was killed by {signal.Signals(number).name}"
+            except ValueError:
+                ended = f"was killed by signal {number}"
+            if number == signal.SIGKILL:
+                ended += " (was the machine out of memory?)"
+        else:
+            ended = f"ended with status {os.waitstatus_to_exitcode(status)}"
+        last = _last_line(self._log)
+        return ChildError(f"{self.name} {ended}{f': {why}' if why else ''}{f': {last}' if last else ''}")
+
+
+def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limits) -> Child:
+    """A child that runs `run` on its socket and ends; what it prints goes to the file `log`.
+
+    This process must have no other threads: they, and what they have locked, are not in the child.
+    """
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return Child(name, pid, ours, log, limits)
+    status = 1
+    try:
+        ours.close()
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        become_child(parent, limits.yielding)
+        run(theirs)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the outer loop of a process
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)  # without the interpreter's teardown, which is the parent's
+
+
+def start(name: str, module: str, log: str, limits: Limits) -> Child:
+    """A child that runs `python -m module`, whose standard input is the socket; see `fork`."""
+    ours, theirs = socket.socketpair()
+    environment = {**os.environ, "DROPSERVE_PARENT": str(os.getpid()), "DROPSERVE_YIELD": str(int(limits.yielding))}
+    isolated = ["-I"] if sys.flags.isolated else []
+    with theirs, open(log, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, *isolated, "-m", module],
+            stdin=theirs.fileno(),
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is reaped by its Child
+    return Child(name, process.pid, ours, log, limits)
+
+
+def become_child(parent: int, yielding: bool) -> None:
+    """Has this process die with `parent`, take what others leave of the processor and the disk, and be the first to
+    go when memory runs out."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"ds-convert", 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, and 500 MB of it help nobody
+    with contextlib.suppress(OSError):
+        os.nice(19)
+    if yielding:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    number = _SYS_IOPRIO_SET.get(os.uname().machine)
+    if number is not None:
+        libc.syscall(number, 1, 0, _IOPRIO_LOWEST)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("900")
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _last_line(log: str) -> str:
+    """The last line that says something: of a Python traceback the exception, of C++ the failed check."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    telling = [line for line in lines if "Error" in line or "Check failed" in line or line.startswith("F")] or lines
+    return telling[-1][:300] if telling else ""

@@ -1,0 +1,105 @@
+"""Which form serves a version: a decision on values alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from converters.report import Candidate, Chosen, Timing, Verdict
+
+__all__ = ["Choice", "choose", "unproven"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`candidate` is the name of the chosen one, "" where TensorFlow stays. `candidates` are those that were given,
+    with their speed-ups and what was decided of each."""
+
+    chosen: Chosen
+    candidate: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+
+def unproven(candidate: Candidate, served: Sequence[str]) -> str:
+    """Why `candidate` cannot stand in for TensorFlow: a version uses one form for all of the signatures `served`.
+    "" where it can."""
+    proofs = {proof.signature: proof for proof in candidate.proofs}
+    for name in served:
+        proof = proofs.get(name)
+        if proof is not None and proof.verdict is Verdict.PROVEN:
+            continue
+        if proof is not None:
+            return f"signature {name!r} is not proven ({proof.verdict}): {proof.reason}"
+        # Most often all entry points fail alike.
+        reasons: dict[str, list[str]] = {}
+        for attempt in candidate.attempts:
+            if name in attempt.failures:
+                reasons.setdefault(attempt.failures[name], []).append(attempt.entry_point)
+        said = "; ".join(f"{reason} (by {', '.join(points)})" for reason, points in reasons.items())
+        return f"signature {name!r} was not converted: {said or candidate.reason or 'another one failed before'}"
+    return ""
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    tensorflow: Sequence[Timing],
+    served: Sequence[str],
+    min_speedup: float,
+) -> Choice:
+    """Chooses among the candidates and TensorFlow, given all timings.
+
+    A candidate's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast
+    at the other is no gain. It must reach `min_speedup`, and no single part may be below 1 (or below `min_speedup`,
+    where somebody sets that below 1): nobody is served more slowly than by TensorFlow.
+    """
+    truth = {(timing.signature, timing.batch): timing.milliseconds for timing in tensorflow}
+    judged: list[Candidate] = []
+    for candidate in candidates:
+        reason = unproven(candidate, served)
+        if reason:
+            judged.append(dataclasses.replace(candidate, reason=reason))
+            continue
+        speedups = _speedups(candidate.timings, truth)
+        if not speedups:
+            judged.append(dataclasses.replace(candidate, reason=candidate.reason or "it was not measured"))
+            continue
+        mean = math.exp(sum(map(math.log, speedups.values())) / len(speedups))
+        (signature, batch), slowest = min(speedups.items(), key=lambda item: item[1])
+        reason = ""
+        if slowest < min(1.0, min_speedup):
+            reason = f"{signature!r} at batch {batch} is {slowest:.2f} times as fast as TensorFlow"
+        elif mean < min_speedup:
+            reason = (
+                f"it is {mean:.2f} times as fast as TensorFlow, less than acceleration_min_speedup, {min_speedup:g}"
+            )
+        judged.append(dataclasses.replace(candidate, speedup=mean, slowest=slowest, reason=reason))
+    able = [candidate for candidate in judged if candidate.speedup and not candidate.reason]
+    if not able:
+        return Choice("tensorflow", "", _nothing(judged), tuple(judged))
+    best = max(able, key=lambda candidate: candidate.speedup)
+    said = (
+        f"{best.name} is proven for all signatures and {best.speedup:.2f} times as fast as TensorFlow "
+        f"({best.slowest:.2f} at least)"
+    )
+    final = tuple(
+        dataclasses.replace(c, reason=said if c is best else f"{best.name} is faster") if c in able else c
+        for c in judged
+    )
+    return Choice(best.form, best.name, said, final)
+
+
+def _nothing(judged: Sequence[Candidate]) -> str:
+    if not judged:
+        return "nothing was tried"
+    return "; ".join(f"{candidate.name}: {candidate.reason}" for candidate in judged)
+
+
+def _speedups(timings: Sequence[Timing], truth: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    return {
+        (timing.signature, timing.batch): truth[timing.signature, timing.batch] / max(timing.milliseconds, 1e-6)
+        for timing in timings
+        if (timing.signature, timing.batch) in truth
+    }

@@ -1,0 +1,210 @@
+"""Carries out conversions: every entry point in a process of its own, until each signature is converted and proven."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from backends.artifact import Artifact, ArtifactSignature, Format, write_artifact
+from backends.contract import BackendError, Signature
+from converters.child import ChildError, Limits, fork
+from converters.forms import Form, load_form
+from converters.frames import send
+from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
+from converters.proving import Evidence, prove
+from converters.report import Attempt, Candidate, SignatureProof, Verdict
+from converters.spec import JobSpec
+
+__all__ = ["Converting", "prove_folder"]
+
+_Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Tried:
+    """What one entry point did."""
+
+    entries: dict[str, ArtifactSignature] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    final: set[str] = field(default_factory=set)
+    unsupported: set[str] = field(default_factory=set)
+    was_ended: bool = False
+    """It crashed, or a limit ended it: the next time may be another."""
+
+
+class Converting:
+    """The conversion of one SavedModel by one converter to one precision; the files are left in `folder`."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: str,
+        name: str,
+        converter: Converter,
+        precision: str,
+        evidence: Mapping[str, Evidence],
+        say: _Say,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.is_repeatable = True
+        self._spec = spec
+        self._converter = converter
+        self._precision = precision
+        self._evidence = evidence
+        self._say = say
+
+    def run(self) -> Candidate:
+        """Tries the entry points in turn. A signature is done once a conversion of it loads and is proven: that an
+        entry point claims success says little."""
+        begun = time.monotonic()
+        os.makedirs(self.folder)
+        done: dict[str, ArtifactSignature] = {}
+        proofs: dict[str, SignatureProof] = {}
+        hopeless: set[str] = set()
+        attempts: list[Attempt] = []
+        for number, (entry_point, function) in enumerate(self._converter.ENTRY_POINTS.items()):
+            open_signatures = {
+                name: evidence.signature for name, evidence in self._evidence.items() if name not in done
+            }
+            # One form serves all signatures: where one is lost, all are.
+            if not open_signatures or hopeless:
+                break
+            started = time.monotonic()
+            self._say(f"{self.name}: converting by the {entry_point}")
+            tried = self._try(entry_point, function, number, open_signatures)
+            proven = self._proven(tried, proofs)
+            done.update(proven)
+            hopeless |= tried.final
+            self.is_repeatable &= not tried.was_ended
+            attempts.append(
+                Attempt(
+                    entry_point,
+                    tuple(proven),
+                    tried.failures,
+                    tuple(sorted(tried.unsupported)),
+                    time.monotonic() - started,
+                )
+            )
+        kept = {entry.file for entry in done.values()}
+        for file in os.listdir(self.folder):
+            if file not in kept:
+                os.unlink(os.path.join(self.folder, file))
+        if done:
+            self._describe(done)
+        return Candidate(
+            self.name,
+            self._converter.FORM,
+            self._precision,
+            tuple(attempts),
+            time.monotonic() - begun,
+            tuple(proofs[name] for name in self._evidence if name in proofs),
+        )
+
+    def _try(self, entry_point: str, function: EntryPoint, number: int, signatures: Mapping[str, Signature]) -> _Tried:
+        spec = self._spec
+        task = Task(spec.path, spec.tags, signatures, self._precision, self.folder, f"{number}-")
+        tried = _Tried()
+        limits = Limits(spec.timeout_seconds, spec.memory_bytes, spec.yielding)
+        log = os.path.join(spec.work_dir, f"{self.name}-{number}.log")
+        with fork(
+            f"the converter {self.name} ({entry_point})", partial(_convert, task, function), log, limits
+        ) as child:
+            try:
+                for message in iter(lambda: child.answer()[0], {"done": True}):
+                    name = message["name"]
+                    if "entry" in message:
+                        artifact = {"format": self._converter.FORM, "precision": self._precision}
+                        read = Artifact.from_json({**artifact, "signatures": {name: message["entry"]}})
+                        tried.entries[name] = read.signatures[name]
+                        continue
+                    tried.failures[name] = message["reason"]
+                    tried.unsupported.update(message["unsupported_ops"])
+                    if message["is_final"]:
+                        tried.final.add(name)
+            except (BackendError, ChildError, KeyError) as error:
+                tried.was_ended = isinstance(error, ChildError)
+                reason = str(error)
+                for name in signatures.keys() - tried.entries.keys() - tried.failures.keys():
+                    tried.failures[name] = reason
+        for name in signatures.keys() - tried.entries.keys() - tried.failures.keys():
+            tried.failures[name] = "it was passed over"
+        return tried
+
+    def _proven(self, tried: _Tried, proofs: dict[str, SignatureProof]) -> dict[str, ArtifactSignature]:
+        """Those of the converted signatures that load and are proven. The others become failures."""
+        entries = tried.entries
+        if not entries:
+            return {}
+        self._say(f"{self.name}: proving {len(entries)} signature{'s' if len(entries) > 1 else ''}")
+        try:
+            found = self._prove(entries)
+        except (BackendError, ChildError) as error:
+            if len(entries) == 1:
+                tried.failures[next(iter(entries))] = f"converted, but it does not load: {error}"
+                return {}
+            found = {}  # which of them it is shows one by one
+            for name, entry in entries.items():
+                try:
+                    found.update(self._prove({name: entry}))
+                except (BackendError, ChildError) as alone:
+                    tried.failures[name] = f"converted, but it does not load: {alone}"
+        proven = {}
+        for name, proof in found.items():
+            proofs[name] = proof
+            if proof.verdict is Verdict.PROVEN:
+                proven[name] = entries[name]
+            else:
+                tried.failures[name] = f"converted, but not proven ({proof.verdict}): {proof.reason}"
+        return proven
+
+    def _prove(self, entries: Mapping[str, ArtifactSignature]) -> dict[str, SignatureProof]:
+        self._describe(entries)
+        return prove_folder(
+            self._spec, self._converter.FORM, self._precision, self.folder, list(entries), self._evidence
+        )
+
+    def _describe(self, entries: Mapping[str, ArtifactSignature]) -> None:
+        artifact = {
+            "format": self._converter.FORM,
+            "precision": self._precision,
+            "signatures": {name: entry.to_json() for name, entry in entries.items()},
+        }
+        write_artifact(self.folder, Artifact.from_json(artifact))
+
+
+def prove_folder(
+    spec: JobSpec, form: Format, precision: str, folder: str, names: Sequence[str], evidence: Mapping[str, Evidence]
+) -> dict[str, SignatureProof]:
+    """The proofs of the signatures `names` of the artifact in `folder`. Raises BackendError, ChildError."""
+    log = os.path.join(spec.work_dir, f"{os.path.basename(folder)}-run.log")
+    # On a GPU, ONNX Runtime multiplies float32 as TF32.
+    arithmetic = "tf32" if spec.device != "cpu" and form == "onnx" and precision == "float32" else precision
+
+    def load() -> Form:
+        return load_form(spec, form, folder, log)
+
+    return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds)
+
+
+def _convert(task: Task, function: EntryPoint, sock: socket.socket) -> None:
+    """In the child."""
+    results: Iterator[Converted | Failed] = function(task)
+    for result in results:
+        if isinstance(result, Converted):
+            send(sock, {"name": result.name, "entry": result.entry.to_json()})
+        else:
+            send(
+                sock,
+                {
+                    "name": result.name,
+                    "reason": result.reason,
+                    "unsupported_ops": list(result.unsupported_ops),
+                    "is_final": result.is_final,
+                },
+            )
+    send(sock, {"done": True})

@@ -1,0 +1,109 @@
+"""What a job and its child processes say to each other over a socket: JSON with arrays.
+
+A frame is `<IQ` (bytes of the JSON, bytes of the payload), the JSON `{"message": ..., "arrays": [[name, dtype, shape,
+bytes]]}`, and the payload: the arrays' elements, one after the other. An array of strings is the lengths of its
+elements (uint32), then the elements.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from backends.dtypes import BY_NAME, STRING, of_array
+
+__all__ = ["Frame", "FrameError", "Stream", "receive", "send"]
+
+_HEAD = struct.Struct("<IQ")
+_MAX_JSON_BYTES = 64 << 20
+_MAX_PAYLOAD_BYTES = 2 << 30
+
+Frame = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class FrameError(Exception):
+    """The peer sent what is no frame, or ended within one."""
+
+
+class Stream(Protocol):
+    """What a socket has, as far as frames need it."""
+
+    def recv_into(self, buffer: memoryview, /) -> int: ...
+
+    def sendall(self, data: Any, /) -> None: ...
+
+
+def send(stream: Stream, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    """Sends one frame. Raises OSError where the peer is gone or does not read in time, FrameError where the frame is
+    too large."""
+    listed, parts = [], []
+    for name, array in (arrays or {}).items():
+        data = _pack(array)
+        listed.append([name, of_array(array).name, array.shape, len(data)])
+        parts.append(data)
+    head = json.dumps({"message": message, "arrays": listed}).encode()
+    payload = sum(map(len, parts))
+    if len(head) > _MAX_JSON_BYTES or payload > _MAX_PAYLOAD_BYTES:
+        raise FrameError(f"{len(head):,} bytes of JSON and {payload:,} of arrays are too many for a frame")
+    for part in (_HEAD.pack(len(head), payload) + head, *parts):
+        stream.sendall(part)
+
+
+def receive(stream: Stream) -> Frame | None:
+    """The next frame; None where the peer has ended. Raises OSError, FrameError."""
+    head = _exactly(stream, _HEAD.size, may_end=True)
+    if not head:
+        return None
+    json_bytes, payload_bytes = _HEAD.unpack(head)
+    if json_bytes > _MAX_JSON_BYTES or payload_bytes > _MAX_PAYLOAD_BYTES:
+        raise FrameError(f"a frame of {json_bytes:,} and {payload_bytes:,} bytes is too large")
+    try:
+        document = json.loads(_exactly(stream, json_bytes))
+        payload = memoryview(_exactly(stream, payload_bytes))
+        arrays, at = {}, 0
+        for name, dtype, shape, nbytes in document["arrays"]:
+            arrays[name] = _unpack(payload[at : at + nbytes], dtype, tuple(shape))
+            at += nbytes
+        return document["message"], arrays
+    except (KeyError, TypeError, ValueError, struct.error) as error:
+        raise FrameError(f"no frame: {type(error).__name__}: {error}") from error
+
+
+def _pack(array: np.ndarray) -> memoryview | bytes:
+    if array.dtype == STRING.numpy:
+        elements = [bytes(element) for element in array.reshape(-1)]
+        return np.array([len(element) for element in elements], "<u4").tobytes() + b"".join(elements)
+    # Through bytes: types of ml_dtypes offer no buffer.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _unpack(data: memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    element = BY_NAME[dtype]
+    if element is not STRING:
+        return np.frombuffer(data, np.uint8).view(element.numpy).reshape(shape)
+    count = math.prod(shape)
+    array = np.empty(count, object)
+    at = 4 * count
+    for index, length in enumerate(np.frombuffer(data[:at], "<u4").tolist()):
+        array[index] = bytes(data[at : at + length])
+        at += length
+    return array.reshape(shape)
+
+
+def _exactly(stream: Stream, size: int, may_end: bool = False) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    at = 0
+    while at < size:
+        count = stream.recv_into(view[at:])
+        if not count:
+            if may_end and not at:
+                return bytearray()
+            raise FrameError(f"the peer ended {size - at:,} bytes before the end of a frame")
+        at += count
+    return data

@@ -1,0 +1,259 @@
+"""Whether a converted signature gives TensorFlow's answers: a comparison that only takes and returns values.
+
+A comparison can miss what hangs on particular inputs that it did not see. What it can see, and says, is whether its
+inputs told anything: an output that never varies is equal in any graph that is broken in the right way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.contract import Signature
+from backends.dtypes import BY_NUMPY
+from converters.report import OutputParity, SignatureProof, Verdict
+from converters.tolerances import Tolerance, Tolerances
+
+__all__ = ["Comparison", "relative_moves"]
+
+Outputs = Mapping[str, np.ndarray]
+
+# An output tells nothing that varies by less than this many times what may differ.
+_DISTINCT = 10.0
+_MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
+
+
+class Comparison:
+    """One signature of one candidate, compared case by case."""
+
+    def __init__(
+        self,
+        name: str,
+        signature: Signature,
+        precision: str,
+        tolerances: Tolerances,
+        noise: Mapping[str, float] | None = None,
+    ) -> None:
+        """`noise` is that of `relative_moves`, by output."""
+        self._name = name
+        self._signature = signature
+        self._outputs = {
+            alias: _Output(alias, spec.dtype, bool(spec.shape) and spec.shape is not None and spec.shape[0] == -1)
+            for alias, spec in signature.outputs.items()
+        }
+        self._noise = dict(noise or {})
+        self._tolerances: dict[str, Tolerance | None] = {}
+        for alias, spec in signature.outputs.items():
+            tolerance = tolerances.of(precision, spec.dtype)
+            widened = None if tolerance is None else tolerance.beside_noise(self._noise.get(alias, 0.0))
+            self._tolerances[alias] = widened
+        self._cases = 0
+        self._recorded = 0
+        self.difference = ""
+        """What was wrong first, "" as long as nothing was."""
+
+    def add(self, case: str, truth: Outputs, answer: Outputs, recorded: bool = False) -> None:
+        """Compares the outputs of one case; `case` says which, for people."""
+        self._cases += 1
+        self._recorded += recorded
+        for alias, output in self._outputs.items():
+            wrong = output.add(case, truth[alias], answer[alias], self._tolerances[alias])
+            if wrong and not self.difference:
+                self.difference = f"output {alias!r} {wrong}, on {case}"
+
+    def proof(self, refused: int = 0, on_refused: str = "", failure: str = "") -> SignatureProof:
+        """The result. `failure` says that the candidate failed where TensorFlow answered."""
+        verdict, reason = self._verdict(failure)
+        return SignatureProof(
+            self._name,
+            verdict,
+            reason,
+            self._cases,
+            refused,
+            self._recorded,
+            tuple(output.parity(self._noise.get(alias, 0.0)) for alias, output in self._outputs.items()),
+            on_refused,
+        )
+
+    def _verdict(self, failure: str) -> tuple[Verdict, str]:
+        if failure:
+            return Verdict.FAILED, failure
+        if self.difference:
+            return Verdict.DIFFERS, self.difference
+        if not self._cases:
+            return Verdict.UNTESTED, "TensorFlow accepted none of the inputs that were made from the signature"
+        if not self._signature.inputs:
+            return Verdict.PROVEN, "it takes no inputs, and its outputs are equal"
+        # Floats are where conversions go wrong. A flag or a count may well be constant, beside outputs that are not.
+        still = [alias for alias, output in self._outputs.items() if not output.is_distinct(self._tolerances[alias])]
+        floats = [alias for alias in still if self._tolerances[alias] is not None]
+        if floats or len(still) == len(self._outputs):
+            return Verdict.INDISTINCT, (
+                f"output {(floats or still)[0]!r} hardly varied over {self._cases} cases: that it was equal shows "
+                "nothing. Recorded warm-up requests with inputs that matter would help"
+            )
+        return Verdict.PROVEN, f"the outputs {still} were the same in all cases" if still else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Worst:
+    share: float
+    absolute: float | None
+    relative: float | None
+    case: str
+
+
+class _Output:
+    """One output: how far it was off at worst, and what it ranged over."""
+
+    def __init__(self, alias: str, dtype: str, has_rows: bool) -> None:
+        self.alias = alias
+        self.dtype = dtype
+        self._has_rows = has_rows
+        self._worst: _Worst | None = None
+        # The least and the largest of each element, and of the means of rows.
+        self._elements: tuple[np.ndarray, np.ndarray] | None = None
+        self._means: tuple[np.ndarray, np.ndarray] | None = None
+        self._by_means = False
+        self._size = 0.0  # the largest root mean square
+        self._values: set[bytes] = set()  # of what is no number
+
+    def add(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None) -> str:
+        """What is wrong with `answer`, or ""."""
+        self._note_range(truth)
+        if answer.dtype != truth.dtype or answer.shape != truth.shape:
+            self._worst = _Worst(float("inf"), None, None, case)
+            return (
+                f"is {_kind(answer)} of shape {list(answer.shape)} where TensorFlow's is {_kind(truth)} of shape "
+                f"{list(truth.shape)}"
+            )
+        if tolerance is None:
+            return self._add_exact(case, truth, answer)
+        return self._add_floats(case, truth, answer, tolerance)
+
+    def _add_exact(self, case: str, truth: np.ndarray, answer: np.ndarray) -> str:
+        wrong = truth != answer
+        if not np.any(wrong):
+            self._keep(_Worst(0.0, 0.0, 0.0, case))
+            return ""
+        at = np.unravel_index(int(np.argmax(wrong)), truth.shape)
+        absolute = None
+        if truth.dtype.kind in "iub":
+            absolute = float(np.max(np.abs(truth.astype(np.float64) - answer.astype(np.float64))))
+        self._keep(_Worst(float("inf"), absolute, None, case))
+        return (
+            f"must be equal, and differs in {int(np.count_nonzero(wrong)):,} of {truth.size:,} elements: at "
+            f"{_index(at)} it is {answer[at]!r} instead of {truth[at]!r}"
+        )
+
+    def _add_floats(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance) -> str:
+        wide = np.complex128 if truth.dtype.kind == "c" else np.float64
+        expected, found = truth.astype(wide), answer.astype(wide)
+        finite = np.isfinite(expected)
+        # Infinities must be the same ones; a NaN is a NaN.
+        odd = np.where(finite, ~np.isfinite(found), ~((expected == found) | (np.isnan(expected) & np.isnan(found))))
+        if np.any(odd):
+            at = np.unravel_index(int(np.argmax(odd)), truth.shape)
+            self._keep(_Worst(float("inf"), None, None, case))
+            return f"is {answer[at]!s} instead of {truth[at]!s} at {_index(at)}"
+        expected, found = np.where(finite, expected, 0), np.where(finite, found, 0)
+        if not expected.size:
+            return ""
+        magnitudes = np.maximum(np.abs(expected), _root_mean_square(expected[finite]))
+        differences = np.abs(expected - found)
+        allowed = tolerance.absolute + tolerance.relative * magnitudes
+        shares = differences / allowed
+        worst = np.unravel_index(int(np.argmax(shares)), truth.shape)
+        relative = float(np.max(np.divide(differences, magnitudes, out=np.zeros(truth.shape), where=magnitudes > 0)))
+        self._keep(_Worst(float(shares[worst]), float(np.max(differences)), relative, case))
+        if shares[worst] <= 1:
+            return ""
+        return (
+            f"is {answer[worst]!s} instead of {truth[worst]!s} at {_index(worst)}: off by {differences[worst]:.3g}, "
+            f"with {allowed[worst]:.3g} allowed"
+        )
+
+    def _keep(self, found: _Worst) -> None:
+        if self._worst is None or found.share > self._worst.share:
+            self._worst = found
+
+    def _note_range(self, truth: np.ndarray) -> None:
+        if truth.dtype.kind == "O":
+            for element in truth.reshape(-1)[:1000]:
+                if len(self._values) < 2:
+                    self._values.add(bytes(element))
+            return
+        if not truth.size:
+            return
+        numbers = truth.astype(np.complex128 if truth.dtype.kind == "c" else np.float64)
+        if numbers.dtype.kind == "c":
+            numbers = np.stack([numbers.real, numbers.imag], axis=-1)
+        numbers = np.where(np.isfinite(numbers), numbers, 0)
+        self._size = max(self._size, _root_mean_square(numbers))
+        rows = numbers if self._has_rows and numbers.ndim else numbers[None]
+        if not rows.size:
+            return
+        means = rows.reshape(len(rows), -1).mean(axis=1)
+        self._means = _widened(self._means, np.min(means), np.max(means))
+        # Element by element as long as every row has the same shape; else the rows' means stand for them.
+        shape = rows.shape[1:]
+        if self._by_means or rows[0].size > _MAX_POSITIONS or (self._elements and self._elements[0].shape != shape):
+            self._by_means, self._elements = True, None
+        else:
+            self._elements = _widened(self._elements, rows.min(axis=0), rows.max(axis=0))
+
+    def _range(self) -> float:
+        found = self._elements or self._means
+        return 0.0 if found is None else float(np.max(found[1] - found[0]))
+
+    def is_distinct(self, tolerance: Tolerance | None) -> bool:
+        """Whether the output varied by more than what could pass for equal."""
+        if self.dtype == "string":
+            return len(self._values) > 1
+        if tolerance is None:
+            return self._range() > 0
+        return self._range() > _DISTINCT * (tolerance.absolute + tolerance.relative * self._size)
+
+    def parity(self, noise: float) -> OutputParity:
+        worst = self._worst or _Worst(0.0, None, None, "")
+        variation = float(len(self._values) > 1) if self.dtype == "string" else self._range() / (self._size or 1.0)
+        share = worst.share if np.isfinite(worst.share) else None
+        return OutputParity(self.alias, self.dtype, worst.absolute, worst.relative, share, worst.case, variation, noise)
+
+
+def _widened(
+    found: tuple[np.ndarray, np.ndarray] | None, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return (low, high) if found is None else (np.minimum(found[0], low), np.maximum(found[1], high))
+
+
+def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:
+    """How far each output of floats is off, relative to the value or to the root mean square of the output."""
+    found = {}
+    for alias, array in truth.items():
+        if array.dtype.kind not in "fcV" or moved[alias].shape != array.shape or not array.size:
+            continue
+        wide = np.complex128 if array.dtype.kind == "c" else np.float64
+        expected, got = array.astype(wide), moved[alias].astype(wide)
+        finite = np.isfinite(expected) & np.isfinite(got)
+        expected, got = expected[finite], got[finite]
+        magnitudes = np.maximum(np.abs(expected), _root_mean_square(expected))
+        differences = np.abs(expected - got)[magnitudes > 0]
+        found[alias] = float(np.max(differences / magnitudes[magnitudes > 0], initial=0.0))
+    return found
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    magnitudes = np.abs(values)
+    scale = float(magnitudes.max(initial=0.0))
+    return scale * float(np.sqrt(np.mean(np.square(magnitudes / scale)))) if scale > 0 else 0.0
+
+
+def _kind(array: np.ndarray) -> str:
+    return BY_NUMPY[array.dtype].name if array.dtype in BY_NUMPY else str(array.dtype)
+
+
+def _index(position: tuple[np.intp, ...]) -> str:
+    return f"[{', '.join(str(int(axis)) for axis in position)}]"

@@ -1,0 +1,27 @@
+"""The converters by name: a new one is a module (see `converters.plugin`) and a line here.
+
+A converter's module imports no framework: its entry points do, in their own processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from collections.abc import Mapping
+
+from converters.plugin import Converter
+
+__all__ = ["CONVERTERS", "converter"]
+
+CONVERTERS: Mapping[str, str] = {
+    "onnx": "converters.to_onnx",
+    "tflite": "converters.to_tflite",
+}
+
+
+def converter(module: str) -> Converter:
+    """The converter in `module`. Raises ImportError, AttributeError for what is none."""
+    found = importlib.import_module(module)
+    for name in ("FORM", "PRECISIONS", "VERSIONS", "ENTRY_POINTS"):
+        getattr(found, name)
+    return typing.cast(Converter, found)

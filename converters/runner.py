@@ -1,0 +1,88 @@
+"""A child that runs one form of a model on what its job sends: TensorFlow's, for the truth, or a converted one.
+
+`python -m converters.runner` has the socket as its standard input. A request is a frame (`converters.frames`):
+
+    {"op": "load", "backend": …, "path": …, "tags": […], "threads": …}    → {"signatures": {…}}
+    {"op": "run", "signature": …} and its inputs                          → {} and the outputs
+    {"op": "time", "signature": …, "calls": …} and its inputs             → {"nanoseconds": […]}
+
+or, where the framework refuses, {"refused": message}.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import numpy as np
+
+from backends.contract import Backend, BackendError, Signature
+from backends.registry import load
+from converters.child import become_child
+from converters.frames import receive, send
+
+__all__ = ["serve"]
+
+
+def serve(sock: socket.socket) -> None:
+    """Answers requests until the job ends."""
+    backend: Backend | None = None
+    while (frame := receive(sock)) is not None:
+        message, arrays = frame
+        try:
+            if message["op"] == "load":
+                backend = _load(message)
+                served = {name: signature.to_json() for name, signature in backend.signatures.items()}
+                send(sock, {"signatures": served, "unsupported": getattr(backend, "unsupported", {})})
+                continue
+            if backend is None:
+                raise RuntimeError("nothing is loaded")
+            signature = backend.signatures[message["signature"]]
+            if message["op"] == "run":
+                send(sock, {}, _run(backend, message["signature"], signature, arrays))
+            else:
+                send(sock, {"nanoseconds": _time(backend, message, signature, arrays)})
+        except BackendError as error:
+            send(sock, {"refused": error.message, "code": error.code.name})
+
+
+def _load(message: dict[str, Any]) -> Backend:
+    return load(
+        message["backend"],
+        message["path"],
+        tags=message["tags"],
+        intra_op_threads=message["threads"],
+        inter_op_threads=message["inter_op_threads"],
+        session_config_file=message["session_config_file"],
+        interpreters=1,
+        device=message["device"],
+        gpu_memory_limit_bytes=message["gpu_memory_limit_bytes"],
+    )
+
+
+def _run(backend: Backend, name: str, signature: Signature, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    outputs = tuple(signature.outputs)
+    return dict(zip(outputs, backend.run(name, arrays, outputs), strict=True))
+
+
+def _time(backend: Backend, message: dict[str, Any], signature: Signature, arrays: dict[str, np.ndarray]) -> list[int]:
+    outputs = tuple(signature.outputs)
+    name = message["signature"]
+    found = []
+    for _ in range(message["calls"]):
+        inputs = {alias: array.copy() for alias, array in arrays.items()}  # they are dead after the call
+        begun = time.perf_counter_ns()
+        backend.run(name, inputs, outputs)
+        found.append(time.perf_counter_ns() - begun)
+    return found
+
+
+def main() -> None:
+    become_child(int(os.environ["DROPSERVE_PARENT"]), os.environ["DROPSERVE_YIELD"] == "1")
+    serve(socket.socket(fileno=os.dup(0)))
+
+
+if __name__ == "__main__":
+    main()

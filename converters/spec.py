@@ -1,0 +1,46 @@
+"""What a job is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from converters.registry import CONVERTERS
+from converters.tolerances import Tolerances
+
+__all__ = ["JobSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Accelerate the SavedModel at `path`.
+
+    `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
+    `cases` is a file of `converters.cases.write_cases` with recorded requests, or "". Thread counts and the session's
+    configuration are those with which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8.
+    `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`. `converters` are modules by name.
+    """
+
+    path: str
+    work_dir: str
+    tags: tuple[str, ...] = ("serve",)
+    policy: Literal["auto", "onnx", "tflite"] = "auto"
+    precisions: tuple[str, ...] = ("float32",)
+    min_speedup: float = 1.1
+    max_batch_size: int = 0
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    timeout_seconds: float = 600.0
+    memory_bytes: int = 8 << 30
+    proof_seconds: float = 60.0
+    measure_seconds: float = 10.0
+    cache_dir: str = ""
+    cache_max_bytes: int = 10 << 30
+    cases: str = ""
+    yielding: bool = True
+    threads: int = 0
+    inter_op_threads: int = 0
+    session_config_file: str = ""
+    device: str = "cpu"
+    gpu_memory_limit_bytes: int = 0
+    converters: Mapping[str, str] = field(default_factory=lambda: dict(CONVERTERS))

@@ -1,0 +1,166 @@
+"""SavedModel → ONNX by tf2onnx: a file for each signature."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from backends.artifact import ArtifactSignature
+from backends.contract import Signature
+from converters.plugin import Converted, EntryPoint, Failed, Task, shared
+
+__all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
+
+FORM = "onnx"
+PRECISIONS = ("float32",)
+VERSIONS = ("tensorflow", "tf2onnx", "onnx", "onnxruntime-gpu")
+
+# The newest that tf2onnx 1.17 writes. Its default, 15, spells out what 18 has operators for.
+_OPSET = 18
+
+# tf2onnx logs operators that it does not know, and goes on.
+_UNSUPPORTED = re.compile(r"Tensorflow op \[[^\]]*: ?([A-Za-z0-9_]+)\] is not supported")
+
+
+def _from_session(task: Task) -> Iterator[Converted | Failed]:
+    from converters.freezing import freeze_session  # noqa: PLC0415 - imports TensorFlow
+
+    return _from_graphs(task, freeze_session)
+
+
+def _from_functions(task: Task) -> Iterator[Converted | Failed]:
+    from converters.freezing import freeze_functions  # noqa: PLC0415
+
+    return _from_graphs(task, freeze_functions)
+
+
+def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
+    import tensorflow as tf  # noqa: PLC0415
+    from tf2onnx import tf_loader  # noqa: PLC0415
+
+    from converters.freezing import FrozenSignature, frozen  # noqa: PLC0415
+
+    done: dict[str, ArtifactSignature] = {}
+    for index, cut in enumerate(frozen(task, freezer)):
+        if isinstance(cut, Failed):
+            yield cut
+            continue
+        if cut.fingerprint in done:
+            names = _named(cut.inputs), _named(cut.outputs)
+            yield Converted(cut.name, shared(done[cut.fingerprint], cut.signature, *names))
+            continue
+
+        def convert(path: str, cut: FrozenSignature = cut) -> tuple[Mapping[str, str], Mapping[str, str]]:
+            inputs, outputs = _named(cut.inputs), _named(cut.outputs)
+            names = list(inputs.values()), list(outputs.values())
+            with tf.Graph().as_default():
+                tf.import_graph_def(cut.graph_def, name="")
+                optimized = tf_loader.tf_optimize(*names, cut.graph_def)
+            _convert(optimized, cut.name, *names, None, path)
+            return inputs, outputs
+
+        result = _written(task, index, cut.name, convert)
+        if cut.fingerprint and isinstance(result, Converted):
+            done[cut.fingerprint] = result.entry
+        yield result
+
+
+def _named(nodes: Mapping[str, str]) -> dict[str, str]:
+    """The tensors of nodes with one output."""
+    return {alias: f"{name}:0" for alias, name in nodes.items()}
+
+
+def _from_loader(task: Task) -> Iterator[Converted | Failed]:
+    """tf2onnx's own way through a SavedModel, which knows some hash tables."""
+    from tf2onnx import tf_loader  # noqa: PLC0415
+
+    for index, (name, signature) in enumerate(task.signatures.items()):
+
+        def convert(
+            path: str, name: str = name, signature: Signature = signature
+        ) -> tuple[Mapping[str, str], Mapping[str, str]]:
+            graph_def, inputs, outputs, tables, renamed = tf_loader.from_saved_model(
+                task.path,
+                None,
+                None,
+                list(task.tags),
+                [name],
+                return_initialized_tables=True,
+                return_tensors_to_rename=True,
+            )
+            _convert(graph_def, name, inputs, outputs, tables, path)
+            sides = ({renamed[t]: t for t in inputs if t in renamed}, {renamed[t]: t for t in outputs if t in renamed})
+            if sides[1].keys() != signature.outputs.keys():
+                raise ValueError(f"tf2onnx names the outputs {sorted(sides[1])}, not {sorted(signature.outputs)}")
+            return sides
+
+        yield _written(task, index, name, convert)
+
+
+def _convert(graph_def: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], tables: Any, path: str) -> None:
+    """What `tf2onnx.convert.from_graph_def` does with a graph that is frozen already; that refuses one without
+    inputs."""
+    import tensorflow as tf  # noqa: PLC0415
+    from tf2onnx import convert as tool  # noqa: PLC0415
+
+    with tf.device("/cpu:0"):
+        tool._convert_common(
+            graph_def,
+            name=name,
+            continue_on_error=True,
+            opset=_OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            initialized_tables=tables,
+            output_path=path,
+        )
+
+
+def _written(
+    task: Task, index: int, name: str, convert: Callable[[str], tuple[Mapping[str, str], Mapping[str, str]]]
+) -> Converted | Failed:
+    """Converts one signature into its file, and listens to what tf2onnx says of operators."""
+    file = f"{task.prefix}{index}.onnx"
+    path = os.path.join(task.folder, file)
+    heard = _Unsupported()
+    logger = logging.getLogger("tf2onnx")
+    logger.addHandler(heard)
+    try:
+        inputs, outputs = convert(path)
+        inputs = _present(path, inputs)
+    except Exception as error:  # noqa: BLE001 - what tf2onnx raises on graphs it does not understand is nowhere said
+        from converters.freezing import first_line  # noqa: PLC0415
+
+        return Failed(name, f"{type(error).__name__}: {first_line(error)}", tuple(sorted(heard.ops)))
+    finally:
+        logger.removeHandler(heard)
+    if heard.ops:
+        return Failed(name, f"tf2onnx does not know {', '.join(sorted(heard.ops))}", tuple(sorted(heard.ops)))
+    return Converted(name, ArtifactSignature(file, task.signatures[name], inputs, outputs))
+
+
+def _present(path: str, inputs: Mapping[str, str]) -> Mapping[str, str]:
+    """Those inputs that the file has: what the graph does not use is optimised away."""
+    import onnx  # noqa: PLC0415
+
+    found = {value.name for value in onnx.load(path, load_external_data=False).graph.input}
+    return {alias: name for alias, name in inputs.items() if name in found}
+
+
+class _Unsupported(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.ops: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.ops.update(_UNSUPPORTED.findall(record.getMessage()))
+
+
+ENTRY_POINTS: Mapping[str, EntryPoint] = {
+    "frozen session": _from_session,
+    "inlined functions": _from_functions,
+    "tf2onnx's loader": _from_loader,
+}

@@ -1,0 +1,129 @@
+"""The models on which acceleration is tested: `python -m tests.acceleration_models OUT_DIR` exports them.
+
+Built once, as `tests.saved_models` does it; apart from those, since few tests want them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_CACHE = Path(__file__).resolve().parents[1] / "build" / "test-models"
+MODELS: dict[str, Callable[[Any, str], None]] = {}
+
+
+def _model(export: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+    MODELS[export.__name__] = export
+    return export
+
+
+def acceleration_zoo() -> Path:
+    """The folder that holds every model of `MODELS`."""
+    key = hashlib.sha256(Path(__file__).read_bytes() + version("tensorflow").encode()).hexdigest()[:16]
+    zoo = _CACHE / f"acceleration-{key}"
+    if zoo.is_dir():
+        return zoo
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    building = tempfile.mkdtemp(prefix="building-", dir=_CACHE)
+    try:
+        command = [sys.executable, "-m", "tests.acceleration_models", building]
+        root = Path(__file__).resolve().parents[1]
+        built = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=150)
+        if built.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{built.stderr[-4000:]}")
+        with contextlib.suppress(OSError):
+            os.rename(building, zoo)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return zoo
+
+
+def build(out_dir: str) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    import tensorflow as tf  # noqa: PLC0415  (the tests' own process stays free of it)
+
+    tf.keras.utils.set_random_seed(7)
+    for name, export in MODELS.items():
+        export(tf, os.path.join(out_dir, name))
+
+
+def _export(tf: Any, out: str, *layers: Any) -> None:
+    """A Keras 3 model, under the signature serving_default alone: `export` writes two that are the same."""
+    model = tf.keras.Sequential(list(layers))
+    archive = tf.keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default", model.call, [tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)]
+    )
+    archive.write_out(out, verbose=False)
+
+
+@_model
+def conv(tf: Any, out: str) -> None:
+    """float32[-1, 16, 16, 3] → float32[-1, 5], written by Keras 3: two convolutions, batch normalisation, softmax."""
+    layers = tf.keras.layers
+    _export(
+        tf,
+        out,
+        layers.Input((16, 16, 3)),
+        layers.Conv2D(8, 3, padding="same", activation="relu"),
+        layers.BatchNormalization(),
+        layers.DepthwiseConv2D(3, strides=2),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(5, activation="softmax"),
+    )
+
+
+@_model
+def lstm(tf: Any, out: str) -> None:
+    """float32[-1, -1, 4] → float32[-1, 3], written by Keras 3: a loop over a sequence of any length."""
+    layers = tf.keras.layers
+    _export(tf, out, layers.Input((None, 4)), layers.LSTM(8), layers.Dense(3))
+
+
+@_model
+def embedding(tf: Any, out: str) -> None:
+    """ids int32[-1, -1] → mean float32[-1, 6] of their vectors; ids from 50 on are refused."""
+    table = tf.Variable(tf.random.stateless_normal([50, 6], [1, 2]))
+    module = tf.Module()
+    module.table = table
+    mean = tf.function(lambda ids: {"mean": tf.reduce_mean(tf.gather(table, ids), axis=1)})
+    signature = mean.get_concrete_function(tf.TensorSpec([None, None], tf.int32, "ids"))
+    tf.saved_model.save(module, out, signatures={"serving_default": signature})
+
+
+def _save(tf: Any, out: str, function: Callable[[Any], Any]) -> None:
+    signature = tf.function(function).get_concrete_function(tf.TensorSpec([None, 3], tf.float32, "x"))
+    tf.saved_model.save(tf.Module(), out, signatures={"serving_default": signature})
+
+
+@_model
+def saturated(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → y float32[-1] = 1, whatever x is: a model that looks right in any form."""
+    _save(tf, out, lambda x: {"y": tf.sigmoid(tf.reduce_sum(x * x, axis=1) + 100.0)})
+
+
+@_model
+def by_chance(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → y = x and noise: another answer each time."""
+    _save(tf, out, lambda x: {"y": x + tf.random.normal(tf.shape(x))})
+
+
+@_model
+def unknown_operator(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → y, by an operator that neither ONNX nor TF-Lite has."""
+    _save(tf, out, lambda x: {"y": tf.math.igamma(tf.abs(x) + 1.0, tf.abs(x) + 0.5)})
+
+
+if __name__ == "__main__":
+    build(sys.argv[1])

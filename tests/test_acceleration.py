@@ -1,0 +1,188 @@
+"""A served version is converted, proven, measured, and served by what is fastest; and goes back where that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.acceleration_models import acceleration_zoo
+from tests.server import Server, eventually
+
+Drop = Callable[..., Path]
+ALWAYS = {"acceleration_min_speedup": 0.0}  # which form is faster depends on the machine; these tests need one
+
+
+def acceleration(server: Server, model: str, version: int = 1) -> dict[str, Any]:
+    status, document = server.get(f"/v1/models/{model}/versions/{version}/acceleration")
+    assert status == 200
+    return dict(document)
+
+
+def wait_until_serving(server: Server, model: str, serving: str, version: int = 1) -> dict[str, Any]:
+    def reached() -> dict[str, Any] | None:
+        found = acceleration(server, model, version)
+        return found if found["serving"] == serving else None
+
+    try:
+        return dict(eventually(reached, f"{model} is served by {serving}", 150) or {})
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{acceleration(server, model, version)}\n{server.log()[-4000:]}") from None
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def served(drop: Drop, tmp_path: Path, cache: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server over the models that were dropped; all share a cache, so that each model is converted once."""
+    servers: list[Server] = []
+
+    def start(**options: Any) -> Server:
+        server = Server(model_root=tmp_path / "models", cache_dir=cache, **{"acceleration": "auto", **options})
+        servers.append(server)
+        return server.__enter__()
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+def test_a_version_goes_from_tensorflow_to_its_form_under_load_without_a_failed_request(
+    tmp_path: Path, served: Callable[..., Server]
+) -> None:
+    base = tmp_path / "models" / "conv"
+    base.mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    fresh = [rng.normal(size=(rng.integers(1, 4), 16, 16, 3)).round(4).tolist() for _ in range(200)]
+    server = served(settle_seconds=0.0, wait_for_acceleration=False, **ALWAYS)
+    shutil.copytree(acceleration_zoo() / "conv", base / ".1")
+    (base / ".1").rename(base / "1")
+    server.wait_for("conv", 1)
+    expected = [server.predict("conv", {"instances": rows})[1]["predictions"] for rows in fresh]
+    by_tensorflow = acceleration(server, "conv")["serving"] == "its own model"
+    failed: list[Any] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        connection = server.connection()
+        while not stop.is_set():
+            index = random.randrange(len(fresh))
+            connection.request("POST", "/v1/models/conv:predict", json.dumps({"instances": fresh[index]}))
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            if response.status != 200 or not np.allclose(answer["predictions"], expected[index], 1e-4, 1e-6):
+                failed.append((response.status, answer))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        report = eventually(
+            lambda: (a := acceleration(server, "conv"))["serving"] != "its own model" and a, "a form", 150
+        )
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert failed == []
+    assert by_tensorflow
+    assert report["chosen"] in ("onnx", "tflite")
+    again = [server.predict("conv", {"instances": rows})[1]["predictions"] for rows in fresh]
+    for index, answer in enumerate(again):
+        np.testing.assert_allclose(answer, expected[index], rtol=1e-4, atol=1e-6)
+    # TensorFlow's worker is gone, and its memory with it.
+    (worker,) = eventually(lambda: len(pids := server.pids("ds-worker")) == 1 and pids, "one worker is left")
+    assert "tensorflow" not in Path(f"/proc/{worker}/maps").read_text().lower()
+
+
+def test_a_restart_converts_nothing_again(drop: Drop, served: Callable[..., Server]) -> None:
+    drop("a", source="tiny_tf2")
+    first = served(acceleration="onnx", **ALWAYS)
+    assert not wait_until_serving(first, "a", "onnx")["from_cache"]
+    assert first.stop() == 0
+    assert wait_until_serving(served(acceleration="onnx", **ALWAYS), "a", "onnx")["from_cache"]
+
+
+def test_what_cannot_be_converted_stays_on_tensorflow_and_the_report_says_why(
+    drop: Drop, served: Callable[..., Server]
+) -> None:
+    drop("a", source="strings")
+    server = served()
+    server.wait_for("a", 1)
+    report = eventually(lambda: (r := acceleration(server, "a"))["state"] == "done" and r, "a report", 150)
+    assert report["chosen"] == "tensorflow"
+    assert report["reason"]
+    assert report["serving"] == "its own model"
+
+
+def test_off_converts_nothing(drop: Drop, served: Callable[..., Server]) -> None:
+    drop("a", source="tiny_tf2")
+    server = served(acceleration="off")
+    server.wait_for("a", 1)
+    assert acceleration(server, "a")["state"] == "none"
+
+
+def test_an_input_that_tensorflow_refuses_too_is_the_clients_error_and_demotes_nothing(
+    drop: Drop, served: Callable[..., Server]
+) -> None:
+    drop("a", source="keras3")
+    server = served(acceleration="onnx", **ALWAYS)
+    wait_until_serving(server, "a", "onnx")
+    status, answer = server.predict("a", {"instances": [[1.0, 2.0, 3.0]]})
+    assert status == 400
+    assert "[1,3]" in answer["error"]  # TensorFlow's words for the matrices that do not fit
+    assert acceleration(server, "a")["serving"] == "onnx"
+    assert server.predict("a", {"instances": [[1.0, 2.0, 3.0, 4.0]]})[0] == 200
+
+
+def test_a_form_that_refuses_what_tensorflow_answers_is_demoted_and_the_request_is_answered(
+    drop: Drop, served: Callable[..., Server]
+) -> None:
+    drop("a", source="tiny_tf2")
+    server = served(acceleration="onnx", **ALWAYS)
+    wait_until_serving(server, "a", "onnx")
+    # The signature says [-1]; TensorFlow does not compare, the ONNX graph does.
+    assert server.predict("a", {"instances": [[1.0, 2.0], [3.0, 5.0]]}) == (
+        200,
+        {"predictions": [[2.5, 3.0], [3.5, 4.5]]},
+    )
+    report = wait_until_serving(server, "a", "its own model")
+    assert "onnx failed where TensorFlow answers" in report["demoted"]
+    assert "is given up" in server.log()
+    assert server.predict("a", {"instances": [1.0, 2.0, 5.0]}) == (200, {"predictions": [2.5, 3.0, 4.5]})
+
+
+def test_a_form_whose_worker_dies_is_demoted(drop: Drop, served: Callable[..., Server]) -> None:
+    drop("a", source="tiny_tf2")
+    server = served(acceleration="onnx", **ALWAYS)
+    wait_until_serving(server, "a", "onnx")
+    (worker,) = eventually(lambda: len(pids := server.pids("ds-worker")) == 1 and pids, "one worker is left")
+    os.kill(worker, signal.SIGKILL)
+    assert "died" in wait_until_serving(server, "a", "its own model")["demoted"]
+    server.wait_for("a", 1)
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_version_can_wait_for_its_form_before_it_is_available(drop: Drop, served: Callable[..., Server]) -> None:
+    drop("a", source="tiny_tf2")
+    server = served(acceleration="onnx", wait_for_acceleration=True, **ALWAYS)
+    server.wait_for("a", 1)
+    assert acceleration(server, "a")["serving"] == "onnx"
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_report_of_a_model_that_is_not_there_is_not_found(served: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    assert served().get("/v1/models/none/versions/1/acceleration")[0] == 404

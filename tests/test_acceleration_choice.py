@@ -1,0 +1,148 @@
+"""Which form is chosen, and why not another; and that timings are taken in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converters.choice import choose
+from converters.codec import from_json, to_json
+from converters.measure import Call, measure
+from converters.report import Attempt, Candidate, OutputParity, Report, SignatureProof, Timing, Verdict
+
+Form = Literal["onnx", "tflite"]
+
+
+def timings(one: float, eight: float, signature: str = "s") -> tuple[Timing, ...]:
+    return Timing(signature, 1, one, 5), Timing(signature, 8, eight, 5)
+
+
+TENSORFLOW = timings(10.0, 40.0)
+PROVEN = SignatureProof("s", Verdict.PROVEN, "", 3)
+
+
+def form(name: Form, taken: tuple[Timing, ...] = (), proofs: tuple[SignatureProof, ...] = (PROVEN,)) -> Candidate:
+    return Candidate(name, name, "float32", proofs=proofs, timings=taken)
+
+
+def test_the_fastest_proven_form_is_chosen() -> None:
+    choice = choose([form("onnx", timings(5, 20)), form("tflite", timings(4, 20))], TENSORFLOW, ["s"], 1.1)
+    assert (choice.chosen, choice.candidate) == ("tflite", "tflite")
+    assert choice.candidates[0].speedup == pytest.approx(2.0)
+    assert choice.candidates[0].reason == "tflite is faster"
+    assert choice.candidates[1].speedup == pytest.approx(5**0.5)
+    assert choice.candidates[1].slowest == pytest.approx(2.0)
+
+
+def test_a_gain_below_the_margin_changes_nothing() -> None:
+    choice = choose([form("onnx", timings(9.5, 38))], TENSORFLOW, ["s"], 1.1)
+    assert choice.chosen == "tensorflow"
+    assert choice.reason == "onnx: it is 1.05 times as fast as TensorFlow, less than acceleration_min_speedup, 1.1"
+
+
+def test_a_form_that_is_slower_at_one_batch_size_is_not_chosen() -> None:
+    choice = choose([form("onnx", timings(1, 41))], TENSORFLOW, ["s"], 1.1)
+    assert choice.chosen == "tensorflow"
+    assert "'s' at batch 8 is 0.98 times as fast" in choice.reason
+
+
+def test_a_margin_below_one_lets_slower_forms_pass() -> None:
+    assert choose([form("onnx", timings(11, 44))], TENSORFLOW, ["s"], 0.5).chosen == "onnx"
+
+
+def test_one_signature_that_is_not_proven_keeps_all_on_tensorflow() -> None:
+    differs = SignatureProof("t", Verdict.DIFFERS, "output 'y' is 1 instead of 2, on all 0", 3)
+    choice = choose([form("onnx", timings(1, 1), (PROVEN, differs))], TENSORFLOW, ["s", "t"], 1.1)
+    assert choice.chosen == "tensorflow"
+    assert choice.reason == ("onnx: signature 't' is not proven (differs): output 'y' is 1 instead of 2, on all 0")
+
+
+def test_one_signature_that_was_not_converted_keeps_all_on_tensorflow() -> None:
+    attempts = (
+        Attempt("a", ("s",), {"t": "no such operator"}),
+        Attempt("b", (), {"t": "no such operator"}),
+        Attempt("c", (), {"t": "it crashed"}),
+    )
+    candidate = Candidate("onnx", "onnx", "float32", attempts, proofs=(PROVEN,), timings=timings(1, 1))
+    choice = choose([candidate], TENSORFLOW, ["s", "t"], 1.1)
+    assert choice.chosen == "tensorflow"
+    assert choice.reason.endswith("'t' was not converted: no such operator (by a, b); it crashed (by c)")
+
+
+def test_what_was_not_measured_is_not_chosen() -> None:
+    choice = choose([form("onnx"), form("tflite", timings(5, 20))], TENSORFLOW, ["s"], 1.1)
+    assert choice.chosen == "tflite"
+    assert choice.candidates[0].reason == "it was not measured"
+    assert choose([], TENSORFLOW, ["s"], 1.1).reason == "nothing was tried"
+
+
+milliseconds = st.floats(0.001, 1000.0)
+pairs = st.tuples(milliseconds, milliseconds)
+
+
+@given(pairs, st.lists(pairs, max_size=4), st.floats(1.0, 3.0))
+def test_nothing_slower_than_tensorflow_is_ever_chosen(
+    truth: tuple[float, float], taken: Sequence[tuple[float, float]], margin: float
+) -> None:
+    candidates = [Candidate(f"c{n}", "onnx", "float32", (), 0.0, (PROVEN,), timings(*t)) for n, t in enumerate(taken)]
+    choice = choose(candidates, timings(*truth), ["s"], margin)
+    if choice.candidate:
+        one, eight = taken[int(choice.candidate[1:])]
+        assert one <= truth[0]
+        assert eight <= truth[1]
+        assert (truth[0] / one * truth[1] / eight) ** 0.5 >= margin * (1 - 1e-9)
+
+
+# -- measuring
+
+
+def test_forms_take_turns_and_the_median_counts() -> None:
+    order: list[str] = []
+    clock = [0.0]
+
+    def call_of(name: str, nanoseconds: Sequence[int]) -> Call:
+        def call(calls: int) -> list[int]:
+            order.append(name)
+            clock[0] += 0.001
+            return [nanoseconds[len(order) % len(nanoseconds)]] * calls
+
+        return call
+
+    calls = {("s", 1): {"a": call_of("a", [10**9]), "b": call_of("b", [2 * 10**9, 2 * 10**9, 9 * 10**9])}}
+    found = measure(calls, 0.0, now=lambda: clock[0])
+    assert found["a"] == [Timing("s", 1, 1000.0, 5)]
+    assert found["b"][0].milliseconds == 2000.0
+    rounds = order[4:]
+    assert len(rounds) == 10
+    assert {tuple(rounds[at : at + 2]) for at in range(0, 10, 2)} == {("a", "b"), ("b", "a")}
+
+
+def test_measuring_ends_when_its_time_is_up() -> None:
+    clock = [0.0]
+
+    def call(calls: int) -> list[int]:
+        clock[0] += 1.0
+        return [10**9] * calls
+
+    found = measure({("s", 1): {"a": call}, ("s", 8): {"a": call}}, 30.0, now=lambda: clock[0])
+    assert [timing.batch for timing in found["a"]] == [1, 8]
+    assert clock[0] <= 34
+
+
+# -- the report
+
+
+def test_a_report_survives_json() -> None:
+    parity = OutputParity("y", "float32", None, 1e-6, 0.01, "all 0", 1.5)
+    proof = SignatureProof("s", Verdict.PROVEN, "", 3, 1, 0, (parity,), "refused")
+    attempt = Attempt("frozen session", ("s",), {"t": "no"}, ("Igamma",), 0.5)
+    candidate = Candidate("onnx", "onnx", "float32", (attempt,), 1.0, (proof,), timings(1, 2), 2.0, 1.5, "why")
+    report = Report("onnx", "why", "onnx", "/a", ("s",), (candidate,), TENSORFLOW, 2, "cpu", {"onnx": "1"}, 3.0)
+    assert from_json(Report, to_json(report)) == report
+    for broken in ({"chosen": "magic", "reason": ""}, {"chosen": "onnx", "reason": 3}, {"chosen": "onnx"}, [], None):
+        with pytest.raises(ValueError, match=r"this is no Report|is none of|is no str"):
+            from_json(Report, broken)

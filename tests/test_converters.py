@@ -1,0 +1,233 @@
+"""Real models through real jobs: converted, proven, measured, chosen; and what stays on TensorFlow, with why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.acceleration import report_text
+from backends.artifact import read_artifact
+from converters.cases import write_cases
+from converters.report import Candidate, Report, Verdict
+from tests.acceleration_jobs import Outcome, run_job
+from tests.acceleration_models import acceleration_zoo
+
+pytestmark = pytest.mark.timeout(300)
+
+Jobs = Callable[[str], Outcome]
+
+ALL_PRECISIONS = ("float32", "float16", "int8")
+BROKEN_MEMORY = 1500 << 20
+
+JOBS: dict[str, dict[str, Any]] = {
+    "conv": {"precisions": ALL_PRECISIONS},
+    "lstm": {"policy": "onnx"},
+    "embedding": {},
+    "saturated": {},
+    "by_chance": {},
+    "unknown_operator": {},
+    "keras2": {},
+    "keras3": {"policy": "tflite"},
+    "multi_io": {},
+    "fails": {"policy": "onnx"},
+    "crash_on_positive": {"policy": "onnx"},
+    "half_plus_two": {},
+}
+
+
+@pytest.fixture(scope="session")
+def jobs(zoo: Path) -> Iterator[Jobs]:
+    """The outcome of a job of `JOBS`, or of "broken". They all run, three at a time:
+    one of them mostly hangs."""
+    models = acceleration_zoo()
+
+    def run(name: str, options: dict[str, Any]) -> Outcome:
+        return run_job(models / name if (models / name).exists() else zoo / name, **options)
+
+    with ThreadPoolExecutor(3) as pool:
+        broken = {
+            "converters": {"broken": "tests.broken_converter"},
+            "timeout_seconds": 10.0,
+            "memory_bytes": BROKEN_MEMORY,
+        }
+        outcomes: dict[str, Future[Outcome]] = {"broken": pool.submit(run, "conv", broken)}
+        outcomes |= {name: pool.submit(run, name, options) for name, options in JOBS.items()}
+        yield lambda name: outcomes[name].result()
+    for outcome in outcomes.values():
+        shutil.rmtree(outcome.result().work_dir, ignore_errors=True)
+
+
+def candidate(report: Report, name: str) -> Candidate:
+    return next(found for found in report.candidates if found.name == name)
+
+
+# -- what is converted
+
+
+@pytest.mark.parametrize("name", ["conv", "lstm", "embedding", "keras2", "keras3", "multi_io"])
+def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
+    outcome = jobs(name)
+    report = outcome.report
+    assert report.chosen in {"onnx", "tflite"}, report.reason
+    chosen = candidate(report, report.candidate)
+    assert {proof.signature for proof in chosen.proofs} == set(report.signatures)
+    for proof in chosen.proofs:
+        assert proof.verdict is Verdict.PROVEN
+        assert proof.cases >= 1
+        for output in proof.outputs:
+            assert output.relative is not None
+            assert output.relative <= (1e-4 if chosen.precision == "float32" else 1e-1)
+            assert output.variation > 0.1 or proof.signature == "constant"
+    artifact = read_artifact(report.artifact)
+    assert artifact.format == report.chosen
+    assert set(artifact.signatures) == set(report.signatures)
+    assert Path(report.artifact).is_relative_to(outcome.work_dir)
+
+
+def test_every_form_and_tensorflow_are_measured_at_one_and_at_eight(jobs: Jobs) -> None:
+    report = jobs("conv").report
+    assert [c.name for c in report.candidates] == ["onnx", "tflite", "tflite-float16", "tflite-int8"]
+    for timings in [report.tensorflow, *(c.timings for c in report.candidates if c.speedup)]:
+        assert [(t.signature, t.batch) for t in timings] == [("serving_default", 1), ("serving_default", 8)]
+        assert all(t.milliseconds > 0 and t.runs >= 5 for t in timings)
+    chosen = candidate(report, report.candidate)
+    assert chosen.speedup == max(c.speedup for c in report.candidates) > 0
+
+
+def test_lower_precisions_are_other_numbers_within_their_tolerances(jobs: Jobs) -> None:
+    report = jobs("conv").report
+    worst = {c.name: c.proofs[0].outputs[0].relative for c in report.candidates}
+    assert all(c.proofs[0].verdict is Verdict.PROVEN for c in report.candidates)
+    assert worst["tflite"] is not None
+    assert worst["tflite-float16"] is not None
+    assert worst["tflite"] * 10 < worst["tflite-float16"]
+
+
+def test_signatures_that_compute_the_same_share_a_file(jobs: Jobs) -> None:
+    keras3 = read_artifact(jobs("keras3").report.artifact)  # its exports have serve and serving_default
+    assert len(keras3.signatures) == 2
+    assert len({entry.file for entry in keras3.signatures.values()}) == 1
+    multi_io = read_artifact(jobs("multi_io").report.artifact)
+    assert len({entry.file for entry in multi_io.signatures.values()}) == len(multi_io.signatures) == 3
+
+
+def test_a_policy_names_the_only_form_that_is_tried(jobs: Jobs) -> None:
+    assert [c.name for c in jobs("lstm").report.candidates] == ["onnx"]
+    assert [c.name for c in jobs("keras3").report.candidates] == ["tflite"]
+
+
+def test_the_report_names_the_entry_point_that_worked_and_why_others_did_not(jobs: Jobs) -> None:
+    onnx = candidate(jobs("embedding").report, "onnx")
+    assert onnx.entry_points == ("inlined functions",)
+    assert onnx.attempts[0].entry_point == "frozen session"
+    assert "expected type resource" in onnx.attempts[0].failures["serving_default"]
+
+
+def test_ids_beyond_the_vocabulary_are_refused_by_the_form_as_by_tensorflow(jobs: Jobs) -> None:
+    report = jobs("embedding").report
+    proof = candidate(report, "onnx").proofs[0]
+    assert proof.refused > 0
+    assert proof.on_refused == "refused"
+    assert proof.verdict is Verdict.PROVEN
+
+
+def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) -> None:
+    proof = candidate(jobs("fails").report, "onnx").proofs[0]
+    assert (proof.verdict, proof.on_refused) == (Verdict.PROVEN, "answered")
+    assert proof.refused > 0
+
+
+def test_recorded_requests_are_the_cases(jobs: Jobs, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((9, 16, 16, 3)).astype(np.float32)
+    conv = acceleration_zoo() / "conv"
+    name = next(iter(read_artifact(jobs("conv").report.artifact).signatures["serving_default"].inputs))
+    write_cases(tmp_path / "cases", [("serving_default", {name: rows}), ("serving_default", {name: rows[:1] * 2})])
+    proof = run_job(conv, policy="tflite", cases=str(tmp_path / "cases")).report.candidates[0].proofs[0]
+    assert proof.verdict is Verdict.PROVEN
+    assert (proof.cases, proof.recorded) == (3, 3)  # what was recorded alone is batched too
+
+
+# -- what stays on TensorFlow
+
+
+def test_outputs_that_never_vary_prove_nothing(jobs: Jobs) -> None:
+    report = jobs("saturated").report
+    assert report.chosen == "tensorflow"
+    assert "output 'y' hardly varied" in report.reason
+    assert report.candidates == ()
+
+
+def test_answers_by_chance_prove_nothing(jobs: Jobs) -> None:
+    report = jobs("by_chance").report
+    assert report.chosen == "tensorflow"
+    assert "differ from call to call" in report.reason
+
+
+def test_operators_that_no_converter_knows_are_named(jobs: Jobs) -> None:
+    report = jobs("unknown_operator").report
+    assert (report.chosen, report.candidate, report.artifact) == ("tensorflow", "", "")
+    for found in report.candidates:
+        assert found.unsupported_ops == ("Igamma",)
+        assert f"{found.name}: signature 'serving_default' was not converted" in report.reason
+
+
+def test_strings_are_not_even_tried(jobs: Jobs) -> None:
+    report = jobs("half_plus_two").report
+    assert report.chosen == "tensorflow"
+    assert "'classify_x_to_label' has the input 'inputs' of strings" in report.reason
+    assert report.candidates == ()
+
+
+def test_inputs_that_kill_tensorflow_count_as_refused(jobs: Jobs) -> None:
+    report = jobs("crash_on_positive").report
+    assert report.chosen == "tensorflow"
+    assert "SIGABRT" in report.reason or "died" in report.reason
+
+
+def test_nothing_is_served_that_is_not_faster_by_the_margin(jobs: Jobs) -> None:
+    report = run_job(acceleration_zoo() / "conv", policy="tflite", min_speedup=1000.0).report
+    assert report.chosen == "tensorflow"
+    assert "less than acceleration_min_speedup, 1000" in report.reason
+
+
+# -- converters that go wrong
+
+
+def test_a_converter_that_crashes_hangs_eats_or_lies_costs_nothing_else(jobs: Jobs) -> None:
+    outcome = jobs("broken")
+    attempts = {attempt.entry_point: attempt for attempt in outcome.report.candidates[0].attempts}
+    reasons = {name: attempt.failures.get("serving_default", "") for name, attempt in attempts.items()}
+    assert "the converter broken (raise) ended with status 1" in reasons["raise"]
+    assert "cannot convert 1 signatures" in reasons["raise"]
+    assert "was killed by SIGSEGV" in reasons["crash"]
+    assert "did not end within its 10 s" in reasons["hang"]
+    assert f"more than conversion_memory_bytes ({BROKEN_MEMORY:,})" in reasons["eat memory"]
+    assert "it does not load" in reasons["write garbage"]
+    assert "not proven (differs): output" in reasons["change one weight"]
+    assert outcome.report.candidates[0].entry_points == ("work",)
+    assert outcome.report.chosen == "onnx"
+
+
+def test_what_a_converter_started_dies_with_it(jobs: Jobs) -> None:
+    pid = int((jobs("broken").work_dir / "sleeper").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# -- for people
+
+
+def test_the_report_reads_as_a_table(jobs: Jobs) -> None:
+    text = report_text(jobs("conv").report)
+    lines = text.splitlines()
+    assert lines[0].endswith("at least)")
+    assert any(line.startswith("tensorflow") and " ms" in line for line in lines)
+    assert any(line.startswith("tflite-int8") and "1 of 1" in line for line in lines)
+    assert "operators that it does not know: Igamma" in report_text(jobs("unknown_operator").report)
