@@ -238,7 +238,7 @@ class ModelOptions:
     )
 
     acceleration: str = _option(
-        "off",
+        "auto",
         _ACCELERATION,
         "Convert SavedModels, prove the result equal, and serve what is fastest: of all forms (auto), or of ONNX or "
         "TF-Lite alone.",

@@ -22,6 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "enable_grpc_healthcheck_service": False,
     "allow_remote_reload": "loopback",
     "listen_when_loaded": True,
+    "acceleration": "off",  # who comes from TensorFlow Serving did not ask for other numerics
 }
 
 _CPUS, _FOUR_PER_CPU = "CPUs", "4 * CPUs"

@@ -118,7 +118,7 @@ class Server:
 def make_dropserve(model_root: str, log_path: str, extra: list[str]) -> Server:
     """Our server over a model root."""
     rest_port, grpc_port = find_free_port(), find_free_port()
-    command = [sys.executable, "-m", "appliance", "serve", "--model_root", model_root]
+    command = [sys.executable, "-m", "appliance", "serve", "--acceleration=off", "--model_root", model_root]
     command += ["--rest_api_port", str(rest_port), "--port", str(grpc_port), *extra]
     return Server(command, rest_port, grpc_port, log_path)
 

@@ -237,8 +237,7 @@ _PREDICT = [
         "inputs { %s }" % _float("scale", (), 5),
         (
             INVALID,
-            "Signature input alias: x(feed name: …) not found in request and no default value provided. Inputs expected "
-            "to be in the request {scale}, or default input alias set: scale,unit",
+            "Signature input alias: x(feed name: …) not found in request and no default value provided. Inputs expected to be in the request {scale}, or default input alias set: scale,unit",
         ),
         "name: 'defaults'",
     ),

@@ -47,6 +47,7 @@ class Server:
         values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
         values.setdefault("runtime_dir", os.path.join(self.runtime_dir, "run"))
         values.setdefault("file_system_poll_wait_seconds", 0.2)
+        values.setdefault("acceleration", "off")  # a conversion takes what the machine has left, and seconds
         self.arguments = self._arguments(values)
         self.log_path = os.path.join(self.runtime_dir, "log")
         with open(self.log_path, "wb") as log:

@@ -118,6 +118,42 @@ def test_a_bad_version_in_another_folder_leaves_the_old_one_and_says_why(host: H
     assert host.reason(1) == ""
 
 
+def test_a_third_folder_replaces_the_second_one_that_still_loads(host: Host) -> None:
+    host.serving(1)
+    host.update(base_path="/new/a")
+    host.see(1, base="/new/a")
+    host.update(base_path="/newer/a")
+    assert host.see(1, base="/newer/a", digest="2") == ["kill a/1", "start a/1 from /newer/a/1"]
+    assert host.ready(1) == ["drain a/1"]
+    assert host.see(1, base="/newer/a", digest="2") == []
+
+
+def test_back_to_the_old_folder_while_the_new_one_loads_nothing_changes(host: Host) -> None:
+    host.serving(1)
+    host.update(base_path="/new/a")
+    host.see(1, base="/new/a")
+    host.update()
+    assert host.see(1) == ["kill a/1"]
+    assert host.manager.standing("a") == (Standing.LIVE, "")
+    host.update(base_path="/new/a")
+    assert host.see(1, base="/new/a") == ["start a/1 from /new/a/1"]
+    assert host.ready(1) == ["drain a/1"]
+    assert host.manager.standing("a") == (Standing.LIVE, "")
+
+
+def test_back_to_the_old_folder_after_the_new_one_failed_the_model_is_live_again(host: Host) -> None:
+    host.serving(1)
+    host.update(base_path="/new/a")
+    host.see(1, base="/new/a")
+    host.fail(1)
+    host.update()
+    assert host.see(1) == []
+    assert host.reason(1) == ""
+    assert host.manager.standing("a") == (Standing.LIVE, "")
+    host.update(base_path="/new/a")
+    assert host.see(1, base="/new/a") == ["start a/1 from /new/a/1"]  # it was asked for again
+
+
 def test_where_the_old_worker_dies_while_its_successor_loads_that_one_takes_over(host: Host) -> None:
     host.serving(1)
     old = host.worker(1)

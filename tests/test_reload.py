@@ -73,6 +73,29 @@ def test_a_changed_config_file_is_applied_as_a_difference_and_a_broken_one_chang
 # -- SIGHUP -----------------------------------------------------------------------------------------------------
 
 
+
+def test_what_stands_in_the_config_files_place_neither_hangs_the_server_nor_is_told_at_every_look(
+    drop: Drop, tmp_path: Path
+) -> None:
+    drop("a")
+    drop("b", source="half_plus_three")
+    models, file = tmp_path / "models", tmp_path / "models.config"
+    file.write_text(config(entry(models, "a")))
+    with Server(model_config_file=file, model_config_file_poll_wait_seconds=1) as server:
+        server.wait_for("a", 1)
+        file.unlink()
+        os.mkfifo(file)
+        eventually(lambda: "it is not a file" in server.log(), "the pipe is refused")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "the configuration was not reloaded" in server.log(), "by SIGHUP too")
+        file.unlink()
+        eventually(lambda: "was not applied, and nothing has changed: cannot read" in server.log(), "no file is told")
+        file.write_text(config(entry(models, "a"), entry(models, "b")))
+        server.wait_for("b", 1)
+        assert server.log().count("it is not a file") == 2
+        assert server.stop() == 0
+
+
 def test_sighup_takes_what_can_change_and_names_what_needs_a_restart(drop: Drop, tmp_path: Path) -> None:
     drop("a", 1)
     drop("a", 2, source="half_plus_three")

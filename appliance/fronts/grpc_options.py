@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import grpc
+from grpc._cython import cygrpc
 
 from appliance.errors import Code, ServingError
 from appliance.options import Options, parse_channel_arguments
 from appliance.tls import SslConfig
 
-__all__ = ["Slots", "channel_arguments", "credentials", "socket_mode"]
+__all__ = ["Slots", "channel_arguments", "credentials", "quiet_lost_clients", "socket_mode"]
+
+logger = logging.getLogger(__name__)
 
 # Requests that wait for a slot are in memory already, and most are small: without a bound, their number would be one
 # that clients choose.
@@ -53,6 +57,19 @@ def socket_mode() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def quiet_lost_clients() -> None:
+    """Keeps clients that leave while they are answered out of the log: gRPC writes an error with a traceback for each,
+    so that clients could fill the disk."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        lost = record.exc_info is not None and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError)
+        if lost:
+            logger.debug("a client left before it had its answer: %s", record.getMessage())
+        return not lost
+
+    logging.getLogger(cygrpc.__name__).addFilter(is_other)
 
 
 class Slots:

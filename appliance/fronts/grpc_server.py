@@ -25,7 +25,7 @@ from appliance.errors import Code, ServingError, truncated
 from appliance.fronts import protos
 from appliance.fronts.asked import asked_model
 from appliance.fronts.examples import Method as ExamplesMethod
-from appliance.fronts.grpc_options import Slots, channel_arguments, credentials, socket_mode
+from appliance.fronts.grpc_options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
 from appliance.fronts.inference import Inference
 from appliance.fronts.metadata import signature_def_map
 from appliance.fronts.peers import check_may_reload, peer_of
@@ -369,6 +369,7 @@ def main() -> None:
     die_with_parent(settings.supervisor)
     set_name("ds-grpc")
     logs.configure(settings.options.log_format, settings.options.log_level)
+    quiet_lost_clients()
     # End to end with 8 callers (2026-11, grpcio 1.85, alternated runs), asyncio's own loop costs as much CPU a request
     # as uvloop; and a thread-pool server that hands requests to the router's loop answered as many a second, give or
     # take a fifth, for 5 % more CPU.

@@ -62,8 +62,8 @@ class PredictBody:
 
         The rank and the shape are the nesting of the JSON; `TensorSpec.shape` is left to the backend to check.
 
-        Raises ServingError: INVALID_ARGUMENT where names, nesting or values do not fit, UNIMPLEMENTED for the columns of
-        a dtype that JSON cannot carry.
+        Raises ServingError: INVALID_ARGUMENT where names, nesting or values do not fit, UNIMPLEMENTED for columns of a
+        dtype that JSON cannot carry.
         """
         specs = signature.inputs
         if not specs:

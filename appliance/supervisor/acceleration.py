@@ -164,9 +164,7 @@ class Acceleration:
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
         """One process of converters.job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
-        jobs = os.path.join(self._cache_dir, "jobs")
-        os.makedirs(jobs, mode=0o700, exist_ok=True)
-        work_dir = tempfile.mkdtemp(prefix="job-", dir=jobs)
+        work_dir = self._work_dir()
         self._work_dirs.append(work_dir)
         spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
         input_read, input_write = os.pipe()
@@ -210,6 +208,18 @@ class Acceleration:
             self._work_dirs.remove(work_dir)
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
         return report
+
+    def _work_dir(self) -> str:
+        """A new folder for a job: beside the cache's entries, so that they are moved and not copied there."""
+        jobs = os.path.join(self._cache_dir, "jobs")
+        try:
+            os.makedirs(jobs, mode=0o700, exist_ok=True)
+            return tempfile.mkdtemp(prefix="job-", dir=jobs)
+        except OSError as error:
+            logger.warning(
+                "converted models are not kept: %s cannot be written (%s); set cache_dir", jobs, error.strerror
+            )
+            return tempfile.mkdtemp(prefix="dropserve-job-")
 
     def _end(self, case: _Case) -> None:
         if case.pid is not None:
