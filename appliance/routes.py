@@ -10,6 +10,8 @@ from appliance.errors import Code, ServingError
 from appliance.servable import ModelSpec, PublicState
 from backends.contract import Signature
 
+_NAMED = 5  # models that a summary names
+
 
 @dataclass(frozen=True, slots=True)
 class VersionRoute:
@@ -102,6 +104,21 @@ class Snapshot:
     def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
         models = map(ModelRoute.from_json, value["models"])
         return cls(value["serial"], value["ready"], {model.name: model for model in models})
+
+    def summary(self) -> str:
+        """How many models answer, in words. One without an available version has failed where a version has, or where
+        something is wrong with its folder."""
+        available = {name for name, model in self.models.items() if any(v.available for v in model.versions)}
+        failed = [
+            name
+            for name, model in self.models.items()
+            if name not in available
+            and (model.reason or any(v.state in ("failed", "restarting") for v in model.versions))
+        ]
+        named = f" ({', '.join(failed[:_NAMED])}{', ...' if len(failed) > _NAMED else ''})" if failed else ""
+        waiting = len(self.models) - len(available) - len(failed)
+        more = f", {waiting} not loaded yet" if waiting else ""
+        return f"models: {len(available)} available, {len(failed)} failed{named}{more}"
 
     def model(self, name: str) -> ModelRoute:
         """The model, or NOT_FOUND as TensorFlow Serving words it."""

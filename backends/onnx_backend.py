@@ -188,7 +188,7 @@ class _Session:
 
     def _made(self, model: onnx_model.OnnxModel, settings: SessionSettings) -> Any:
         """The session, on the GPU where that is wanted and works."""
-        reason = _why_no_cuda(settings.device)
+        reason = why_no_cuda(settings.device)
         if reason is None:
             try:
                 session = _new_session(model, settings, [(_CUDA, _cuda_options(settings)), _CPU])
@@ -273,7 +273,7 @@ def _cuda_options(settings: SessionSettings) -> dict[str, str]:
     return options
 
 
-def _why_no_cuda(device: str) -> str | None:
+def why_no_cuda(device: str) -> str | None:
     """None where CUDA is to be tried, else why not: empty where nobody expects it."""
     if device == "cpu":
         return ""

@@ -41,7 +41,7 @@ def _exporter(export: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
 
 def _application(name: str) -> Callable[[Any, str], None]:
     def export(tf: Any, out: str) -> None:
-        model = getattr(tf.keras.applications, name)(weights=None)
+        model = getattr(tf.keras.applications, name)(weights=None, input_shape=(224, 224, 3))
         normalisations = [layer for layer in model.layers if isinstance(layer, tf.keras.layers.BatchNormalization)]
         momenta = [layer.momentum for layer in normalisations]
         for layer in normalisations:

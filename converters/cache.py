@@ -163,14 +163,16 @@ class Cache:
         return Entry(path, descriptor)
 
     def put(self, key: str, folder: str) -> Entry | None:
-        """Copies `folder` to the entry of `key`, and holds that; None where there is no room or no access. Where
-        another process was faster, its entry is the result."""
+        """Copies `folder` to the entry of `key` (links its files, where they are on one disk), and holds that.
+
+        None where there is no room or no access. Where another process was faster, its entry is the result.
+        """
         size = sum(os.path.getsize(os.path.join(folder, name)) for name in _files_below(folder))
         if size > self._max_bytes:
             return None
         try:
             with self._staging() as staged:
-                shutil.copytree(folder, staged, dirs_exist_ok=True)
+                shutil.copytree(folder, staged, copy_function=_link_or_copy, dirs_exist_ok=True)
                 _write_checked(os.path.join(staged, _FILES), _listing(staged))
                 with open(os.path.join(staged, _USED), "wb"):
                     pass
@@ -300,6 +302,14 @@ def _files_below(path: str) -> Iterator[str]:
             found = os.path.join(folder, name)
             if os.path.isfile(found):
                 yield os.path.relpath(found, path)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Nobody writes to these files any more, so two names for one are as good as two."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _size_below(path: str) -> int:

@@ -56,6 +56,7 @@ def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
         def convert(path: str, cut: FrozenSignature = cut) -> tuple[Mapping[str, str], Mapping[str, str]]:
             inputs, outputs = _named(cut.inputs), _named(cut.outputs)
             names = list(inputs.values()), list(outputs.values())
+            _replace_erfc(cut.graph_def)
             with tf.Graph().as_default():
                 tf.import_graph_def(cut.graph_def, name="")
                 optimized = tf_loader.tf_optimize(*names, cut.graph_def)
@@ -66,6 +67,24 @@ def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
         if cut.fingerprint and isinstance(result, Converted):
             done[cut.fingerprint] = result.entry
         yield result
+
+
+def _replace_erfc(graph_def: Any) -> None:
+    """erfc(x) becomes 1 - erf(x), which tf2onnx knows: Keras 3 writes gelu, and so most transformers, with it. That is
+    less exact where erfc is small; the proof tells where it matters."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    for node in [node for node in graph_def.node if node.op == "Erfc"]:
+        dtype = node.attr["T"].type
+        one, erf = f"{node.name}/one", f"{node.name}/erf"
+        constant = graph_def.node.add(name=one, op="Const")
+        constant.attr["dtype"].type = dtype
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0, tf.as_dtype(dtype), []))
+        inner = graph_def.node.add(name=erf, op="Erf", input=list(node.input))
+        inner.attr["T"].type = dtype
+        node.op = "Sub"
+        del node.input[:]
+        node.input.extend([one, erf])
 
 
 def _named(nodes: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from converters.report import Report
 from converters.spec import JobSpec
 
 ROOT = Path(__file__).resolve().parents[1]
+_SCRATCH = tempfile.TemporaryDirectory(prefix="dropserve-test-jobs-")  # removed with the test run
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Outcome:
 
 def run_job(path: str | os.PathLike[str], **options: Any) -> Outcome:
     """Accelerates the SavedModel at `path`: any proven form is fast enough, so that a busy machine changes nothing."""
-    work_dir = tempfile.mkdtemp(prefix="dropserve-test-job-")
+    work_dir = tempfile.mkdtemp(dir=_SCRATCH.name)
     defaults = {"yielding": False, "measure_seconds": 0.1, "min_speedup": 0.0}
     spec = JobSpec(path=os.fspath(path), work_dir=work_dir, **{**defaults, **options})
     job = subprocess.run(

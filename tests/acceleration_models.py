@@ -70,7 +70,8 @@ def _export(tf: Any, out: str, *layers: Any) -> None:
 
 @_model
 def conv(tf: Any, out: str) -> None:
-    """float32[-1, 16, 16, 3] → float32[-1, 5], written by Keras 3: two convolutions, batch normalisation, softmax."""
+    """float32[-1, 16, 16, 3] → float32[-1, 5], written by Keras 3: two convolutions, batch normalisation,
+    gelu, softmax."""
     layers = tf.keras.layers
     _export(
         tf,
@@ -78,7 +79,7 @@ def conv(tf: Any, out: str) -> None:
         layers.Input((16, 16, 3)),
         layers.Conv2D(8, 3, padding="same", activation="relu"),
         layers.BatchNormalization(),
-        layers.DepthwiseConv2D(3, strides=2),
+        layers.DepthwiseConv2D(3, strides=2, activation="gelu"),
         layers.GlobalAveragePooling2D(),
         layers.Dense(5, activation="softmax"),
     )

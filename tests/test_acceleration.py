@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import warmup_files
 from tests.acceleration_models import acceleration_zoo
 from tests.server import Server, eventually
 
@@ -125,6 +126,16 @@ def test_what_cannot_be_converted_stays_on_tensorflow_and_the_report_says_why(
     assert report["chosen"] == "tensorflow"
     assert report["reason"]
     assert report["serving"] == "its own model"
+
+
+def test_recorded_requests_are_part_of_the_proof(drop: Drop, served: Callable[..., Server], tmp_path: Path) -> None:
+    warmup_files.write(tmp_path / "recorded")
+    version = drop(".a", source="tiny_tf2")
+    warmup_files.put(tmp_path / "recorded" / "predicts", version)
+    (tmp_path / "models" / ".a").rename(tmp_path / "models" / "a")
+    server = served(acceleration="onnx", **ALWAYS)
+    (candidate,) = wait_until_serving(server, "a", "onnx")["candidates"]
+    assert candidate["proofs"][0]["recorded"] > 0
 
 
 def test_off_converts_nothing(drop: Drop, served: Callable[..., Server]) -> None:

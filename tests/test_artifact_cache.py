@@ -75,7 +75,9 @@ def test_reports_are_kept_for_each_kind_of_machine(cache: Cache, result: Path) -
 def test_of_two_that_put_the_same_the_first_wins(cache: Cache, result: Path) -> None:
     first = cache.put(KEY, str(result))
     assert first is not None
-    (result / "forms" / "onnx" / "0-0.onnx").write_bytes(b"p" * 2000)
+    other = result / "forms" / "onnx" / "0-0.onnx"
+    other.unlink()
+    other.write_bytes(b"p" * 2000)
     second = cache.put(KEY, str(result))
     assert second is not None
     assert Path(second.path, "forms", "onnx", "0-0.onnx").read_bytes() == b"o" * 2000
@@ -213,7 +215,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(result: Path, tmp_path: Path
     program = f"""
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 from converters.cache import Cache
 print(Cache({str(tmp_path / "cache")!r}, 10_000).put({KEY!r}, {str(result)!r}))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -17,11 +18,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.errors import Code, ConfigError, ServingError
 from appliance.fronts import grpc_options, protos
-from appliance.fronts.grpc_options import Slots, channel_arguments
+from appliance.fronts.grpc_options import Slots, channel_arguments, quiet_lost_clients
 from appliance.fronts.peers import Peer, check_may_reload, peer_of
 from appliance.host import check_socket_path, remove_socket
 from appliance.options import Options, parse_channel_arguments, read_settings
@@ -266,6 +268,22 @@ def test_a_socket_path_without_a_folder_stops_the_start(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     assert f"{tmp_path}/missing, which is no folder" in ended.stderr
+
+
+def test_what_grpc_says_of_clients_that_left_before_their_answer_stays_out_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quiet_lost_clients()
+    of_grpc = logging.getLogger("grpc._cython.cygrpc")
+    try:
+        for error in (cygrpc.ExecuteBatchError("the client is gone"), ValueError("a fault")):
+            try:
+                raise error
+            except (cygrpc.ExecuteBatchError, ValueError):
+                of_grpc.exception("raised by a servicer method")
+    finally:
+        of_grpc.filters.clear()
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
 
 
 # A server with all of it

@@ -112,6 +112,7 @@ def test_an_entry_without_its_list_is_told_how_to_begin(text: str) -> None:
             "did you mean '/",
         ),
         ('name: "a" base_path: "s3://bucket/a"', "'s3://bucket/a' is remote (s3://)", "local path"),
+        ('name: "a" base_path: "/a\\000b"', "base_path '/a\\x00b' has a NUL character", ""),
         ('name: "a" base_path: "gs://bucket/a"', "'gs://bucket/a' is remote (gs://)", "local path"),
         ('name: "a" base_path: "hdfs://host/a"', "'hdfs://host/a' is remote (hdfs://)", "local path"),
         (

@@ -73,7 +73,6 @@ def test_a_changed_config_file_is_applied_as_a_difference_and_a_broken_one_chang
 # -- SIGHUP -----------------------------------------------------------------------------------------------------
 
 
-
 def test_what_stands_in_the_config_files_place_neither_hangs_the_server_nor_is_told_at_every_look(
     drop: Drop, tmp_path: Path
 ) -> None:

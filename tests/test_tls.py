@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +88,18 @@ def test_tls_serves_clients_that_trust_the_authority_and_no_others(encrypted: Se
             assert code_of(lambda refused=refused: half_plus_two(refused))[0] == "UNAVAILABLE"
     with grpc.insecure_channel(f"unix:{tmp_path}/grpc.sock") as local:  # file modes guard it
         assert half_plus_two(local) == [2.5, 3.0, 4.5]
+
+
+def test_connections_that_are_not_tls_leave_no_line_in_the_log(encrypted: Server) -> None:
+    before = encrypted.log()
+    for data in (b"GET / HTTP/1.1\r\n\r\n", bytes(300), b"\x16\x03\x01\x02\x00\x01", b""):
+        with socket.create_connection(("127.0.0.1", encrypted.grpc_port), timeout=30) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(4096):
+                    pass
+    assert encrypted.log() == before
 
 
 def test_mutual_tls_serves_only_clients_with_a_certificate_and_lets_them_reload(mutual: Server) -> None:

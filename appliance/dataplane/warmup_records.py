@@ -22,11 +22,14 @@ from appliance.fronts import protos
 from appliance.tensor_values import array_of
 from backends.contract import BackendError, Code, Signature
 from backends.crc32c import masked_crc32c
+from converters.cases import write_cases
 
-__all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_requests", "records_path"]
+__all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_requests", "records_path", "write_recorded_cases"]
 
 MAX_RECORDS = 1000
 _MAX_RECORD_BYTES = 2**31 - 1  # protobuf's
+_MAX_CASES = 64
+_MAX_CASES_BYTES = 256 << 20
 _DEFAULT_SIGNATURE = "serving_default"
 _CLASSIFY, _REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _SESSION_RUN_FIELD = 5
@@ -103,6 +106,25 @@ def _record(file: BinaryIO, size: int, where: str) -> bytes:
 
 def _data_loss(message: str) -> BackendError:
     return BackendError(Code.DATA_LOSS, f"{message}. Please verify your warmup data is in TFRecord format.")
+
+
+def write_recorded_cases(version_path: str, target: str, signatures: Mapping[str, Signature]) -> int:
+    """Writes the recorded requests of a version folder to the new file `target`, as `converters.cases` reads them; how
+    many. There are none without a file of them. Raises BackendError for a file that is none, OSError.
+    """
+    source = records_path(version_path)
+    if source is None:
+        return 0
+    cases: list[tuple[str, dict[str, np.ndarray]]] = []
+    nbytes = 0
+    for log in recorded_requests(source):
+        for call in calls_of(log, signatures):
+            nbytes += sum(array.nbytes for array in call.inputs.values())
+            if len(cases) == _MAX_CASES or nbytes > _MAX_CASES_BYTES:
+                break
+            cases.append((call.signature, dict(call.inputs)))
+    write_cases(target, cases)
+    return len(cases)
 
 
 def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:

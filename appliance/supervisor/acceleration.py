@@ -10,11 +10,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.acceleration import job_spec
+from appliance.errors import ServingError
 from appliance.lifecycle.manager import Action, Manager, StartWorker
 from appliance.options import ModelOptions
 from appliance.processes import Reaper, describe_status, spawn
@@ -52,7 +53,8 @@ class _Case:
 
 
 class Acceleration:
-    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
+    """`options_of(model)` are a model's options, `act` carries out what the manager wants done; `write_cases` has the
+    worker of a version write its recorded requests to a file, and returns how many."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Acceleration:
         act: Callable[[Iterable[Action]], None],
         tasks: Tasks,
         reaper: Reaper,
+        write_cases: Callable[[ServableId, str], Awaitable[int]],
         cache_dir: str,
         cache_max_bytes: int,
     ) -> None:
@@ -69,6 +72,7 @@ class Acceleration:
         self._act = act
         self._tasks = tasks
         self._reaper = reaper
+        self._write_cases = write_cases
         self._cache_dir = cache_dir or default_folder()
         self._cache_max_bytes = cache_max_bytes
         self._cases: dict[ServableId, _Case] = {}
@@ -166,7 +170,13 @@ class Acceleration:
         """One process of converters.job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
         work_dir = self._work_dir()
         self._work_dirs.append(work_dir)
-        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
+        cases = os.path.join(work_dir, "cases")
+        try:
+            recorded = await self._write_cases(servable, cases)
+        except ServingError as error:
+            logger.info("%s: its recorded requests are no part of the proof: %s", servable, error)
+            recorded = 0
+        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes, cases if recorded else "")
         input_read, input_write = os.pipe()
         output_read, output_write = os.pipe()
         stderr_read, stderr_write = os.pipe()

@@ -21,6 +21,7 @@ from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager
 from appliance.metrics_keeper import MetricsKeeper
 from appliance.model_server import announcements
 from appliance.monitoring_config import read_monitoring_config
+from appliance.notify import Notifier
 from appliance.options import Settings, effective
 from appliance.processes import Reaper, become_subreaper, set_name, spawn
 from appliance.programs import Program, Programs
@@ -37,6 +38,7 @@ from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
 
+_CASES_SECONDS = 60.0
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
@@ -65,6 +67,7 @@ class Supervisor:
             self._act,
             self._tasks,
             self._reaper,
+            self._write_cases,
             options.cache_dir,
             options.cache_max_bytes,
         )
@@ -77,6 +80,8 @@ class Supervisor:
         self._later: list[Program] = []  # fronts that start once the first models are loaded
         self._serving: set[str] = set()  # the fronts that have taken requests
         self._announced = False
+        self._notifier = Notifier.from_environment(os.environ, os.getpid())
+        self._passes = 0  # of the main loop
 
     async def run(self) -> int:
         """Serves; the exit status. Raises ConfigError where it cannot start."""
@@ -93,6 +98,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._tasks.start(self._keep_watchdog())
         self._listener = None if options.rest_api_port < 0 else listen(options.bind_address, options.rest_api_port)
         self._grpc_holder = None if options.port < 0 else hold_port(options.bind_address, options.port)
         if options.ssl_config_file:
@@ -137,6 +143,7 @@ class Supervisor:
     def _on_stop_signal(self) -> None:
         """Begins to stop: at once, or after shutdown_delay_seconds, for which /readyz sends load balancers away; a
         second signal ends that delay."""
+        self._notifier.say("STOPPING=1")
         delay = self._options.shutdown_delay_seconds
         if self._leaving or delay == 0:
             self._stop_requested.set()
@@ -148,13 +155,36 @@ class Supervisor:
 
     def _on_hangup(self) -> None:
         if not self._stopping:
-            self._tasks.start(self._models.reload_settings())
+            self._tasks.start(self._reload())
+
+    async def _reload(self) -> None:
+        """Reloads, and tells the service manager when it begins and has ended."""
+        announced = self._announced  # READY=1 after a reload must not stand for the first one
+        if announced:
+            # The time is for Type=notify-reload (systemd 253); older ones ignore it.
+            self._notifier.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            await self._models.reload_settings()
+        finally:
+            if announced and not self._leaving and not self._stopping:
+                self._notifier.say("READY=1")
+
+    async def _keep_watchdog(self) -> None:
+        """Tells the service manager's watchdog, twice in the time that it waits, that the main loop makes its passes,
+        or ends what is in flight, for which every step has a deadline."""
+        while (seconds := self._notifier.watchdog_seconds) is not None:
+            passes = self._passes
+            self._wake.set()
+            await asyncio.sleep(seconds / 2)
+            if self._passes != passes or self._stopping:
+                self._notifier.say("WATCHDOG=1")
 
     async def _loop(self) -> None:
         started = time.monotonic()
         ready_by = started + self._options.ready_timeout_seconds
         while not self._stop_requested.is_set():
             now = time.monotonic()
+            self._passes += 1
             self._act(self._manager.tick(now))
             self._wake.clear()
             if not self._ready and ((list(self._manager.names()) and self._manager.all_tried()) or now >= ready_by):
@@ -214,6 +244,13 @@ class Supervisor:
             return
         self._published = self._manager.revision
         self._fronts.publish(Snapshot(old.serial + 1, ready, self._manager.routes()))
+        self._notifier.status(self._status())
+
+    def _status(self) -> str:
+        """How the server stands, in one line for the service manager."""
+        if self._leaving or self._stopping:
+            return "stopping"
+        return f"{'serving' if self._announced else 'starting'}; {self._fronts.snapshot.summary()}"
 
     # -- workers ---------------------------------------------------------------------------------------------
 
@@ -268,6 +305,13 @@ class Supervisor:
             return await self._profiler.end(**params)
         raise ServingError(Code.UNIMPLEMENTED, f"the supervisor cannot {method}")
 
+    async def _write_cases(self, servable: ServableId, path: str) -> int:
+        """Has the version's worker write its recorded requests to `path`; how many. 0 where it is not served yet."""
+        for number, (served, _) in self._workers.serving().items():
+            if served == servable:
+                return int(await self._workers.ask(number, "cases", {"path": path}, _CASES_SECONDS))
+        return 0
+
     async def _stand_by(self, servable: ServableId, seconds: float) -> str:
         """Has the version's own model served, beside an accelerated form where it has one; its socket's path.
 
@@ -315,6 +359,9 @@ class Supervisor:
             " and ".join(places),
             extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
         )
+        if not self._leaving and not self._stopping:
+            self._notifier.say("READY=1")
+            self._notifier.status(self._status())
 
     def _front_programs(self, control_path: str) -> list[Program]:
         options = self._options

@@ -1,0 +1,69 @@
+"""Tells the service manager how the server stands: systemd's notification protocol, sd_notify(3), without its library.
+
+A notification is one datagram of lines `NAME=value` to the Unix socket that $NOTIFY_SOCKET names; a leading `@` stands
+for the zero byte of an abstract socket. There may be no manager, or one that does not read: a notification waits a
+moment at most, and one that fails is a line in the log and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import MutableMapping
+
+__all__ = ["MAX_STATUS_CHARACTERS", "Notifier"]
+
+logger = logging.getLogger(__name__)
+
+MAX_STATUS_CHARACTERS = 1000  # of a status line: a datagram is bounded, and `systemctl status` shows one line
+_SEND_SECONDS = 1.0  # the manager's queue holds as few as ten datagrams (net.unix.max_dgram_qlen)
+
+
+class Notifier:
+    """Where notifications go. `watchdog_seconds` is how long the manager waits between two signs of life before it
+    ends the service; None where it does not watch."""
+
+    def __init__(self, address: str = "", watchdog_seconds: float | None = None) -> None:
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog_seconds = watchdog_seconds if address else None
+        self._status = ""
+        self._failed = False
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str], pid: int) -> Notifier:
+        """Where process `pid` is told to notify; takes the variables out of `environment`.
+
+        No process that is started from here may have them: gunicorn would tell the manager that the service is ready
+        once its own processes run. What is neither a path nor an abstract name is not notified (systemd 253 also
+        knows vsock:, for virtual machines).
+        """
+        address = environment.pop("NOTIFY_SOCKET", "")
+        microseconds = environment.pop("WATCHDOG_USEC", "")
+        watched = environment.pop("WATCHDOG_PID", str(pid))
+        if address and address[0] not in "/@":
+            logger.warning("the service manager is not notified: NOTIFY_SOCKET is %r, which is no Unix socket", address)
+            address = ""
+        is_number = microseconds.isascii() and microseconds.isdigit() and len(microseconds) < 20
+        seconds = int(microseconds) / 1e6 if is_number and watched == str(pid) else 0.0
+        return cls(address, seconds or None)
+
+    def say(self, *lines: str) -> None:
+        """Sends `lines`, such as "READY=1", in one datagram."""
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(_SEND_SECONDS)
+                sender.connect(self._address)
+                sender.send("\n".join(lines).encode(errors="replace"))
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                logger.warning("the service manager was not told %s: %s", lines[0], error.strerror or error)
+            self._failed = True
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`; the same line is sent once."""
+        if text != self._status:
+            self._status = text
+            self.say("STATUS=" + " ".join(text.split())[:MAX_STATUS_CHARACTERS])
