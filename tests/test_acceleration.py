@@ -129,6 +129,7 @@ def test_what_cannot_be_converted_stays_on_tensorflow_and_the_report_says_why(
 
 
 def test_recorded_requests_are_part_of_the_proof(drop: Drop, served: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "recorded").mkdir()
     warmup_files.write(tmp_path / "recorded")
     version = drop(".a", source="tiny_tf2")
     warmup_files.put(tmp_path / "recorded" / "predicts", version)
