@@ -1,5 +1,5 @@
 """The process that everything else is a child of."""
 
-from appliance.supervisor.server import Supervisor
+from appliance.supervisor.server import Supervisor, check_start
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "check_start"]

@@ -79,22 +79,7 @@ class Models:
 
     def configured(self) -> dict[str, ConfiguredModel]:
         """The models to start with. Raises ConfigError."""
-        options = self._options
-        if options.model_base_path and options.model_config_file:
-            raise ConfigError(
-                "both model_base_path and model_config_file are set", "set one, or add the model to the file"
-            )
-        if options.rest_api_port < 0 and options.port < 0 and not options.grpc_socket_path:
-            raise ConfigError("neither REST nor gRPC is served", "set rest_api_port, port or grpc_socket_path")
-        if options.model_config_file:
-            self._config_text = _read_config_file(options.model_config_file)
-            self._configs = parse_model_config(self._config_text, options.model_config_file)
-        found = configured_models(self._settings, self._configs)
-        if not found and not options.model_root and not options.model_config_file:
-            raise ConfigError(
-                "no models are configured",
-                "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",
-            )
+        found, self._config_text, self._configs = first_models(self._settings)
         return found
 
     # -- configuration that changes while we serve -----------------------------------------------------------
@@ -288,6 +273,31 @@ class Models:
         if remark and remark != self._remarks.get(name):
             logger.warning("model %s: %s", name, remark)
         self._remarks[name] = remark
+
+
+def first_models(
+    settings: Settings,
+) -> tuple[dict[str, ConfiguredModel], str | None, tuple[ModelConfig, ...] | None]:
+    """The models that a server starts with, and the model_config_file's text and entries where there is one.
+
+    Raises ConfigError where it does not start.
+    """
+    options = settings.options
+    text, configs = None, None
+    if options.model_base_path and options.model_config_file:
+        raise ConfigError("both model_base_path and model_config_file are set", "set one, or add the model to the file")
+    if options.rest_api_port < 0 and options.port < 0 and not options.grpc_socket_path:
+        raise ConfigError("neither REST nor gRPC is served", "set rest_api_port, port or grpc_socket_path")
+    if options.model_config_file:
+        text = _read_config_file(options.model_config_file)
+        configs = parse_model_config(text, options.model_config_file)
+    found = configured_models(settings, configs)
+    if not found and not options.model_root and not options.model_config_file:
+        raise ConfigError(
+            "no models are configured",
+            "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",
+        )
+    return found, text, configs
 
 
 def _read_config_file(path: str) -> str:

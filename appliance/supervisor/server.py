@@ -13,8 +13,10 @@ from typing import Any
 
 from appliance import __version__
 from appliance.batching_parameters import check_batching
+from appliance.configuration import ConfiguredModel
 from appliance.errors import Code, ServingError
 from appliance.fronts.settings import GRPC_ENVIRONMENT, FrontSettings
+from appliance.gpu import GpuStatus
 from appliance.gpu_client import GpuClient
 from appliance.host import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
@@ -29,7 +31,8 @@ from appliance.routes import Snapshot
 from appliance.servable import Form, ServableId
 from appliance.supervisor.acceleration import Acceleration, remove_old_jobs
 from appliance.supervisor.fronts import Fronts
-from appliance.supervisor.models import Models
+from appliance.supervisor.models import Models, first_models
+from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
@@ -40,6 +43,25 @@ logger = logging.getLogger(__name__)
 
 _CASES_SECONDS = 60.0
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
+
+
+def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
+    """The models that a server with `settings` would start with. Raises ConfigError where it would not, as far as the
+    configuration and its files tell."""
+    models, _, _ = first_models(settings)
+    _check_files(settings)
+    return models
+
+
+def _check_files(settings: Settings) -> str:
+    """Reads the files that options name and others read later, so that their mistakes stop the start; the path of
+    TensorFlow Serving's metrics. Raises ConfigError."""
+    options = settings.options
+    check_batching(options, map(settings.of_model, settings.models))
+    if options.ssl_config_file:
+        load_ssl_config(options.ssl_config_file)
+    # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
+    return read_monitoring_config("" if options.rest_api_port < 0 else options.monitoring_config_file)
 
 
 class Supervisor:
@@ -87,10 +109,7 @@ class Supervisor:
         """Serves; the exit status. Raises ConfigError where it cannot start."""
         options = self._options
         models = self._models.configured()
-        check_batching(options, map(self._settings.of_model, self._settings.models))
-        # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
-        config_file = "" if options.rest_api_port < 0 else options.monitoring_config_file
-        self._monitoring_path = read_monitoring_config(config_file)
+        self._monitoring_path = _check_files(self._settings)
         become_subreaper()
         set_name("dropserve")
         self._reaper.start()
@@ -101,8 +120,6 @@ class Supervisor:
         self._tasks.start(self._keep_watchdog())
         self._listener = None if options.rest_api_port < 0 else listen(options.bind_address, options.rest_api_port)
         self._grpc_holder = None if options.port < 0 else hold_port(options.bind_address, options.port)
-        if options.ssl_config_file:
-            load_ssl_config(options.ssl_config_file)  # the fronts read it: here its mistakes stop the start
         if options.grpc_socket_path:
             check_socket_path(options.grpc_socket_path)
         directory, lock = instance_directory(options.runtime_dir)
@@ -118,6 +135,7 @@ class Supervisor:
                 metrics_directory=self._metrics_directory,
                 cores=self._cores,
                 shared_memory_bytes=options.shared_memory_bytes,
+                placement=Placement(self._gpu_status),
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
@@ -304,6 +322,9 @@ class Supervisor:
         if method == "end_profile":
             return await self._profiler.end(**params)
         raise ServingError(Code.UNIMPLEMENTED, f"the supervisor cannot {method}")
+
+    async def _gpu_status(self, seconds: float) -> GpuStatus:
+        return await self._gpus.status(seconds)
 
     async def _write_cases(self, servable: ServableId, path: str) -> int:
         """Has the version's worker write its recorded requests to `path`; how many. 0 where it is not served yet."""

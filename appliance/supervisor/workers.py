@@ -21,6 +21,7 @@ from appliance.options import ModelOptions
 from appliance.processes import Reaper, describe_status
 from appliance.programs import ForkServer
 from appliance.servable import Form, ServableId
+from appliance.supervisor.placement import Placement
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.contract import Signature
@@ -86,6 +87,7 @@ class Workers:
         metrics_directory: str,
         cores: int,
         shared_memory_bytes: int,
+        placement: Placement,
     ) -> None:
         self._reports = reports
         self._reaper = reaper
@@ -94,6 +96,7 @@ class Workers:
         self._metrics_directory = metrics_directory
         self._cores = cores
         self._shared_memory_bytes = shared_memory_bytes
+        self._placement = placement
         self._workers: dict[int, _Worker] = {}
         self._next_question = 1
         self._stopping = False
@@ -187,8 +190,12 @@ class Workers:
             await asyncio.wait(ends, timeout=max(deadline - time.monotonic(), 0.2))
         for number in list(self._workers):
             self.kill(number)
+        pids = [worker.pid for worker in self._workers.values()] + [self.fork_server.program.pid]
+        ends = [self._reaper.exit_of(pid) for pid in pids if pid is not None]
         if self.fork_server.program.pid is not None:
             self._reaper.kill(self.fork_server.program.pid)
+        if ends:  # a large process takes a moment to give its memory back, and the next server may need it
+            await asyncio.wait(ends, timeout=_KILL_SECONDS)
 
     # -- the life of one -------------------------------------------------------------------------------------
 
@@ -221,6 +228,7 @@ class Workers:
             if worker.pid is not None:
                 self._reaper.kill(worker.pid)
         del self._workers[number]
+        self._placement.release(number)
         self._reports.worker_ended(number, how)
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
@@ -229,12 +237,16 @@ class Workers:
         try:
             async with asyncio.timeout(_SPAWN_SECONDS):
                 ours, socket_path, stderr = await self._start_process(worker, options)
+        except ServingError as error:  # no GPU has room
+            self._failed(worker, error.code, str(error))
+            return str(error)
         except (OSError, TimeoutError) as error:
             reason = str(error) or f"the fork server did not start it within {_SPAWN_SECONDS:g} s"
             self._failed(worker, Code.INTERNAL, reason)
             return reason
         assert worker.pid is not None
         self._reaper.forget(worker.pid)
+        self._placement.started(worker.action.worker, worker.pid)
         exited = self._reaper.exit_of(worker.pid)
         if worker.killed:
             self._reaper.kill(worker.pid)
@@ -285,6 +297,7 @@ class Workers:
         servable = worker.action.servable
         form = worker.form
         backend = backend_for(worker.action.names, options.prefer_tflite_model) if form is None else form.backend
+        options = await self._placement.place(worker.action.worker, backend, options)
         while True:
             # A second process of the same worker must not meet the first one's socket.
             worker.processes += 1

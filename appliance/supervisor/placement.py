@@ -1,0 +1,71 @@
+"""Gives each worker that can use a GPU one with room for it, or says why there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from appliance.errors import Code, ServingError
+from appliance.gpu import GpuStatus
+from appliance.gpu_placement import Claim, GpuMemory, Refused, place
+from appliance.options import ModelOptions
+
+# What computes on a GPU. TensorFlow's workers run on the CPU, LiteRT has no CUDA.
+_ON_GPU = frozenset({"onnx"})
+_STATUS_SECONDS = 3.0
+
+
+@dataclass(slots=True, eq=False)
+class _Promise:
+    uuid: str
+    promised_bytes: int
+    pid: int | None = None
+
+
+class Placement:
+    """`status(seconds)` are the GPUs as their driver shows them. Promises are kept until `release`."""
+
+    def __init__(
+        self,
+        status: Callable[[float], Awaitable[GpuStatus]],
+        has_driver: Callable[[], bool] = lambda: os.path.exists("/dev/nvidiactl"),
+    ) -> None:
+        self._status = status
+        self._has_driver = has_driver
+        self._promises: dict[int, _Promise] = {}
+
+    async def place(self, number: int, backend: str, options: ModelOptions) -> ModelOptions:
+        """The options with which worker `number` is to load: those of the model, on the GPU that was chosen for it.
+
+        Without a driver, or where the driver tells of no GPU, they stay as they are. Raises ServingError
+        (RESOURCE_EXHAUSTED) where no GPU has room.
+        """
+        if backend not in _ON_GPU or options.device == "cpu" or not self._has_driver():
+            return options
+        status = await self._status(_STATUS_SECONDS)
+        gpus = [
+            GpuMemory(gpu.index, gpu.uuid, gpu.memory_free_bytes, gpu.memory_total_bytes)
+            for gpu in status.gpus
+            if gpu.uuid and gpu.memory_free_bytes is not None and gpu.memory_total_bytes is not None
+        ]
+        if not gpus:
+            return options
+        used = {process.pid: process.memory_bytes or 0 for gpu in status.gpus for process in gpu.processes}
+        claims = [
+            Claim(promise.uuid, promise.promised_bytes, used.get(promise.pid or 0, 0))
+            for promise in self._promises.values()
+        ]
+        chosen = place(gpus, claims, options.gpu_devices, options.gpu_memory_limit_bytes)
+        if isinstance(chosen, Refused):
+            raise ServingError(Code.RESOURCE_EXHAUSTED, chosen.reason)
+        self._promises[number] = _Promise(chosen.uuid, options.gpu_memory_limit_bytes)
+        return replace(options, gpu_devices=chosen.uuid)
+
+    def started(self, number: int, pid: int) -> None:
+        """The worker's process number, by which the driver tells what it has taken of its promise."""
+        if number in self._promises:
+            self._promises[number].pid = pid
+
+    def release(self, number: int) -> None:
+        self._promises.pop(number, None)
