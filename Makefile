@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP) ## Train the example if need be, and serve it on ports 8501 (REST) and 8500 (gRPC).
 	@$(BIN)/python examples/digits/train.py
 	@echo "Try: curl -d @examples/digits/sample.json http://localhost:8501/v1/models/digits:predict"
-	@exec $(BIN)/dropserve serve --model_root $(CURDIR)/examples/digits/models
+	@exec $(BIN)/dropserve serve --model_root $(CURDIR)/examples/digits/models --cache_dir $(CURDIR)/build/cache
 
 test: $(STAMP) lint ## Run all checks and tests.
 	$(BIN)/python -m pytest
@@ -44,9 +44,12 @@ bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures an
 protos: $(STAMP) ## Compile the protocol buffers.
 	$(BIN)/python -m grpc_tools.protoc -Iappliance/fronts/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/fronts/protos/dropserve.binpb appliance/fronts/protos/*.proto
 
-docs: $(STAMP) ## Write docs/options.md and the flags in docs/conformance.md from their tables.
+docs: $(STAMP) ## Write what derives from the tables of options and flags: in docs, docs/man and etc.
 	$(BIN)/dropserve options > docs/options.md
+	$(BIN)/dropserve options --format toml > etc/dropserve.toml
 	$(BIN)/dropserve flags | sed -i -e '/^<!-- flags -->$$/,/^<!-- end of flags -->$$/{/^<!--/!d}' -e '/^<!-- flags -->$$/r /dev/stdin' docs/conformance.md
+	$(BIN)/dropserve options --format mdoc | sed -i -e '/^\.\\" options$$/,/^\.\\" end of options$$/{/^\.\\"/!d}' -e '/^\.\\" options$$/r /dev/stdin' docs/man/dropserve.1
+	$(BIN)/dropserve flags --format mdoc | sed -i -e '/^\.\\" flags$$/,/^\.\\" end of flags$$/{/^\.\\"/!d}' -e '/^\.\\" flags$$/r /dev/stdin' docs/man/tensorflow_model_server.1
 
 balancers: ## Install HAProxy and nginx from Debian for their tests (as root; apt starts their services).
 	@if command -v haproxy >/dev/null && command -v nginx >/dev/null; then \

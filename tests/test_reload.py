@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,10 @@ import pytest
 from google.protobuf import text_format
 
 from appliance.fronts import protos
+from appliance.lifecycle.manager import Manager
+from appliance.options import Settings, read_settings
+from appliance.supervisor.models import Models
+from appliance.supervisor.tasks import Tasks
 from tests.server import Server, eventually
 
 Drop = Callable[..., Path]
@@ -93,6 +98,31 @@ def test_what_stands_in_the_config_files_place_neither_hangs_the_server_nor_is_t
         server.wait_for("b", 1)
         assert server.log().count("it is not a file") == 2
         assert server.stop() == 0
+
+
+def test_signals_that_come_while_a_reload_is_read_are_one_more_reload() -> None:
+    settings = read_settings({"model_root": "/nowhere"})
+    reads, go_on = [], threading.Event()
+
+    def reread() -> Settings:
+        reads.append(settings)
+        assert go_on.wait(30)
+        return settings
+
+    async def reload_often() -> None:
+        models = Models(settings, reread, Manager(1, 1.0, 1), lambda _: None, Tasks())
+        tasks = [asyncio.create_task(models.reload_settings()) for _ in range(100)]
+        await asyncio.wait(tasks, timeout=0)
+        while not reads:
+            await asyncio.sleep(0)
+        tasks += [asyncio.create_task(models.reload_settings()) for _ in range(100)]
+        await asyncio.wait(tasks, timeout=0)
+        go_on.set()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+
+    asyncio.run(reload_often())
+    assert len(reads) == 2
 
 
 def test_sighup_takes_what_can_change_and_names_what_needs_a_restart(drop: Drop, tmp_path: Path) -> None:
@@ -203,7 +233,7 @@ def test_a_bad_model_does_not_keep_the_others_from_being_served(drop: Drop, tmp_
     broken = drop("broken")
     (broken / "saved_model.pb").write_bytes(b"\x08\x01")
     models = tmp_path / "models"
-    code, message = reload(config(entry(models, "missing"), entry(models, "good"), entry(models, "broken")), 10)
+    code, message = reload(config(entry(models, "missing"), entry(models, "good"), entry(models, "broken")), 20)
     assert code in ("FAILED_PRECONDITION", "DEADLINE_EXCEEDED")
     assert "model missing is failed" in message
     assert f"{models}/missing cannot be read" in message
@@ -219,7 +249,7 @@ def test_a_reload_answers_at_its_deadline_although_a_model_still_loads(
     drop("good")
     half = tmp_path / "models" / "half" / "1"
     half.mkdir(parents=True)  # a copy that has begun
-    code, message = reload(config(entry(tmp_path / "models", "good"), entry(tmp_path / "models", "half")), 5)
+    code, message = reload(config(entry(tmp_path / "models", "good"), entry(tmp_path / "models", "half")), 12)
     assert code == "DEADLINE_EXCEEDED" or "incomplete" in message
     assert "Live: good" in message
     assert server.predict("good", {"instances": [1.0]})[0] == 200
