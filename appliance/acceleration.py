@@ -34,6 +34,7 @@ def job_spec(
         policy="onnx" if policy == "onnx" else "tflite" if policy == "tflite" else "auto",
         precisions=options.precisions,
         min_speedup=options.acceleration_min_speedup,
+        max_batch_size=options.max_merged_batch_size if options.merge_waiting_requests else 0,
         tolerances=Tolerances(
             {
                 "float32": options.parity_tolerance,
@@ -51,6 +52,8 @@ def job_spec(
         threads=options.tensorflow_intra_op_parallelism,
         inter_op_threads=options.tensorflow_inter_op_parallelism,
         session_config_file=options.tensorflow_session_config_file,
+        device=options.device,
+        gpu_memory_limit_bytes=options.gpu_memory_limit_bytes,
     )
 
 

@@ -39,7 +39,9 @@ class PublicState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (`backends.artifact`)."""
+    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (`backends.artifact`), on
+    as many `threads` as it was measured on (0: the backend's choice)."""
 
     backend: str
     path: str
+    threads: int = 0

@@ -223,6 +223,8 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         become_child(parent, limits.yielding)
+        # TensorFlow is in forked children only, and is served on the CPU: there it must be judged and measured.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         run(theirs)
         status = 0
     except BaseException:  # noqa: BLE001 - the outer loop of a process

@@ -99,13 +99,15 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
         report, is_repeatable = work.run(entry)
         report = finish(report)
         # What a crash or a limit ended is not kept: the next time may be another.
-        if is_repeatable and entry is None and work.has_results:
-            entry = cache.put(key, os.path.join(spec.work_dir, "result"))
-            if entry is not None:
-                stack.callback(entry.close)
-                report = dataclasses.replace(report, artifact=_artifact(entry.path, report.candidate))
-        if is_repeatable and entry is not None:
-            entry.put_report(machine_key, dataclasses.replace(report, artifact=""))
+        if not is_repeatable:
+            return report
+        if entry is None:
+            entry = cache.put(key, work.result)
+            if entry is None:
+                return report
+            stack.callback(entry.close)
+            report = dataclasses.replace(report, artifact=_artifact(entry.path, report.candidate))
+        entry.put_report(machine_key, dataclasses.replace(report, artifact=""))
         return report
 
 
@@ -117,11 +119,12 @@ class _Work:
     """The work of a job that finds no report in the cache."""
 
     def __init__(self, spec: JobSpec, plans: Mapping[str, tuple[Converter, str]], say: Say) -> None:
-        self._result = os.path.join(spec.work_dir, "result")
+        self.result = os.path.join(spec.work_dir, "result")
         self._spec = spec
         self._plans = plans
         self._say = say
-        self.has_results = False
+        os.makedirs(os.path.join(self.result, _FORMS))
+        self._keep([])  # that it was in vain is worth keeping too
 
     def run(self, entry: Entry | None) -> tuple[Report, bool]:
         """The report, and whether it would come out the same again. `entry` has the forms that were converted on
@@ -167,25 +170,25 @@ class _Work:
         )
         return report, is_repeatable
 
+    def _keep(self, candidates: Sequence[Candidate]) -> None:
+        with open(os.path.join(self.result, _CANDIDATES), "w", encoding="utf-8") as file:
+            json.dump([to_json(candidate) for candidate in candidates], file)
+
     def _forms(self, entry: Entry | None, evidence: Mapping[str, Evidence]) -> tuple[list[Candidate], str, bool]:
         """The candidates, proven on this machine, the folder of their forms, and whether nothing was ended."""
-        if entry is not None:
-            with contextlib.suppress(OSError, ValueError):
-                with open(os.path.join(entry.path, _CANDIDATES), encoding="utf-8") as file:
-                    known = [from_json(Candidate, value) for value in json.load(file)]
-                return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
-        os.makedirs(os.path.join(self._result, _FORMS))
+        if entry is not None:  # its files match their hashes, and another format of ours would have another key
+            with open(os.path.join(entry.path, _CANDIDATES), encoding="utf-8") as file:
+                known = [from_json(Candidate, value) for value in json.load(file)]
+            return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
         candidates, is_repeatable = [], True
         for name, (module, precision) in self._plans.items():
             converting = Converting(
-                self._spec, os.path.join(self._result, _FORMS, name), name, module, precision, evidence, self._say
+                self._spec, os.path.join(self.result, _FORMS, name), name, module, precision, evidence, self._say
             )
             candidates.append(converting.run())
             is_repeatable &= converting.is_repeatable
-        with open(os.path.join(self._result, _CANDIDATES), "w", encoding="utf-8") as file:
-            json.dump([to_json(candidate) for candidate in candidates], file)
-        self.has_results = True
-        return candidates, self._result, is_repeatable
+        self._keep(candidates)
+        return candidates, self.result, is_repeatable
 
     def _proven_again(self, candidate: Candidate, folder: str, evidence: Mapping[str, Evidence]) -> Candidate:
         names = [name for name in evidence if name in candidate.converted]
@@ -301,8 +304,6 @@ def _recorded(spec: JobSpec, say: Say) -> dict[str, list[Any]]:
 
 def _import_tensorflow(spec: JobSpec) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if spec.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     importlib.import_module("tensorflow")
     importlib.import_module("backends.tensorflow_backend")
     gc.collect()

@@ -34,32 +34,34 @@ class Comparison:
         signature: Signature,
         precision: str,
         tolerances: Tolerances,
-        noise: Mapping[str, float] | None = None,
     ) -> None:
-        """`noise` is that of `relative_moves`, by output."""
         self._name = name
         self._signature = signature
         self._outputs = {
             alias: _Output(alias, spec.dtype, bool(spec.shape) and spec.shape is not None and spec.shape[0] == -1)
             for alias, spec in signature.outputs.items()
         }
-        self._noise = dict(noise or {})
-        self._tolerances: dict[str, Tolerance | None] = {}
-        for alias, spec in signature.outputs.items():
-            tolerance = tolerances.of(precision, spec.dtype)
-            widened = None if tolerance is None else tolerance.beside_noise(self._noise.get(alias, 0.0))
-            self._tolerances[alias] = widened
+        self._tolerances = {alias: tolerances.of(precision, spec.dtype) for alias, spec in signature.outputs.items()}
         self._cases = 0
         self._recorded = 0
         self.difference = ""
         """What was wrong first, "" as long as nothing was."""
 
-    def add(self, case: str, truth: Outputs, answer: Outputs, recorded: bool = False) -> None:
-        """Compares the outputs of one case; `case` says which, for people."""
+    def add(
+        self,
+        case: str,
+        truth: Outputs,
+        answer: Outputs,
+        recorded: bool = False,
+        noise: Mapping[str, float] | None = None,
+    ) -> None:
+        """Compares the outputs of one case; `case` says which, for people. `noise` is by how much TensorFlow's own
+        outputs move there, as `relative_moves` has it."""
+        noise = noise or {}
         self._cases += 1
         self._recorded += recorded
         for alias, output in self._outputs.items():
-            wrong = output.add(case, truth[alias], answer[alias], self._tolerances[alias])
+            wrong = output.add(case, truth[alias], answer[alias], self._tolerances[alias], noise.get(alias, 0.0))
             if wrong and not self.difference:
                 self.difference = f"output {alias!r} {wrong}, on {case}"
 
@@ -73,7 +75,7 @@ class Comparison:
             self._cases,
             refused,
             self._recorded,
-            tuple(output.parity(self._noise.get(alias, 0.0)) for alias, output in self._outputs.items()),
+            tuple(output.parity() for output in self._outputs.values()),
             on_refused,
         )
 
@@ -103,6 +105,7 @@ class _Worst:
     absolute: float | None
     relative: float | None
     case: str
+    noise: float = 0.0
 
 
 class _Output:
@@ -120,7 +123,9 @@ class _Output:
         self._size = 0.0  # the largest root mean square
         self._values: set[bytes] = set()  # of what is no number
 
-    def add(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None) -> str:
+    def add(
+        self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None, noise: float = 0.0
+    ) -> str:
         """What is wrong with `answer`, or ""."""
         self._note_range(truth)
         if answer.dtype != truth.dtype or answer.shape != truth.shape:
@@ -131,7 +136,7 @@ class _Output:
             )
         if tolerance is None:
             return self._add_exact(case, truth, answer)
-        return self._add_floats(case, truth, answer, tolerance)
+        return self._add_floats(case, truth, answer, tolerance.beside_noise(noise), noise)
 
     def _add_exact(self, case: str, truth: np.ndarray, answer: np.ndarray) -> str:
         wrong = truth != answer
@@ -148,7 +153,7 @@ class _Output:
             f"{_index(at)} it is {answer[at]!r} instead of {truth[at]!r}"
         )
 
-    def _add_floats(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance) -> str:
+    def _add_floats(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance, noise: float) -> str:
         wide = np.complex128 if truth.dtype.kind == "c" else np.float64
         expected, found = truth.astype(wide), answer.astype(wide)
         finite = np.isfinite(expected)
@@ -167,7 +172,7 @@ class _Output:
         shares = differences / allowed
         worst = np.unravel_index(int(np.argmax(shares)), truth.shape)
         relative = float(np.max(np.divide(differences, magnitudes, out=np.zeros(truth.shape), where=magnitudes > 0)))
-        self._keep(_Worst(float(shares[worst]), float(np.max(differences)), relative, case))
+        self._keep(_Worst(float(shares[worst]), float(np.max(differences)), relative, case, noise))
         if shares[worst] <= 1:
             return ""
         return (
@@ -216,11 +221,13 @@ class _Output:
             return self._range() > 0
         return self._range() > _DISTINCT * (tolerance.absolute + tolerance.relative * self._size)
 
-    def parity(self, noise: float) -> OutputParity:
+    def parity(self) -> OutputParity:
         worst = self._worst or _Worst(0.0, None, None, "")
         variation = float(len(self._values) > 1) if self.dtype == "string" else self._range() / (self._size or 1.0)
         share = worst.share if np.isfinite(worst.share) else None
-        return OutputParity(self.alias, self.dtype, worst.absolute, worst.relative, share, worst.case, variation, noise)
+        return OutputParity(
+            self.alias, self.dtype, worst.absolute, worst.relative, share, worst.case, variation, worst.noise
+        )
 
 
 def _widened(

@@ -52,7 +52,7 @@ class OutputParity:
     are to the value, or to the root mean square of the output where that is larger. `of_allowed` is the largest share
     that a difference had of what is allowed (None: no share). `case` is where. `variation` is how much TensorFlow's own
     answers varied over the cases, relative to their size; 0: the output was always the same. `noise` is how far they
-    move, relatively, when each input of floats moves by one rounding.
+    move there, relatively, when each input of floats moves by one rounding.
     """
 
     name: str

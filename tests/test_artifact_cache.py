@@ -309,6 +309,13 @@ def test_another_kind_of_machine_proves_and_measures_but_does_not_convert(
     assert report.exists()
 
 
+def test_that_nothing_can_be_done_is_kept_too(zoo: Path, tmp_path: Path) -> None:
+    first, second = (run_job(zoo / "strings", cache_dir=str(tmp_path)) for _ in range(2))
+    assert first.report.chosen == second.report.chosen == "tensorflow"
+    assert second.progress == ("found in the cache",)
+    assert second.report.reason == first.report.reason
+
+
 def test_a_job_makes_a_corrupt_entry_again(shared: tuple[Path, Outcome], zoo: Path) -> None:
     artifact = Path(shared[1].report.artifact)
     (file,) = artifact.glob("*.onnx")

@@ -218,8 +218,14 @@ def test_what_takes_no_inputs_need_not_vary() -> None:
 def test_the_tolerance_grows_with_what_a_rounding_does_but_not_without_bound() -> None:
     tolerance = Tolerance(1e-4, 1e-7)
     assert tolerance.beside_noise(1e-6) == tolerance
-    assert tolerance.beside_noise(1e-4) == Tolerance(4e-4, 1e-7)
-    assert tolerance.beside_noise(1.0) == Tolerance(1e-3, 1e-7)
+    assert tolerance.beside_noise(1e-4) == Tolerance(8e-4, 1e-7)
+    assert tolerance.beside_noise(1.0).relative == pytest.approx(3e-3)
+    answer = rows() * np.float32(1.0005)
+    for noise, verdict in ((1e-4, Verdict.PROVEN), (1e-5, Verdict.DIFFERS)):
+        comparison = Comparison("s", outputs(), "float32", Tolerances())
+        comparison.add("a case", {"y": rows()}, {"y": answer}, noise={"y": noise})
+        assert comparison.proof().verdict is verdict
+        assert comparison.proof().outputs[0].noise == noise
 
 
 def test_moves_are_relative_to_the_output() -> None:

@@ -23,7 +23,7 @@ from appliance.servable import Form, ServableId
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.registry import backend_for
-from converters.cache import default_folder
+from converters.cache import Entry, default_folder, hold
 from converters.codec import from_json, to_json
 from converters.report import Report
 
@@ -46,6 +46,7 @@ class _Case:
     report: Report | None = None
     demoted: str = ""
     pid: int | None = None
+    entry: Entry | None = None  # of the cache: held, so that what is served is not evicted
 
     def to_json(self) -> dict[str, Any]:
         report = {} if self.report is None else to_json(self.report)
@@ -89,7 +90,7 @@ class Acceleration:
         for model in self._manager.routes().values():
             there |= {ServableId(model.name, version.version) for version in model.versions}
         for servable in self._cases.keys() - there:
-            self._end(self._cases.pop(servable))
+            self._forget(self._cases.pop(servable))
         for servable, path, digest, names in self._manager.own_models():
             options = self._options_of(servable.model)
             case = self._cases.get(servable)
@@ -97,7 +98,7 @@ class Acceleration:
                 continue
             if case is None or case.digest != digest:
                 if case is not None:
-                    self._end(case)
+                    self._forget(case)
                 self._cases[servable] = case = _Case(digest)
                 self._tasks.start(self._accelerate(servable, path, case, options))
 
@@ -128,7 +129,7 @@ class Acceleration:
 
     def stop(self) -> None:
         for case in self._cases.values():
-            self._end(case)
+            self._forget(case)
         for work_dir in self._work_dirs:
             shutil.rmtree(work_dir, ignore_errors=True)
 
@@ -158,6 +159,7 @@ class Acceleration:
                 self._end(case)
             case.state, case.progress = "done", ""
             report = case.report
+            case.entry = await asyncio.to_thread(hold, report.artifact) if report.artifact else None
             logger.info(
                 "%s: %s is served fastest: %s",
                 servable,
@@ -231,6 +233,12 @@ class Acceleration:
             )
             return tempfile.mkdtemp(prefix="dropserve-job-")
 
+    def _forget(self, case: _Case) -> None:
+        self._end(case)
+        if case.entry is not None:
+            case.entry.close()
+            case.entry = None
+
     def _end(self, case: _Case) -> None:
         if case.pid is not None:
             self._reaper.kill(case.pid)
@@ -241,7 +249,7 @@ class Acceleration:
         report = case.report
         if report is None or report.chosen not in _BACKENDS or not report.artifact:
             return None
-        return Form(_BACKENDS[report.chosen], report.artifact)
+        return Form(_BACKENDS[report.chosen], report.artifact, report.threads)
 
 
 def remove_old_jobs(cache_dir: str) -> None:

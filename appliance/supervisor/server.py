@@ -104,6 +104,7 @@ class Supervisor:
         self._announced = False
         self._notifier = Notifier.from_environment(os.environ, os.getpid())
         self._passes = 0  # of the main loop
+        self._reloads = 0  # that SIGHUP asked for and that have not ended
 
     async def run(self) -> int:
         """Serves; the exit status. Raises ConfigError where it cannot start."""
@@ -176,15 +177,16 @@ class Supervisor:
             self._tasks.start(self._reload())
 
     async def _reload(self) -> None:
-        """Reloads, and tells the service manager when it begins and has ended."""
-        announced = self._announced  # READY=1 after a reload must not stand for the first one
-        if announced:
+        """Reloads, and tells the service manager when it begins and when the last that was asked for has ended."""
+        self._reloads += 1
+        if self._announced:  # else READY=1 would stand for the first one
             # The time is for Type=notify-reload (systemd 253); older ones ignore it.
             self._notifier.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             await self._models.reload_settings()
         finally:
-            if announced and not self._leaving and not self._stopping:
+            self._reloads -= 1
+            if self._announced and not (self._reloads or self._leaving or self._stopping):
                 self._notifier.say("READY=1")
 
     async def _keep_watchdog(self) -> None:

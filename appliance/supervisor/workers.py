@@ -297,6 +297,8 @@ class Workers:
         servable = worker.action.servable
         form = worker.form
         backend = backend_for(worker.action.names, options.prefer_tflite_model) if form is None else form.backend
+        if form is not None and not options.tensorflow_intra_op_parallelism:
+            options = replace(options, tensorflow_intra_op_parallelism=form.threads)
         options = await self._placement.place(worker.action.worker, backend, options)
         while True:
             # A second process of the same worker must not meet the first one's socket.
