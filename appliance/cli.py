@@ -19,10 +19,13 @@ from typing import Any, NoReturn
 from appliance import __version__, logs, model_server
 from appliance.errors import ConfigError
 from appliance.options import Options, Settings, about, from_text, option_types, read_settings, unknown_option
-from appliance.reference import flags_table, options_page
+from appliance.reference import flags_manual, flags_table, options_manual, options_page, sample
 from appliance.serving_flags import DEFAULTS, VERSION
 
 logger = logging.getLogger(__name__)
+
+_OPTIONS_IN: dict[str, Callable[[], str]] = {"markdown": options_page, "mdoc": options_manual, "toml": sample}
+_FLAGS_IN: dict[str, Callable[[], str]] = {"markdown": flags_table, "mdoc": flags_manual}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,13 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     accelerated.add_argument("--model", default="", metavar="NAME", help="take the options of its [models.NAME]")
     accelerated.add_argument("--cache_dir", default="", metavar="DIR", help="as the option of serve")
     accelerated.add_argument("--json", action="store_true", help="print the report as JSON")
-    commands.add_parser("options", help="print the reference of all options, in Markdown")
-    commands.add_parser("flags", help="print the reference of tensorflow_model_server's flags, in Markdown")
+    doctor = commands.add_parser("doctor", help="say whether this machine can serve as configured, and what to do")
+    doctor.add_argument(
+        "--config", metavar="FILE", help="as for serve [/etc/dropserve/dropserve.toml, where there is one]"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    options = commands.add_parser("options", help="print the reference of all options")
+    options.add_argument("--format", choices=tuple(_OPTIONS_IN), default="markdown", help="[%(default)s]")
+    flags = commands.add_parser("flags", help="print the reference of tensorflow_model_server's flags")
+    flags.add_argument("--format", choices=tuple(_FLAGS_IN), default="markdown", help="[%(default)s]")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; the exit status: 0, or 2 for what was asked wrongly."""
+    """Runs the command; the exit status: 0, 1 where what was looked at is not well, or 2 for what was asked wrongly."""
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
@@ -114,14 +124,25 @@ def _main(arguments: list[str]) -> int:
         return _gpu(parsed.url, parsed.watch)
     if parsed.command == "accelerate":
         return _accelerate(parsed)
-    if parsed.command == "options":
-        print(options_page(), end="")
-        return 0
-    if parsed.command == "flags":
-        print(flags_table(), end="")
+    if parsed.command == "doctor":
+        return _doctor(parsed.config, parsed.json)
+    if parsed.command in ("options", "flags"):
+        pages = _OPTIONS_IN if parsed.command == "options" else _FLAGS_IN
+        print(pages[parsed.format](), end="")
         return 0
     parser.print_help()
     return 2
+
+
+def _doctor(config: str | None, as_json: bool) -> int:
+    from appliance import doctor  # noqa: PLC0415 - the other commands need none of it
+    from appliance.supervisor import check_start  # noqa: PLC0415
+
+    logging.disable()  # the findings say it
+    text, status = doctor.examine(config, check_start, as_json)
+    print(text, end="")
+    sys.stdout.flush()
+    os._exit(status)  # a thread that hangs in a dead file system must not keep the process
 
 
 def _serve(parsed: dict[str, Any]) -> int:

@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 import sys
 
+_PROVIDER = "libonnxruntime_providers_cuda.so"
+
 
 def main() -> None:
-    from backends.onnx_backend import why_no_cuda  # noqa: PLC0415 - only this process may have its libraries
+    import onnxruntime  # noqa: PLC0415 - only this process may have its libraries
 
-    print(why_no_cuda("cuda") or "", flush=True)
+    from backends.onnx_backend import why_no_cuda  # noqa: PLC0415
+
+    provider = os.path.join(os.path.dirname(onnxruntime.__file__), "capi", _PROVIDER)
+    missing = "" if os.path.exists(provider) else f"{_PROVIDER} is not installed"
+    print(why_no_cuda("cuda") or missing, flush=True)
     sys.stderr.flush()
     os._exit(0)  # without the libraries' own ends
 

@@ -1,4 +1,4 @@
-"""What `dropserve doctor` looks at: the machine, the configuration and the folders that it names.
+"""What `dropserve doctor` looks at: the configuration, the folders and ports that it names, GPUs, and the machine.
 
 Only gathers: what is judged, and how, is in `appliance.doctor_checks`. Whatever may hang (a folder on a dead file
 server, a driver) is looked at in a thread or a process of its own until a deadline, and is then told as such.
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import platform
-import pwd
 import queue
-import resource
-import socket
 import stat
 import subprocess
 import sys
@@ -22,9 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from appliance.configuration import ConfiguredModel
+from appliance.doctor_machine import Machine, has_nvidia_card, label, listeners, read_machine
 from appliance.errors import ConfigError
 from appliance.gpu import GpuStatus
 from appliance.gpu_client import GpuClient
@@ -40,7 +37,6 @@ __all__ = [
     "Facts",
     "Folder",
     "Graphics",
-    "Machine",
     "ModelFolder",
     "Port",
     "gather",
@@ -48,13 +44,11 @@ __all__ = [
 ]
 
 SERVICE_CONFIG = "/etc/dropserve/dropserve.toml"  # what the service is started with
-_SERVICE_USER = "dropserve"
 _FOLDER_SECONDS = 10.0
 _DRIVER_SECONDS = 15.0
 _CUDA_SECONDS = 30.0  # its libraries are gigabytes, perhaps read from a cold disk
 _THREADS = 16
 _MAX_MODELS = 10_000
-_NVIDIA_VENDOR = "0x10de"
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -120,27 +114,6 @@ class Graphics:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """The rest. None is what this machine does not tell."""
-
-    kernel: str
-    cpu_flags: frozenset[str] | None
-    memory_available_bytes: int | None
-    memory_total_bytes: int | None
-    open_files: tuple[int, int]  # soft and hard limit; -1: none
-    inotify_watches: int | None
-    inotify_problem: str  # why no inotify instance is to be had, "" where one is
-    wall_seconds: float
-    monotonic_seconds: tuple[float, float]  # before and after everything else was looked at
-    selinux: str  # off, permissive or enforcing
-    program_label: str  # SELinux's, of the interpreter
-    libc: str
-    foreign_libraries: tuple[str, ...]  # that the packaged runtime has mapped and not brought along
-    uid: int
-    service_user: bool  # whether the service's user exists
-
-
-@dataclass(frozen=True, slots=True)
 class Facts:
     configuration: Configuration
     machine: Machine
@@ -155,7 +128,7 @@ class Facts:
 
 
 def gather(config: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]]) -> Facts:
-    """Looks at everything, for a minute at most. To be called in the main thread.
+    """Looks at everything, for a minute and a half at most. To be called in the main thread.
 
     `config` is the configuration's path, None for the service's where there is one. `configured` gives the models that
     a server would start with; it raises ConfigError where it would not.
@@ -164,33 +137,30 @@ def gather(config: str | None, configured: Callable[[Settings], Mapping[str, Con
     configuration = _configuration(config, configured)
     options = configuration.options
     status = asyncio.run(_gpu_status())  # before any other child: its reaper waits for all of them
-    cards = _has_nvidia_card()
+    cards = has_nvidia_card()
     ports = tuple(_ports(options))
-    # Nothing hangs for long here, but for these: each answers within its time, or is told as hanging.
-    looked = within(
-        _CUDA_SECONDS if status.gpus else _FOLDER_SECONDS,
-        {"cuda": _cuda_problem} if status.gpus else {},
-    )
-    cuda = looked.get("cuda", f"loading its libraries took more than {_CUDA_SECONDS:g} s") if status.gpus else ""
-    places = {
-        **({"model_root": options.model_root} if options.model_root else {}),
-        **{f"base_path of {model.name}": model.base_path for model in list(configuration.models.values())[:_MAX_MODELS]},
+    slow = f"loading its libraries took more than {_CUDA_SECONDS:g} s"
+    cuda = within(_CUDA_SECONDS + 1, {"cuda": _cuda_problem}).get("cuda", slow) if status.gpus else ""
+    configured_paths = {f"base_path of {model.name}": model.base_path for model in configuration.models.values()}
+    sources = dict(list(configured_paths.items())[:_MAX_MODELS])
+    if options.model_root:
+        sources = {"model_root": options.model_root} | sources
+    targets = {
         "cache_dir": options.cache_dir or default_folder(),
         "runtime_dir": options.runtime_dir or default_runtime_dir(),
         "shared memory": "/dev/shm",  # noqa: S108 - the kernel's shared memory, no temporary file
     }
-    seen = within(_FOLDER_SECONDS, {name: lambda n=name, p=path: _folder(n, p) for name, path in places.items()})
-    folders = {
-        name: seen.get(name, Folder(name, path, f"it has not answered for {_FOLDER_SECONDS:g} s"))
-        for name, path in places.items()
-    }
+    places = sources | targets
+    seen = within(_FOLDER_SECONDS, {o: partial(_folder, o, path, o in targets) for o, path in places.items()})
+    late = f"it has not answered for {_FOLDER_SECONDS:g} s"
+    folders = {option: seen.get(option, Folder(option, path, late)) for option, path in places.items()}
     models, unseen = _models(configuration)
     return Facts(
         configuration,
-        _machine(begun),
+        read_machine(begun),
         Graphics(cards, status, cuda),
         ports,
-        tuple(folder for name, folder in folders.items() if name.startswith(("model_root", "base_path of "))),
+        tuple(folders[option] for option in sources),
         folders["cache_dir"],
         folders["runtime_dir"],
         folders["shared memory"],
@@ -229,9 +199,7 @@ def within(seconds: float, jobs: Mapping[K, Callable[[], T]]) -> dict[K, T]:
 # -- the configuration, and what it names ------------------------------------------------------------------------------
 
 
-def _configuration(
-    given: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]]
-) -> Configuration:
+def _configuration(given: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]]) -> Configuration:
     path = given if given is not None else SERVICE_CONFIG if os.path.lexists(SERVICE_CONFIG) else ""
     if not path:
         return Configuration("")
@@ -245,14 +213,15 @@ def _configuration(
         return Configuration(path, settings.options, error=str(error))
 
 
-def _folder(option: str, path: str) -> Folder:
+def _folder(option: str, path: str, is_made: bool) -> Folder:
+    """`is_made`: a server makes it where it is missing."""
     exists, place = True, path
     while True:
         try:
             status = os.stat(place)
             break
         except FileNotFoundError:
-            if option in ("model_root",) or option.startswith("base_path of ") or place == os.path.dirname(place):
+            if not is_made or place == os.path.dirname(place):
                 return Folder(option, path, "it does not exist", exists=False)
             exists, place = False, os.path.dirname(place)
         except OSError as error:
@@ -273,7 +242,7 @@ def _folder(option: str, path: str) -> Folder:
         mode=stat.S_IMODE(status.st_mode),
         free_bytes=space.f_bavail * space.f_frsize,
         total_bytes=space.f_blocks * space.f_frsize,
-        label=_label(place),
+        label=label(place),
     )
 
 
@@ -289,7 +258,7 @@ def _models(configuration: Configuration) -> tuple[tuple[ModelFolder, ...], int]
             if remarks:
                 found.append(ModelFolder("", root, remarks=remarks))
     looked_at = dict(list(paths.items())[:_MAX_MODELS])
-    seen = within(_FOLDER_SECONDS, {name: lambda n=name, p=path: _model(n, p) for name, path in looked_at.items()})
+    seen = within(_FOLDER_SECONDS, {name: partial(_model, name, path) for name, path in looked_at.items()})
     for name, path in looked_at.items():
         hung = ModelFolder(name, path, problem=f"it has not answered for {_FOLDER_SECONDS:g} s")
         found.append(seen.get(name, hung))
@@ -337,101 +306,10 @@ def _ports(options: Options) -> Iterator[Port]:
             take(options.bind_address, number).close()
             yield Port(option, number)
         except ConfigError as error:
-            yield Port(option, number, error.message, _holders(number))
+            yield Port(option, number, error.message, listeners(number))
 
 
-def _holders(port: int) -> tuple[tuple[int, str], ...]:
-    """The processes that listen on a TCP port, of those whose descriptors this user may see.
-
-    https://docs.kernel.org/networking/proc_net_tcp.html: 0A is the state of a listening socket, the tenth column the
-    inode that the links in /proc/PID/fd name.
-    """
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in _read(table).splitlines()[1:]:
-            columns = line.split()
-            if len(columns) > 9 and columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
-                inodes.add(f"socket:[{columns[9]}]")
-    found = []
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        with contextlib.suppress(OSError):
-            if any(_link(f"/proc/{pid}/fd/{number}") in inodes for number in os.listdir(f"/proc/{pid}/fd")):
-                found.append((pid, _read(f"/proc/{pid}/comm").strip() or "?"))
-    return tuple(found)
-
-
-# -- the machine -------------------------------------------------------------------------------------------------------
-
-
-def _machine(begun: float) -> Machine:
-    memory = {
-        parts[0]: int(parts[1]) * 1024
-        for line in _read("/proc/meminfo").splitlines()
-        if len(parts := line.replace(":", " ").split()) > 1
-    }
-    # MemAvailable is of Linux 3.14.
-    available = memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0)) if memory else None
-    limits = [
-        int(text)
-        for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-        if (text := _read(path).strip()).isdigit()
-    ]
-    total = min([memory["MemTotal"], *limits]) if "MemTotal" in memory else None
-    flags = [line.partition(":")[2].split() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("flags")]
-    watches = _read("/proc/sys/fs/inotify/max_user_watches").strip()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    libraries = {parts[5] for line in _read("/proc/self/maps").splitlines() if len(parts := line.split(None, 5)) > 5}
-    libc = next((path for path in sorted(libraries) if os.path.basename(path).startswith("libc.so")), "")
-    try:
-        pwd.getpwnam(_SERVICE_USER)
-        service_user = True
-    except KeyError:
-        service_user = False
-    return Machine(
-        kernel=platform.release(),
-        cpu_flags=frozenset(flags[0]) if flags else None,
-        memory_available_bytes=None if available is None or total is None else min(available, total),
-        memory_total_bytes=total,
-        open_files=(soft, hard),
-        inotify_watches=int(watches) if watches.isdigit() else None,
-        inotify_problem=_inotify_problem(),
-        wall_seconds=time.time(),
-        monotonic_seconds=(begun, time.monotonic()),
-        selinux={"0": "permissive", "1": "enforcing"}.get(_read("/sys/fs/selinux/enforce").strip(), "off"),
-        program_label=_label(os.path.realpath(sys.executable)),
-        libc=f"{libc} ({' '.join(platform.libc_ver()).strip()})",
-        foreign_libraries=_foreign(libraries),
-        uid=os.geteuid(),
-        service_user=service_user,
-    )
-
-
-def _foreign(mapped: set[str]) -> tuple[str, ...]:
-    """Of the files that are mapped, libraries from outside the packaged runtime; none where this is not it."""
-    runtime = os.path.realpath(sys.base_prefix)
-    if not os.path.exists(os.path.join(runtime, "lib", "ld-linux-x86-64.so.2")):
-        return ()
-    home = os.path.dirname(runtime) + "/"
-    return tuple(sorted(path for path in mapped if ".so" in path and not os.path.realpath(path).startswith(home)))
-
-
-def _inotify_problem() -> str:
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_CLOEXEC)
-    if descriptor < 0:
-        return os.strerror(ctypes.get_errno())
-    os.close(descriptor)
-    return ""
-
-
-def _has_nvidia_card() -> bool:
-    """By the PCI bus; 03 is the class of display controllers, which GPUs for computing are too."""
-    with contextlib.suppress(OSError):
-        for device in os.listdir("/sys/bus/pci/devices"):
-            folder = f"/sys/bus/pci/devices/{device}"
-            if _read(f"{folder}/vendor").strip() == _NVIDIA_VENDOR and _read(f"{folder}/class").startswith("0x03"):
-                return True
-    return False
+# -- the GPU -----------------------------------------------------------------------------------------------------------
 
 
 async def _gpu_status() -> GpuStatus:
@@ -463,25 +341,3 @@ def _cuda_problem() -> str:
         words = ended.stderr.split("\n")
         return f"trying it failed with status {ended.returncode}: {' '.join(words[-2:]).strip()}"
     return ended.stdout.strip()
-
-
-def _label(path: str) -> str:
-    try:
-        return os.getxattr(path, "security.selinux").rstrip(b"\0").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, errors="replace") as file:
-            return file.read(1 << 22)
-    except OSError:
-        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -96,7 +97,13 @@ def _is_listened_on(path: str) -> bool:
 
 
 def _port_error(option: str, address: str, port: int, error: OSError) -> ConfigError:
-    remedy = f"is another server running? Stop it, or choose another --{option}" if error.errno == 98 else ""
+    remedy = {
+        errno.EADDRINUSE: (
+            f"is another server running? Stop it, or choose another --{option}; dropserve doctor tells which it is"
+        ),
+        errno.EADDRNOTAVAIL: "no interface of this machine has that address: see --bind_address",
+        errno.EACCES: f"ports below 1024 take root's rights: choose another --{option}",
+    }.get(error.errno or 0, "")
     return ConfigError(f"cannot listen on {address} port {port} (--{option}): {error.strerror or error}", remedy)
 
 
@@ -105,7 +112,7 @@ def instance_directory(runtime_dir: str) -> tuple[str, int]:
 
     Folders of servers that were killed are removed.
     """
-    base = runtime_dir or _default_runtime_dir()
+    base = runtime_dir or default_runtime_dir()
     try:
         os.makedirs(base, mode=0o700, exist_ok=True)
         status = os.lstat(base)
@@ -119,14 +126,18 @@ def instance_directory(runtime_dir: str) -> tuple[str, int]:
         lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigError(f"cannot use {base} for sockets: {error.strerror}", "set --runtime_dir") from None
+        raise ConfigError(
+            f"cannot use {base} for sockets: {error.strerror}",
+            "set --runtime_dir, or see dropserve doctor for what this user may write",
+        ) from None
     if len(directory) > 90:  # a Unix socket's path has at most 107 bytes
         shutil.rmtree(directory)
         raise ConfigError(f"{directory} is too long for Unix sockets", "set --runtime_dir to a shorter path")
     return directory, lock
 
 
-def _default_runtime_dir() -> str:
+def default_runtime_dir() -> str:
+    """Where the folder for sockets is unless somebody says otherwise."""
     if os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(os.environ["XDG_RUNTIME_DIR"], "dropserve")
     if os.geteuid() == 0:

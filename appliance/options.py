@@ -265,9 +265,9 @@ class ModelOptions:
         600.0, _ACCELERATION, "A conversion that takes longer is ended.", minimum=1, maximum=86400
     )
     conversion_memory_bytes: int = _option(
-        4 * _GIB,
+        8 * _GIB,
         _ACCELERATION,
-        "A conversion that takes more memory is ended; TensorFlow alone takes half a GiB.",
+        "A conversion that takes more memory is ended. TensorFlow alone takes half a GiB, 100 MB of weights 4 GiB.",
         minimum=64 * _MIB,
     )
     parity_tolerance: float = _option(

@@ -1,6 +1,11 @@
-"""docs/options.md and the flags in docs/conformance.md, written from the tables of options and flags."""
+"""What is written from the tables of options and flags: docs/options.md, the flags in docs/conformance.md, both in the
+manual pages (docs/man), and the sample configuration etc/dropserve.toml."""
 
 from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping
 
 from appliance.options import ModelOptions, Options, about, option_types
 from appliance.serving_flags import FLAGS
@@ -61,3 +66,88 @@ def flags_table() -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
+
+
+# -- manual pages: mdoc(7), whose lines that begin with a dot are macros -----------------------------------------------
+
+
+def options_manual() -> str:
+    """The options as lists, one for each group."""
+    per_model = option_types(ModelOptions)
+    groups: dict[str, list[str]] = {}
+    for name, kind in option_types(Options).items():
+        said, default = about(name), getattr(Options(), name)
+        text = said.help + _limits(said.minimum, said.maximum, said.choices)
+        shown = "" if default == "" else f" The default is {str(default).lower() if kind is bool else default}."
+        mark = " Per model." if name in per_model and name != "base_path" else ""
+        head = f".It Ic {name}" if name == "base_path" else f".It Fl -{name} Ar {kind.__name__}"
+        groups.setdefault(said.group, []).append(f"{head}\n{_roff(text + shown + mark)}\n")
+    return "".join(f".Ss {group}\n.Bl -tag -width Ds\n{''.join(entries)}.El\n" for group, entries in groups.items())
+
+
+def flags_manual() -> str:
+    """TensorFlow Serving's flags as a list."""
+    entries = []
+    for flag in FLAGS.values():
+        default = f" The default is {flag.shown_default}." if flag.shown_default else ""
+        text = flag.text.replace("`", "")
+        entries.append(f".It Fl -{flag.name} Ns = Ns Ar {flag.kind}\n{_roff(text + default)}\n")
+    return f".Bl -tag -width Ds\n{''.join(entries)}.El\n"
+
+
+def _roff(text: str) -> str:
+    """`text` in lines that are no macros: a backslash, and a dot or a quote at the start, would mean something."""
+    lines = textwrap.wrap(text.replace("\\", "\\e"), 100, break_on_hyphens=False, break_long_words=False)
+    return "\n".join("\\&" + line if line[0] in ".'" else line for line in lines)
+
+
+# -- the sample configuration ------------------------------------------------------------------------------------------
+
+_FILE_HEAD = """\
+# The configuration of dropserve: each option with its default, which stands behind a "#". A flag goes before this file,
+# and a table [models.NAME] at its end before both, for that model. `dropserve doctor` checks it; `systemctl reload
+# dropserve` takes what can change while it serves, and the journal names what cannot.
+"""
+_FILE_TAIL = """
+# A table for each model that is to have something of its own: any option that is marked "per model".
+#
+# [models.digits]
+# version_policy = "latest:2"
+# max_queue_requests = 100
+"""
+# What the service has instead of the defaults: the folders that its package makes.
+_SERVICE = {
+    "model_root": "/var/lib/dropserve/models",
+    "model_config_file": "/etc/dropserve/models.config",
+    "cache_dir": "/var/cache/dropserve",
+    "runtime_dir": "/run/dropserve",
+}
+
+
+def sample() -> str:
+    """etc/dropserve.toml: the configuration of the service."""
+    return options_file(_SERVICE)
+
+
+def options_file(settings: Mapping[str, bool | int | float | str]) -> str:
+    """A TOML file with every option and what it does: those in `settings` with that value, the rest commented out."""
+    per_model = option_types(ModelOptions)
+    groups: dict[str, list[str]] = {}
+    # What is of the server alone comes first: where the models are, and the ports.
+    for name in sorted(option_types(Options), key=per_model.__contains__):
+        if name == "base_path":
+            continue  # of one model only
+        said = about(name)
+        mark = " Per model." if name in per_model else ""
+        lines = textwrap.wrap(
+            said.help + _limits(said.minimum, said.maximum, said.choices) + mark, 110, break_on_hyphens=False
+        )
+        value = json.dumps(settings.get(name, getattr(Options(), name)), ensure_ascii=False)
+        entry = "".join(f"# {line}\n" for line in lines) + f"{'' if name in settings else '# '}{name} = {value}\n"
+        groups.setdefault(said.group, []).append(entry)
+    parts = [_heading(group) + "\n" + "\n".join(entries) for group, entries in groups.items()]
+    return _FILE_HEAD + "".join(parts) + _heading("One model") + _FILE_TAIL
+
+
+def _heading(text: str) -> str:
+    return f"\n# -- {text} ".ljust(113, "-") + "\n"

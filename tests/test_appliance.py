@@ -57,6 +57,17 @@ def test_unloading_a_version_ends_its_process(drop: Callable[..., Path], tmp_pat
         eventually(lambda: len(server.pids("ds-worker")) == 1 and first not in server.pids("ds-worker"), "one worker")
 
 
+def test_no_process_is_left_when_the_server_has_stopped(drop: Callable[..., Path], tmp_path: Path) -> None:
+    drop("m", 1)
+    with Server(model_root=tmp_path / "models") as server:
+        server.wait_for("m", 1)
+        (fork_server,) = server.pids("ds-forkserver")
+        ours = server.processes()
+        assert server.stop() == 0
+        assert [name for pid, name in ours.items() if Path(f"/proc/{pid}").exists()] == []
+    assert fork_server in ours
+
+
 def test_the_models_command_shows_state_and_reason(drop: Callable[..., Path], tmp_path: Path) -> None:
     drop("good", 1)
     drop("bad", 1).joinpath("saved_model.pb").write_bytes(b"no model")

@@ -29,6 +29,8 @@ EXCEPTIONS = {
     "appliance.options": {"appliance.lifecycle.policy"},
     "appliance.model_config": {"appliance.lifecycle.policy"},
     "appliance.configuration": {"appliance.lifecycle.policy"},
+    # The doctor looks at model folders as the source does.
+    "appliance.doctor_facts": {"appliance.lifecycle.source"},
     # The worker that a forked process becomes; the import is in that process only.
     "appliance.forkserver": {"appliance.dataplane.worker"},
 }

@@ -28,7 +28,11 @@ def test_what_would_block_or_never_end_is_refused_at_once(tmp_path: Path) -> Non
 
 def test_a_folder_a_dangling_link_and_an_impossible_path_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
-    for path, reason in ((tmp_path, "is a directory|not a file"), (tmp_path / "link", "No such file"), ("a\0b", "null")):
+    for path, reason in (
+        (tmp_path, "is a directory|not a file"),
+        (tmp_path / "link", "No such file"),
+        ("a\0b", "null"),
+    ):
         with pytest.raises(ConfigError, match=f"(?i){reason}"):
             read_config_text(str(path), "the file")
 
