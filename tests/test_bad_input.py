@@ -531,7 +531,6 @@ def tensors() -> dict[str, Any]:
         found[name] = tensor
 
     add("negative", [-1], float_val=[1.0])
-    add("too many values", [1], float_val=[1.0, 2.0])
     add("enormous", [2**62], float_val=[1.0])
     add("enormous product", [2**32, 2**32, 2**32], float_val=[1.0])
     add("enormous repeat", [2**40], float_val=[1.0, 2.0])

@@ -96,6 +96,7 @@ class Harness:
             path=directory,
             socket_path=path,
             backend="tensorflow",
+            artifact="",
             metrics_directory=directory,
             max_concurrent_requests=model_options.max_concurrent_requests,
             shared_memory_bytes=0,
