@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-acceleration protos docs balancers lock clean
+.PHONY: help run test lint bench bench-acceleration protos docs balancers lock rpm rpm-cuda relock repo rpm-tools test-rpm clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,43 @@ balancers: ## Install HAProxy and nginx from Debian for their tests (as root; ap
 
 lock: ## Resolve pyproject.toml's ranges anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade -o requirements.lock
+
+# -- the RPM: packaging/rpm/README.md ---------------------------------------------------------------------------------
+
+RPMKIT := PYTHONPATH=packaging/rpm $(PYTHON) -m rpmkit
+RPM_TOOLS := rpm patchelf binutils createrepo-c dnf busybox-static shellcheck rpmlint
+RELEASE ?= 1
+PAYLOAD ?= release
+
+rpm-tools: ## Install what building and proving the RPM needs from Debian (as root).
+	@missing=; for name in $(RPM_TOOLS); do \
+		dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$name"; \
+	done; \
+	if test -z "$$missing"; then \
+		echo "The RPM's tools are there."; \
+	elif ! command -v apt-get >/dev/null || test "$$(id -u)" != 0; then \
+		echo "Missing:$$missing. Installing them takes root, and Debian's apt-get."; exit 1; \
+	else \
+		echo "Installing$$missing ..."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+rpm: rpm-tools ## Build dropserve's RPM into dist/ (PAYLOAD=fast is quicker and larger; RELEASE=1).
+	@$(RPMKIT) build --payload $(PAYLOAD) --release $(RELEASE)
+
+rpm-cuda: rpm-tools ## The same, and dropserve-cuda with NVIDIA's libraries.
+	@$(RPMKIT) build --cuda --payload $(PAYLOAD) --release $(RELEASE)
+
+relock: rpm-tools ## Write packaging/rpm/runtime.lock anew, of what the mirrors have now (needs uv).
+	@$(RPMKIT) relock
+
+repo: rpm-tools ## Make dist/ a yum repository; KEY=... signs packages and metadata with that GPG key (RSA).
+	@$(RPMKIT) repo --folder dist $(if $(KEY),--key "$(KEY)")
+
+test-rpm: rpm-tools $(STAMP) ## Build the RPM with the fast payload, install it into empty roots, prove it there (as root).
+	@$(RPMKIT) build --payload fast --output build/rpm/out
+	$(BIN)/python -m pytest -o python_files='proof_*.py' tests/rpm --timeout 600
 
 clean: ## Remove everything that was made here.
 	rm -rf $(VENV) build examples/digits/models benchmarks/.cache *.egg-info

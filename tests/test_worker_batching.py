@@ -119,7 +119,7 @@ class Harness:
         self._held = (listener, theirs)
 
     def drain(self) -> None:
-        self._control.sendall(b"drain\n")
+        self._control.sendall(b'{"do": "drain"}\n')
 
     def end(self) -> None:
         self.backend.permits.release(1000)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.server import ROOT, Server, eventually
+from tests.server import ROOT, Server
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = "/bin/busybox"
@@ -127,20 +127,25 @@ def unit_command(root: Path) -> list[str]:
     return [word for word in shlex.split(line.partition("=")[2]) if word != "$DROPSERVE_OPTIONS"]
 
 
+def entering(root: Path, user: str) -> tuple[str, ...]:
+    """The words before a command that run it in the root, as `user` (UID:GID)."""
+    for name in ("proc", "dev", "sys", "tmp", "run"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "tmp").chmod(0o1777)
+    return ("unshare", "--mount", "/bin/sh", str(HERE / "enter.sh"), str(root), user)
+
+
 class InstalledServer(Server):
     """The installed service: the unit's own command as the unit's own user, in a root folder."""
 
     def __init__(self, root: Path, launcher: tuple[str, ...] = (), **options: object) -> None:
         self.root = root
         uid, gid = account(root)
-        for name in ("proc", "dev", "sys", "tmp", "run"):
-            (root / name).mkdir(exist_ok=True)
-        (root / "tmp").chmod(0o1777)
-        sockets = root / "run/dropserve"
+        self.prefix = (*entering(root, f"{uid}:{gid}"), *launcher)
+        self.command = tuple(unit_command(root))
+        sockets = root / "run/dropserve"  # what RuntimeDirectory= of the unit makes
         sockets.mkdir(mode=0o700, exist_ok=True)
         os.chown(sockets, uid, gid)
-        self.prefix = ("unshare", "--mount", "/bin/sh", str(HERE / "enter.sh"), str(root), f"{uid}:{gid}", *launcher)
-        self.command = tuple(unit_command(root))
         super().__init__(runtime_dir="/run/dropserve", acceleration="auto", **options)
 
     def maps(self) -> set[str]:
@@ -155,16 +160,11 @@ class InstalledServer(Server):
         return files
 
     def foreign(self, allowed: tuple[str, ...] = ()) -> set[str]:
-        """The mapped files that are neither the package's nor the kernel's nor shared memory."""
-        ours = (f"{self.root}/opt/dropserve/", "/opt/dropserve/", "[", "/dev/shm/", "/memfd:", "anon_inode:", *allowed)
-        written = (
-            f"{self.root}/var/",
-            "/var/lib/dropserve/models/",
-            "/var/cache/dropserve/",
-            "/dropserve-",
-            "/dev/zero",
-        )
-        return {path for path in self.maps() if not path.startswith((*ours, *written))}
+        """The mapped files that are neither the package's, nor data of the service's own, nor shared memory."""
+        folders = ("/opt/dropserve/", "/var/lib/dropserve/models/", "/var/cache/dropserve/", "/run/dropserve/", "/tmp/")
+        ours = tuple(f"{self.root}{folder}" for folder in folders)
+        of_the_kernel = ("[", "/dev/zero", "/dev/shm/", "/memfd:", "anon_inode:", "/dropserve-")
+        return {path for path in self.maps() if not path.startswith((*ours, *of_the_kernel, *allowed))}
 
 
 def drop(root: Path, source: Path, model: str, version: int) -> None:
@@ -185,6 +185,3 @@ def built_rpm() -> Path:
     path = Path(os.environ.get("DROPSERVE_RPM", ROOT / "build/rpm/out/dropserve-0.1.0-1.x86_64.rpm"))
     assert path.is_file(), f"{path} is missing; run make test-rpm"
     return path
-
-
-__all__ = ["BUSYBOX", "InstalledServer", "account", "built_rpm", "dnf", "drop", "eventually", "make_repository", "run"]

@@ -17,7 +17,8 @@ import pytest
 
 from tests.acceleration_models import acceleration_zoo
 from tests.rpm import hosts
-from tests.rpm.hosts import HERE, InstalledServer, eventually, run
+from tests.rpm.hosts import HERE, InstalledServer, run
+from tests.server import eventually
 
 # What a loader could take instead of the runtime's own, and what glibc opens by name as a program runs.
 LIBRARIES = (
@@ -161,7 +162,8 @@ def test_it_serves_with_the_system_calls_of_linux_3_10(host: Path, zoo: Path) ->
     run("gcc", "-static", "-O1", "-Wall", "-o", made[0], HERE / "linux310.c")
     run("gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", made[1], HERE / "uname310.c")
     try:
-        refused = run("chroot", host, "/linux310", *("/opt/dropserve/runtime/bin/python3", "-I", "-c", _ON_310))
+        python = ("/opt/dropserve/runtime/bin/python3", "-I", "-c", _ON_310)
+        refused = run(*hosts.entering(host, "0:0"), "/linux310", *python)
         assert refused.split() == ["3.10.0-1160.el7.x86_64", "ENOSYS"]
         serves_everything(host, zoo, ("/linux310",), (f"{host}/uname310.so", "/uname310.so"))
     finally:
