@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from appliance.errors import Code, ServingError
 
-__all__ = ["serialized_examples"]
-
-# A context is repeated in every example, so a small request could ask for terabytes.
-EXPANDED_BYTES = 64 << 20
-EXPANDED_MULTIPLE = 16
+__all__ = ["Examples", "examples_of"]
 
 
-def serialized_examples(message: Any) -> np.ndarray:
-    """The examples [n] of a `protos.SerializedInput`, each the bytes of a tensorflow.Example.
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Serialized `tensorflow.Example`s, and a context of features that they share: an Example too, or nothing."""
 
-    A context goes before each example: where both have a feature, a reader of the joined bytes takes the example's.
-    Raises ServingError (INVALID_ARGUMENT) where there are none, or where contexts make too much of them.
-    """
-    kind = message.WhichOneof("kind")
-    listed = getattr(message, kind) if kind else None
-    if listed is None or not listed.examples:
-        raise ServingError(Code.INVALID_ARGUMENT, "Input is empty.")
-    context = b"".join(listed.context) if kind == "example_list_with_context" else b""
-    allowed = max(EXPANDED_BYTES, EXPANDED_MULTIPLE * message.ByteSize())
-    if len(context) * len(listed.examples) > allowed:
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f"a context of {len(context):,} bytes in {len(listed.examples):,} examples takes more than {allowed:,}",
-            "send fewer examples in a request",
-        )
-    array = np.empty(len(listed.examples), object)
-    for index, example in enumerate(listed.examples):
-        array[index] = context + example
-    return array
+    examples: Sequence[bytes]
+    context: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """What all examples take once each has the context."""
+        return sum(map(len, self.examples)) + len(self.context) * len(self.examples)
+
+    def check(self, max_bytes: int) -> None:
+        """Raises ServingError (INVALID_ARGUMENT) where there is no example, or where the context, repeated, takes more
+        than `max_bytes`."""
+        if not self.examples:
+            raise ServingError(Code.INVALID_ARGUMENT, "Input is empty.", "send at least one example")
+        if self.context and self.nbytes > max_bytes:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"The context repeated in {len(self.examples):,} examples takes {self.nbytes:,} bytes",
+                f"at most {max_bytes:,} are taken; send fewer examples at once",
+            )
+
+    def array(self) -> np.ndarray:
+        """[examples] object: each example, serialized, behind the context.
+
+        Two serialized messages in a row are their merger, in which the later one's features win.
+        """
+        array = np.empty(len(self.examples), object)
+        array[:] = [self.context + example for example in self.examples] if self.context else self.examples
+        return array
+
+
+def examples_of(message: Any) -> Examples:
+    """Of a `protos.SerializedInput`."""
+    match message.WhichOneof("kind"):
+        case "example_list":
+            return Examples(list(message.example_list.examples))
+        case "example_list_with_context":
+            given = message.example_list_with_context
+            return Examples(list(given.examples), b"".join(given.context))
+    return Examples(())

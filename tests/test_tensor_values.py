@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import Code, ServingError
-from appliance.example_inputs import serialized_examples
+from appliance.example_inputs import examples_of
 from appliance.fronts import protos
 from appliance.fronts.tensor_protos import decode_tensor, encode_tensor
 from appliance.tensor_values import array_of
@@ -100,14 +100,14 @@ def example(**features: float) -> bytes:
 def test_examples_are_taken_as_they_are() -> None:
     message = protos.SerializedInput()
     message.example_list.examples.extend([example(x=1), b"", example(y=2)])
-    assert serialized_examples(message).tolist() == [example(x=1), b"", example(y=2)]
+    assert examples_of(message).array().tolist() == [example(x=1), b"", example(y=2)]
 
 
 def test_a_context_is_in_every_example_and_yields_to_it() -> None:
     message = protos.SerializedInput()
     message.example_list_with_context.context.append(example(x=1, c=5))
     message.example_list_with_context.examples.extend([example(x=2), b""])
-    read = [protos.Example.FromString(data).features.feature for data in serialized_examples(message)]
+    read = [protos.Example.FromString(data).features.feature for data in examples_of(message).array()]
     assert [features["c"].float_list.value[:] for features in read] == [[5], [5]]
     assert [features["x"].float_list.value[:] for features in read] == [[2], [1]]
 
@@ -117,13 +117,13 @@ def test_no_examples_are_refused(kind: str) -> None:
     message = protos.SerializedInput()
     if kind:
         getattr(message, kind).SetInParent()
-    with pytest.raises(ServingError, match=r"^Input is empty\.$"):
-        serialized_examples(message)
+    with pytest.raises(ServingError, match=r"^Input is empty\."):
+        examples_of(message).check(1 << 20)
 
 
 def test_a_context_that_multiplies_the_request_is_refused() -> None:
     message = protos.SerializedInput()
     message.example_list_with_context.context.append(bytes(1 << 20))
     message.example_list_with_context.examples.extend([b""] * 100)
-    with pytest.raises(ServingError, match="1,048,576 bytes in 100 examples takes more than 67,108,864"):
-        serialized_examples(message)
+    with pytest.raises(ServingError, match="repeated in 100 examples takes 104,857,600 bytes"):
+        examples_of(message).check(64 << 20)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from appliance.example_inputs import serialized_examples
+from appliance.example_inputs import examples_of
 from appliance.fronts import protos
 from appliance.tensor_values import array_of
 from backends.contract import BackendError, Code, Signature
@@ -28,6 +28,9 @@ __all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_requests", "records_path
 
 MAX_RECORDS = 1000
 _MAX_RECORD_BYTES = 2**31 - 1  # protobuf's
+# A context is repeated in every example, so a small record could ask for terabytes.
+_EXPANDED_BYTES = 64 << 20
+_EXPANDED_MULTIPLE = 16
 _MAX_CASES = 64
 _MAX_CASES_BYTES = 256 << 20
 _DEFAULT_SIGNATURE = "serving_default"
@@ -147,7 +150,7 @@ def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:
                 name = request.model_spec.signature_name or _DEFAULT_SIGNATURE
                 if name not in signatures:
                     raise BackendError(Code.INVALID_ARGUMENT, f"No signature was found with the name: {name}")
-                return [_on_examples(name, signatures[name], method, serialized_examples(request.input))]
+                return [_on_examples(name, signatures[name], method, _examples(request.input))]
             case "multi_inference_log":
                 return _multi_inference(protos.TasksRequest.FromString(data), signatures)
             case _:
@@ -212,8 +215,15 @@ def _on_examples(name: str, signature: Signature, method: str, examples: np.ndar
     return Call(name, {"inputs": examples}, outputs)
 
 
+def _examples(message: Any) -> np.ndarray:
+    """[n] object. Raises ServingError where there are none, or where their context makes too much of them."""
+    examples = examples_of(message)
+    examples.check(max(_EXPANDED_BYTES, _EXPANDED_MULTIPLE * message.ByteSize()))
+    return examples.array()
+
+
 def _multi_inference(request: Any, signatures: Mapping[str, Signature]) -> list[Call]:
-    examples = serialized_examples(request.input)
+    examples = _examples(request.input)
     calls: list[Call] = []
     for task in request.tasks:
         name = task.model_spec.signature_name or _DEFAULT_SIGNATURE

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from appliance.errors import Code, ServingError
+from appliance.example_inputs import Examples, examples_of
 from appliance.fronts import protos
 from appliance.fronts.tensor_protos import model_spec
 from appliance.servable import ModelSpec
@@ -58,53 +59,6 @@ class Method(Enum):
     @property
     def noun(self) -> str:
         return "classification" if self is Method.CLASSIFY else "regression"
-
-
-# ---- Examples
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Examples:
-    """Serialized `tensorflow.Example`s, and a context of features that they share: an Example too, or nothing."""
-
-    examples: Sequence[bytes]
-    context: bytes = b""
-
-    @property
-    def nbytes(self) -> int:
-        """What all examples take once each has the context."""
-        return sum(map(len, self.examples)) + len(self.context) * len(self.examples)
-
-    def check(self, max_bytes: int) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) where there is no example, or where the context, repeated, takes more
-        than `max_bytes`."""
-        if not self.examples:
-            raise _refusal("Input is empty.", "send at least one example")
-        if self.context and self.nbytes > max_bytes:
-            raise _refusal(
-                f"The context repeated in {len(self.examples):,} examples takes {self.nbytes:,} bytes",
-                f"at most {max_bytes:,} are taken; send fewer examples at once",
-            )
-
-    def array(self) -> np.ndarray:
-        """[examples] object: each example, serialized, behind the context.
-
-        Two serialized messages in a row are their merger, in which the later one's features win.
-        """
-        array = np.empty(len(self.examples), object)
-        array[:] = [self.context + example for example in self.examples] if self.context else self.examples
-        return array
-
-
-def _examples(message: Any) -> Examples:
-    """Of a `protos.SerializedInput`."""
-    match message.WhichOneof("kind"):
-        case "example_list":
-            return Examples(list(message.example_list.examples))
-        case "example_list_with_context":
-            given = message.example_list_with_context
-            return Examples(list(given.examples), b"".join(given.context))
-    return Examples(())
 
 
 # ---- Signatures
@@ -334,7 +288,7 @@ def decode_request(data: bytes) -> ExamplesMessage:
     if not request.HasField("model_spec"):
         raise _refusal("Missing ModelSpec", "set model_spec.name")
     spec = request.model_spec
-    return ExamplesMessage(model_spec(spec), spec.signature_name, _examples(request.input))
+    return ExamplesMessage(model_spec(spec), spec.signature_name, examples_of(request.input))
 
 
 def decode_multi_request(data: bytes) -> MultiMessage:
@@ -346,7 +300,7 @@ def decode_multi_request(data: bytes) -> MultiMessage:
     if not request.tasks:
         raise _refusal("ModelSpec has no name specified.", "send at least one task")
     wanted = tuple([(one.model_spec.name, one.model_spec.signature_name, one.method_name) for one in request.tasks])
-    return MultiMessage(model_spec(request.tasks[0].model_spec), wanted, _examples(request.input))
+    return MultiMessage(model_spec(request.tasks[0].model_spec), wanted, examples_of(request.input))
 
 
 def _parse(kind: Any, data: bytes) -> Any:
