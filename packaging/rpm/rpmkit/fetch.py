@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def _download(entry: Locked, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
         scratch = Path(folder)
-        os.chmod(scratch, 0o755)
+        os.chmod(scratch, 0o755)  # noqa: S103 - apt fetches as a user of its own
         if entry.kind == "deb":
             fetched = _download_deb(entry.name, entry.version, scratch)
         else:
@@ -117,15 +118,19 @@ def resolve_wheels(requirements: str, constraints: Path, kind: str, cache: Path)
         platform = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
         with step(f"Resolving the {kind} packages"):
             run(
-                ["uv", "pip", "compile", wanted, "--constraints", constraints, "--generate-hashes", *platform]
-                + ["--no-emit-index-url", "--no-header", "--no-annotate", "--only-binary", ":all:", "-o", hashed]
+                [
+                    *("uv", "pip", "compile", str(wanted), "--constraints", str(constraints), "-o", str(hashed)),
+                    *("--no-emit-index-url", "--no-header", "--no-annotate", "--only-binary", ":all:"),
+                    *("--generate-hashes", *platform),
+                ]
             )
         with step(f"Fetching the {kind} packages"):
             wheels = _download_wheel(hashed, scratch, f"the {kind} packages")
         entries = []
         for wheel in wheels:
             name, version = wheel.name.split("-")[:2]
-            entry = Locked(kind, name.replace("_", "-").replace(".", "-").lower(), version, sha256_of(wheel), wheel.name)
+            normal = re.sub(r"[-_.]+", "-", name).lower()
+            entry = Locked(kind, normal, version, sha256_of(wheel), wheel.name)
             store(wheel, entry, cache)
             entries.append(entry)
     return entries

@@ -1,8 +1,8 @@
 """Paths that are compiled into Debian's loader, C library and OpenSSL, replaced by our own of the same length.
 
 With them the loader looks for libraries nowhere but in the runtime and in the folder of links to the NVIDIA driver, and
-reads neither the host's ld.so.cache nor its ld.so.preload. Each pattern must occur exactly as often as stated: an update
-of the library that moves a path fails the build here instead of reading the host's files on somebody's server.
+reads neither the host's ld.so.cache nor its ld.so.preload. Each pattern must occur exactly as often as stated: an
+update of the library that moves a path fails the build here instead of reading the host's files on somebody's server.
 
 Rejected: RPATH alone (a library with a RUNPATH of its own disables it), `ld.so` as a wrapper (`sys.executable` becomes
 the loader), LD_LIBRARY_PATH (host programs that are started inherit it).

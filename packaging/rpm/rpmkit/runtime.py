@@ -40,6 +40,9 @@ _UNUSED_LIBRARIES = {
     *("libnsl.so.1", "libnss_compat.so.2", "libnss_hesiod.so.2", "libexpatw.so.1"),
 }
 
+# Wheels that others ask for, and nothing imports while it serves or converts.
+UNUSED_WHEELS = {"libclang", "wheel"}
+
 # Of the standard library: what needs a terminal, a display or a library that is left out, and the tests.
 _PRUNED_LIBRARY = (
     *("EXTERNALLY-MANAGED", "sitecustomize.py", "curses", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test"),
@@ -49,8 +52,8 @@ _PRUNED_LIBRARY = (
 
 # Of the wheels: what serving and converting do not use. ai_edge_litert/vendors has RPATHs into the host's /usr/lib.
 _PRUNED_PACKAGES = (
-    *("bin", "share", "*.dist-info/RECORD", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED"),
-    *("*.dist-info/direct_url.json", "clang", "libclang-*.dist-info", "wheel", "wheel-*.dist-info"),
+    *("bin", "share", "tests", "*.dist-info/RECORD", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED"),
+    "*.dist-info/direct_url.json",
     *("tensorflow/include", "tensorflow/xla_aot_runtime_src", "ai_edge_litert/vendors", "ai_edge_litert/tools"),
     *("ai_edge_litert/*[wW]eb[gG]pu*", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"),
     *("onnxruntime/transformers", "onnx/test", "onnx/backend/test", "h5py/tests", "google/_upb/*.a"),
@@ -58,7 +61,7 @@ _PRUNED_PACKAGES = (
 )
 CUDA_PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"  # belongs to dropserve-cuda
 
-# Their symbols are only for debuggers. No other library is stripped: patchelf's and auditwheel's work does not survive it.
+# Their symbols are only for debuggers. No other is stripped: what patchelf and auditwheel did would not survive it.
 _STRIPPED = ("tensorflow/libtensorflow_cc.so.2", "tensorflow/libtensorflow_framework.so.2")
 
 
@@ -128,8 +131,10 @@ def _install_wheels(wheels: dict[Locked, Path], target: Path, work: Path) -> Non
     listing = work / "wheels.txt"
     listing.write_text("".join(f"{path.resolve()} --hash=sha256:{entry.sha256}\n" for entry, path in wheels.items()))
     run(
-        [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-index", "--no-deps"]
-        + ["--require-hashes", "--only-binary", ":all:", "--no-compile", "--target", target, "-r", listing]
+        [
+            *(sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-index", "--no-deps"),
+            *("--require-hashes", "--only-binary", ":all:", "--no-compile", "--target", target, "-r", listing),
+        ]
     )
 
 
@@ -156,6 +161,11 @@ def _alias_tensorflow(packages: Path) -> None:
 def _install_ourselves(source: Path, packages: Path) -> None:
     project = tomllib.loads((source / "pyproject.toml").read_text())
     setup = project["tool"]["setuptools"]
+    for top in {package.partition(".")[0] for package in setup["packages"]}:
+        for path in (source / top).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(source).parts)
+            if name not in setup["packages"]:
+                raise BuildError(f"the package {name} is not listed in pyproject.toml", "add it to [tool.setuptools]")
     for package in setup["packages"]:
         folder = source.joinpath(*package.split("."))
         target = packages.joinpath(*package.split("."))
@@ -180,7 +190,8 @@ def in_runtime(root: Path, arguments: Sequence[str]) -> str:
 
 
 def byte_compile(root: Path) -> None:
-    """Adds the `.pyc` files: the service's user cannot write them, and an import without them takes three times as long.
+    """Adds the `.pyc` files: the service's user cannot write them, and an import without them takes three times as
+    long.
 
     Two processes with fixed parts, each in one order, so that their result does not depend on scheduling.
     """
