@@ -144,6 +144,20 @@ class Server:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.versions(model)}\n{self.log()[-5000:]}") from None
 
+    def ask_official(self, module: str) -> dict[str, Any]:
+        """What the official stubs got, in a process of their own: `module` prints it as JSON."""
+        done = subprocess.run(
+            [sys.executable, "-m", module, str(self.grpc_port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
     # -- processes ---------------------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:

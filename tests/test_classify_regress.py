@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import grpc
 import pytest
 
 from appliance.fronts import protos
-from tests.server import ROOT, Server, eventually
+from tests.server import Server, eventually
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,7 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 @pytest.fixture(scope="module")
 def answers(server: Server) -> dict[str, Any]:
     """What the official stubs got."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.official_examples", str(server.grpc_port)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return server.ask_official("tests.official_examples")
 
 
 def spec(model: str, signature: str) -> dict[str, str]:

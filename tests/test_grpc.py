@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.official_protos import samples
-from tests.server import ROOT, Server, eventually
+from tests.server import Server, eventually
 
 SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 MODELS = ("half_plus_two", "strings", "defaults", "multi_io", "dtypes")
@@ -38,17 +35,7 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 @pytest.fixture(scope="module")
 def answers(server: Server) -> dict[str, Any]:
     """What the official stubs got."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.official_client", str(server.grpc_port)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return server.ask_official("tests.official_client")
 
 
 EXPECTED = {"spec": ["half_plus_two", 1, "serving_default"], "outputs": {"y": ["2.5", "3.0", "4.5"]}}

@@ -107,8 +107,8 @@ class ManagerMachine(RuleBasedStateMachine):
     def change_form(self, name: str, version: int, kind: str) -> None:
         servable = ServableId(name, version)
         if kind == "accelerate":
-            digest = self.manager.digest_of(servable)
-            self.act(self.manager.accelerate(servable, Form("onnx", "/c"), digest or "", self.now))
+            digest = next((digest for found, _, digest, _ in self.manager.own_models() if found == servable), "")
+            self.act(self.manager.accelerate(servable, Form("onnx", "/c"), digest, self.now))
         elif kind == "stand by":
             self.act(self.manager.stand_by(servable, self.now + 30, self.now))
         else:

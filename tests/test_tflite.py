@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 
 from backends.contract import BackendError, Code, IncompleteError
 from backends.registry import backend_for, check_complete
-from tests.server import ROOT, Server, eventually
+from tests.server import Server, eventually
 
 Drop = Callable[..., Path]
 
@@ -153,17 +151,7 @@ def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 @pytest.fixture(scope="module")
 def answers(server: Server) -> dict[str, Any]:
     """What the official stubs got."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.official_lite_client", str(server.grpc_port)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return server.ask_official("tests.official_lite_client")
 
 
 def half_plus(server: Server, model: str) -> float:

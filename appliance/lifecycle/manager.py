@@ -611,13 +611,6 @@ class Manager:
             return version.socket_path
         return self.standing_by(servable)
 
-    def digest_of(self, servable: ServableId) -> str | None:
-        """What identifies the files that an available version serves, where its own model serves them."""
-        version = self._version(servable)
-        if version is None or version.state is not State.AVAILABLE or version.form or version.successor:
-            return None
-        return version.digest
-
     def _version(self, servable: ServableId) -> _Version | None:
         model = self._models.get(servable.model)
         return None if model is None or model.removed else model.versions.get(servable.version)

@@ -65,6 +65,17 @@ class _Worker:
     trying_inputs: bool = False  # it is warmed up with made-up inputs
     asked: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
 
+    @property
+    def backend(self) -> str:
+        """What runs it: its form's backend, or what the files of its folder, as they were last seen, are for."""
+        if self.form is not None:
+            return self.form.backend
+        return backend_for(self.action.names, self.options.prefer_tflite_model)
+
+    def forget_process(self) -> None:
+        """Its process has ended, and another one is to be started for it."""
+        self.pid, self.writer, self.last_words, self.trying_inputs = None, None, "", False
+
     def hear(self, words: str) -> None:
         self.last_words = words
 
@@ -169,7 +180,7 @@ class Workers:
         return {
             number: worker.action.servable
             for number, worker in self._workers.items()
-            if worker.serving and backend_for(worker.action.names, worker.options.prefer_tflite_model) == backend
+            if worker.serving and worker.backend == backend
         }
 
     def by_pid(self) -> dict[int, ServableId]:
@@ -212,7 +223,7 @@ class Workers:
             if worker.may_fall_back and not (worker.killed or worker.draining or self._stopping):
                 logger.warning("%s: its form does not load (%s): TensorFlow serves it", worker.action.servable, how)
                 worker.form, worker.may_fall_back = None, False
-                worker.pid, worker.writer, worker.last_words, worker.trying_inputs = None, None, "", False
+                worker.forget_process()
                 how = await self._run(worker, worker.options)
             if worker.trying_inputs and not (worker.killed or worker.draining or self._stopping):
                 logger.warning(
@@ -220,7 +231,7 @@ class Workers:
                     worker.action.servable,
                     how,
                 )
-                worker.pid, worker.writer, worker.last_words, worker.trying_inputs = None, None, "", False
+                worker.forget_process()
                 how = await self._run(worker, replace(worker.options, enable_model_warmup=False))
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
@@ -295,8 +306,7 @@ class Workers:
         was forked all the same sees the end of its control socket, and ends.
         """
         servable = worker.action.servable
-        form = worker.form
-        backend = backend_for(worker.action.names, options.prefer_tflite_model) if form is None else form.backend
+        form, backend = worker.form, worker.backend
         if form is not None and not options.tensorflow_intra_op_parallelism:
             options = replace(options, tensorflow_intra_op_parallelism=form.threads)
         options = await self._placement.place(worker.action.worker, backend, options)
