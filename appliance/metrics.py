@@ -407,24 +407,29 @@ class WorkerMetrics:
 
     def queue(self, requests: int, nbytes: int, running: int) -> None:
         """The state of the queue: how much waits, and how many runs there are."""
-        self._queue_requests.set(requests)
-        self._queue_bytes.set(nbytes)
-        self._running.set(running)
+        # Told twice for each request: so it calls nothing.
+        gauge = self._queue_requests
+        gauge._values[gauge._at] = requests
+        gauge = self._queue_bytes
+        gauge._values[gauge._at] = nbytes
+        gauge = self._running
+        gauge._values[gauge._at] = running
 
-    def batch(self, rows: int, requests: int) -> None:
-        """Records what one run of the model computes: `requests` that were merged, with `rows` in all."""
-        with self._recorder.lock:
-            _observe(self._batch_requests, requests)
-            _observe(self._batch_rows, rows)
-
-    def ran(self, method_name: str, seconds: float) -> None:
-        """Records that the model ran. `method_name` is the signature's ("tensorflow/serving/classify"): of what API the
-        requests were, a worker does not know."""
-        microseconds = float(int(seconds * 1e6))
+    def ran(self, method_name: str, rows: int, requests: int, seconds: float) -> None:
+        """Records one run of the model: `requests` that were merged, with `rows` in all. `method_name` is the
+        signature's ("tensorflow/serving/classify"): of what API the requests were, a worker does not know."""
         latency = self._latency.get(method_name)
         if latency is None:
             api = API.get(method_name.rpartition("/")[2], "Predict")
             latency = self._latency[method_name] = self._recorder.histogram(TF_RUNTIME_LATENCY, self._model, api, "TF1")
+        observed = (
+            (latency, float(int(seconds * 1e6))),
+            (self._run_duration, seconds),
+            (self._batch_requests, requests),
+            (self._batch_rows, rows),
+        )
         with self._recorder.lock:
-            _observe(latency, microseconds)
-            _observe(self._run_duration, seconds)
+            for histogram, value in observed:
+                bounds, values, at = histogram._bounds, histogram._values, histogram._at
+                values[at + bisect_left(bounds, value)] += 1.0
+                values[at + len(bounds) + 1] += value

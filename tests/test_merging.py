@@ -182,10 +182,11 @@ def test_padding_beyond_all_bounds_is_refused_before_memory_is_taken() -> None:
 def test_every_execution_is_told_with_its_rows_and_requests() -> None:
     told = []
     merging = Merging(Recorded(echo), frozenset("s"), None)
-    merging.on_batch = lambda *what: told.append(what)
+    merging.on_run = lambda *what: told.append(what)
     merging.run("s", ["y"], [call(1), call(2, 3)])
     merging.run("s", ["y"], [call(1)])
-    assert told == [("s", 3, 2), ("s", 1, 1)]
+    assert [what[:3] for what in told] == [("s", 3, 2), ("s", 1, 1)]
+    assert all(seconds >= 0 for *_, seconds in told)
 
 
 def test_the_parts_of_a_split_request_make_one_answer_and_its_first_error_counts() -> None:

@@ -210,7 +210,7 @@ def test_threads_of_one_process_lose_no_count(tmp_path: Path) -> None:
 
     def run() -> None:
         for _ in range(5000):
-            worker.ran("tensorflow/serving/predict", 0.001)
+            worker.ran("tensorflow/serving/predict", 1, 1, 0.001)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -373,7 +373,7 @@ def test_bounds_and_series_are_those_of_tensorflow_serving(tmp_path: Path) -> No
     recorded.record("m", "predict", Code.OK, 0.000_2)
     recorded.record("m", "predict", Code.INVALID_ARGUMENT, 0.000_2)
     recorded.examples("m", 3)
-    WorkerMetrics(Recorder(str(tmp_path), "worker", "m", "1"), "m", 1).ran("tensorflow/serving/classify", 0.5)
+    WorkerMetrics(Recorder(str(tmp_path), "worker", "m", "1"), "m", 1).ran("tensorflow/serving/classify", 1, 1, 0.5)
     lines = render_tensorflow(read_series(collect(str(tmp_path)).series)).splitlines()
     assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1' in lines
     assert ':tensorflow:serving:request_count{model_name="m",status="INVALID_ARGUMENT"} 1' in lines

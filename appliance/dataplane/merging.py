@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from appliance.dataplane.batching import Extent
 from appliance.dataplane.wire import parse_predict_meta, table_shapes
 from backends.contract import Backend, BackendError, Code, Signature
 
-OnBatch = Callable[[str, int, int], None]
-"""Called for every execution with its signature, its rows (padding included) and its requests."""
+OnRun = Callable[[str, int, int, float], None]
+"""Called after every run that succeeds: its signature, its rows (padding included), its requests and its seconds."""
 
 Inputs = Mapping[str, np.ndarray]
 Outcome = list[np.ndarray] | Exception
@@ -117,7 +118,7 @@ class Merging:
         self._backend = backend
         self._batching = batching
         self.mergeable = {name: backend.signatures[name] for name in mergeable}
-        self.on_batch: OnBatch | None = None
+        self.on_run: OnRun = lambda *_: None
         # Most requests have the meta of one before. Clients choose it: only short ones are remembered, and few.
         self._extent = functools.lru_cache(1024)(lambda meta: mergeable_extent(meta, self.mergeable))
         self._place = functools.lru_cache(1024)(
@@ -175,9 +176,16 @@ class Merging:
 
     def execute(self, signature: str, outputs: Sequence[str], inputs: Inputs, requests: int = 1) -> list[np.ndarray]:
         """`Backend.run`, counted."""
-        if self.on_batch is not None:
-            self.on_batch(signature, next((len(array) for array in inputs.values() if array.ndim), 1), requests)
-        return self._backend.run(signature, inputs, outputs)
+        started = time.perf_counter()
+        arrays = self._backend.run(signature, inputs, outputs)
+        seconds = time.perf_counter() - started
+        rows = 1
+        for array in inputs.values():
+            if array.ndim:
+                rows = len(array)
+                break
+        self.on_run(signature, rows, requests, seconds)
+        return arrays
 
 
 def _concatenated(arrays: Sequence[np.ndarray], padding_rows: int, pad_inputs: bool) -> np.ndarray:

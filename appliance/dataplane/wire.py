@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.dtypes import BY_NUMBER, BY_NUMPY, STRING
+from backends.dtypes import BY_NUMBER, BY_NUMPY, STRING, DType
 
 MAGIC = b"ds"
 HEADER = struct.Struct("<2sBBIQQQ")
@@ -132,37 +132,54 @@ def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
 
     Raises WireError where the table does not describe the payload.
     """
+    table = bytes(table)
+    layout = _layout(table) if len(table) <= _MAX_KEPT_BYTES else _layout.__wrapped__(table)
     arrays: dict[str, np.ndarray] = {}
+    try:
+        for name, dtype, shape, offset, nbytes in layout:
+            if offset + nbytes > len(payload):
+                raise WireError(f"array {name!r} ends beyond its payload")
+            if dtype is STRING:
+                arrays[name] = _unpack_strings(memoryview(payload)[offset : offset + nbytes], shape)
+            elif nbytes:
+                count = nbytes // dtype.numpy.itemsize
+                arrays[name] = np.frombuffer(payload, dtype.numpy, count, offset).reshape(shape)
+            else:
+                arrays[name] = np.empty(0, dtype.numpy).reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise WireError(f"a table that does not fit its payload: {error}") from error
+    return arrays
+
+
+@functools.lru_cache(256)
+def _layout(table: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int, int], ...]:
+    """Name, element type, shape, offset in the payload and bytes of each array. Raises WireError.
+
+    Most requests to a model have the table of one before; reading it takes longer than all else here.
+    """
+    found = []
     try:
         (count,) = struct.unpack_from("<H", table)
         position, offset = 2, 0
         for _ in range(count):
             (name_bytes,) = struct.unpack_from("<H", table, position)
             position += 2
-            name = bytes(table[position : position + name_bytes]).decode()
+            name = table[position : position + name_bytes].decode()
             position += name_bytes
             number, rank = table[position], table[position + 1]
             *shape, nbytes = struct.unpack_from(f"<{rank}qQ", table, position + 2)
             position += 2 + 8 * rank + 8
             if min(shape, default=0) < 0:
                 raise WireError(f"array {name!r} has a negative dimension")
-            offset = -(-offset // ALIGNMENT) * ALIGNMENT
             dtype = BY_NUMBER[number]
-            if offset + nbytes > len(payload):
-                raise WireError(f"array {name!r} ends beyond its payload")
-            if dtype is STRING:
-                array = _unpack_strings(memoryview(payload)[offset : offset + nbytes], shape)
-            else:
-                size = dtype.numpy.itemsize
-                if nbytes % size:
-                    raise WireError(f"array {name!r} has a broken element")
-                array = np.frombuffer(payload, dtype.numpy, nbytes // size, offset) if nbytes else _empty(dtype.numpy)
-                array = array.reshape(shape)
-            arrays[name] = array
+            if dtype is not STRING and nbytes % dtype.numpy.itemsize:
+                raise WireError(f"array {name!r} has a broken element")
+            offset = -(-offset // ALIGNMENT) * ALIGNMENT
+            found.append((name, dtype, tuple(shape), offset, nbytes))
             offset += nbytes
-    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
+    except (struct.error, IndexError, KeyError, ValueError) as error:
         raise WireError(f"a table that cannot be read: {error}") from error
-    return arrays
+    return tuple(found)
 
 
 def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -182,10 +199,6 @@ def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise WireError(f"a table that cannot be read: {error}") from error
     return found
-
-
-def _empty(dtype: np.dtype) -> np.ndarray:
-    return np.empty(0, dtype)
 
 
 def _unpack_strings(data: memoryview, shape: Sequence[int]) -> np.ndarray:

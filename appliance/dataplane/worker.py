@@ -34,7 +34,6 @@ from appliance.dataplane import shared
 from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, RequestQueue
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.merging import Call, Merging, Outcome, joined
-from appliance.dataplane.timed_backend import TimedBackend
 from appliance.dataplane.warmup import source_of, warm_up
 from appliance.dataplane.warmup_records import write_recorded_cases
 from appliance.dataplane.wire import (
@@ -191,10 +190,9 @@ class Worker:
             self._concurrency = batching.num_batch_threads or len(os.sched_getaffinity(0))
             if options.max_concurrent_requests:
                 self._concurrency = min(self._concurrency, options.max_concurrent_requests)
-        self.merging = Merging(
-            TimedBackend(backend, metrics), mergeable if options.merge_waiting_requests else frozenset(), batching
-        )
-        self.merging.on_batch = lambda _, rows, requests: metrics.batch(rows, requests)
+        self.merging = Merging(backend, mergeable if options.merge_waiting_requests else frozenset(), batching)
+        methods = {name: signature.method_name for name, signature in backend.signatures.items()}
+        self.merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
         self._running = 0
         self._draining = False
         self._drained = False

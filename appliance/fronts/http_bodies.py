@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
-from collections.abc import AsyncIterator
+from typing import Any
 
 import falcon.asgi
 
 from appliance.errors import Code, ServingError
+from appliance.fronts.http_bounds import CYCLE
 from appliance.fronts.reservation import Reservation
 from appliance.options import Options
 
@@ -40,7 +42,7 @@ async def read_body(req: Request, options: Options, reserved: Reservation) -> by
     declared = req.content_length
     if declared is not None and declared > limit:
         if req.get_header("expect") is None:  # else the client waits for leave to send it
-            await _discard(aiter(req.stream))
+            await _discard(req.scope[CYCLE])
         raise UnwantedBodyError(413, f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
     body = await _received(req, options, reserved)
     encoding = (req.get_header("content-encoding") or "identity").strip().lower()
@@ -53,6 +55,18 @@ async def read_body(req: Request, options: Options, reserved: Reservation) -> by
 
 async def _received(req: Request, options: Options, reserved: Reservation) -> bytes:
     """The body as it was sent, at the pace that is asked for."""
+    cycle = req.scope[CYCLE]
+    if cycle.more_body:
+        return await _paced(cycle, options, reserved)
+    # A small body comes with its head. What is there needs no timer, and falcon's stream would cost as much again.
+    body, _ = await _next(cycle)
+    if len(body) > options.max_request_bytes:
+        raise UnwantedBodyError(413, f"The body is larger than max_request_bytes, {options.max_request_bytes:,}")
+    reserved.add(len(body))
+    return body
+
+
+async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
     loop = asyncio.get_running_loop()
     started = loop.time()
     limit, grace, rate = options.max_request_bytes, options.body_grace_seconds, options.min_body_bytes_per_second
@@ -60,13 +74,13 @@ async def _received(req: Request, options: Options, reserved: Reservation) -> by
     total = 0
     try:
         async with asyncio.timeout_at(started + grace) as pace:
-            stream = aiter(req.stream)
-            async for chunk in stream:
+            more = True
+            while more and total <= limit:
+                chunk, more = await _next(cycle)
                 total += len(chunk)
-                if total > limit:
-                    break
-                reserved.add(len(chunk))
-                chunks.append(chunk)
+                if total <= limit:
+                    reserved.add(len(chunk))
+                    chunks.append(chunk)
                 pace.reschedule(started + grace + total / rate)
     except TimeoutError:
         raise UnwantedBodyError(
@@ -76,22 +90,29 @@ async def _received(req: Request, options: Options, reserved: Reservation) -> by
         ) from None
     if total > limit:
         chunks.clear()
-        await _discard(stream)
+        await _discard(cycle)
         raise UnwantedBodyError(413, f"The body is larger than max_request_bytes, {limit:,}")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _discard(stream: AsyncIterator[bytes]) -> None:
+async def _next(cycle: Any) -> tuple[bytes, bool]:
+    """The bytes of the body that have come since the last call, and whether more will; waits for some. Raises
+    ServingError (CANCELLED) where the client is gone."""
+    event = await cycle.receive()
+    if event["type"] != "http.request":
+        raise ServingError(Code.CANCELLED, "The client is gone")
+    return event["body"], event["more_body"]
+
+
+async def _discard(cycle: Any) -> None:
     """Reads a little of an unwanted body: a client that is still writing it would not see the answer otherwise."""
     total = 0
-    try:
+    with contextlib.suppress(TimeoutError, ServingError):
         async with asyncio.timeout(_DRAIN_SECONDS):
-            async for chunk in stream:
+            more = True
+            while more and total <= _DRAIN_BYTES:
+                chunk, more = await _next(cycle)
                 total += len(chunk)
-                if total > _DRAIN_BYTES:
-                    return
-    except TimeoutError:
-        pass
 
 
 async def _inflated(body: bytes, limit: int, reserved: Reservation) -> bytes:

@@ -14,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 logger = logging.getLogger(__name__)
 
+CYCLE = "dropserve.cycle"  # in the scope: uvicorn's RequestResponseCycle, which has the body as it came
+
 _SWEEP_SECONDS = 1.0
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a system call
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -104,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
         elif not self._refused:
             super().on_headers_complete()
+            self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
 
     def on_body(self, body: bytes) -> None:
         if not self._refused:

@@ -7,6 +7,7 @@ the master, so while one is replaced connections wait instead of being refused. 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -58,6 +59,8 @@ _CORS = {
     "access-control-allow-headers": "Content-Type",
 }
 
+_LOOPBACK = ("127.0.0.1", "::1")
+
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -93,26 +96,16 @@ class RestFront:
         assert resp is not None  # falcon has none for WebSockets only
         started = time.monotonic()
         asked_model.set("")
-        req.context.method = "other"
+        method = "other"
         code = Code.INTERNAL  # of what nobody foresaw, and `make_app` answers
-        try:
-            code = await self._answer(req, resp, started)
-        except asyncio.CancelledError:
-            code = Code.CANCELLED
-            raise
-        finally:
-            model = asked_model.get()  # one that is not known is none, so that clients cannot make up labels
-            known = model if model in self.router.snapshot.models else ""
-            self._counts.record(known, req.context.method, code, time.monotonic() - started)
-
-    async def _answer(self, req: Request, resp: Response, started: float) -> Code:
-        """Answers: the paths are matched on their raw form, in which an escaped slash is no slash."""
-        code = Code.OK
-        path: str = req.scope["raw_path"].decode("latin-1")
+        path: str = req.scope["raw_path"].decode("latin-1")  # in which an escaped slash is no slash
         if self._options.rest_api_enable_cors_support:
             resp.set_headers(_CORS)  # first, so that every answer has them, that to an unforeseen error too
         try:
-            await self._route(req, resp, path)
+            handler, match = self._route(req, path)
+            method = handler.__name__
+            await handler(self, req, resp, match)
+            code = Code.OK
         except ServingError as error:
             code = error.code
             resp.status = str(error.http_status)
@@ -128,40 +121,29 @@ class RestFront:
             code = Code.RESOURCE_EXHAUSTED
             resp.status = "429"
             resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
-        if resp.content_type is None:
-            resp.content_type = _JSON
-        await self._compress(req, resp)
+        except asyncio.CancelledError:
+            code = Code.CANCELLED
+            raise
+        finally:
+            model = asked_model.get()  # one that is not known is none, so that clients cannot make up labels
+            known = model if model in self.router.snapshot.models else ""
+            self._counts.record(known, method, code, time.monotonic() - started)
+        if resp.data and 0 < self._options.rest_compression_min_bytes <= len(resp.data):
+            await _compress(req, resp)
         if self._options.access_log:
             self._log_access(req, resp, path, started)
-        return code
 
-    async def _compress(self, req: Request, resp: Response) -> None:
-        """Compresses the answer where it is worth it and the client accepts it."""
-        data, min_bytes = resp.data, self._options.rest_compression_min_bytes
-        if not data or not min_bytes:
-            return
-        wanted = is_gzip_wanted(req.get_header("accept-encoding"), len(data), min_bytes)
-        if wanted:
-            resp.data = await gzipped(data)
-            resp.set_header("content-encoding", "gzip")
-        if wanted or len(data) >= min_bytes:
-            resp.set_header("vary", "Accept-Encoding")  # caches keep both
-
-    async def _route(self, req: Request, resp: Response, path: str) -> None:
+    def _route(self, req: Request, path: str) -> tuple[Handler, re.Match[str]]:
+        """The handler that answers, and what its pattern found in the path. Raises ServingError where none does."""
         asked = "GET" if req.method == "HEAD" else req.method
-        if path == self._monitoring_path and asked == "GET":
-            req.context.method = "metrics"
-            await self._serve_monitoring(resp)
-            return
-        for method, pattern, handler in _ROUTES:
-            if method == asked and (match := pattern.fullmatch(path)):
-                req.context.method = handler.__name__
-                await handler(self, req, resp, match)
-                return
+        if asked == "GET" and path == self._monitoring_path:
+            return RestFront.monitoring, _anything(path)
+        found = _matched(asked, path) if len(path) <= _REMEMBERED_PATH else _matched.__wrapped__(asked, path)
+        if found is not None:
+            return found
         if path.lower().startswith("/v1/"):
             if req.method == "OPTIONS" and self._options.rest_api_enable_cors_support:
-                _check_preflight(req)
-                return
+                return RestFront.preflight, _anything(path)
             raise ServingError(Code.INVALID_ARGUMENT, f"Malformed request: {req.method} {path[:1000]}")
         raise ServingError(
             Code.NOT_FOUND, f"Not found: {req.method} {path[:1000]}", "the models are listed at GET /v1/models"
@@ -169,10 +151,13 @@ class RestFront:
 
     def _log_access(self, req: Request, resp: Response, path: str, started: float) -> None:
         status, size = int(str(resp.status)[:3]), len(resp.data or b"")
+        client = req.remote_addr
+        if client in _LOOPBACK:  # a proxy on this machine says whom it stands for
+            client = (req.get_header("x-forwarded-for") or client).rpartition(",")[2].strip()[:100]
         milliseconds = (time.monotonic() - started) * 1000
         fields = {
             "protocol": "rest",
-            "client": req.remote_addr,
+            "client": client,
             "method": req.method,
             "path": path,
             "status": status,
@@ -180,7 +165,7 @@ class RestFront:
             "response_bytes": size,
             "milliseconds": round(milliseconds, 3),
         }
-        text = f"{req.remote_addr} {req.method} {path[:200]} {status} {size} B {milliseconds:.1f} ms"
+        text = f"{client} {req.method} {path[:200]} {status} {size} B {milliseconds:.1f} ms"
         access_logger.info(text, extra={"fields": fields})
 
     # -- handlers --------------------------------------------------------------------------------------------
@@ -277,7 +262,7 @@ class RestFront:
     async def _own_metrics(self) -> bytes:
         return await self._pages.own(self.router.snapshot, await scraped_gpu_status(self.router))
 
-    async def _serve_monitoring(self, resp: Response) -> None:
+    async def monitoring(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         """TensorFlow Serving's metrics; and ours too, where its path is ours."""
         data = await self._pages.tensorflow_serving()
         if self._monitoring_path == "/metrics":
@@ -298,6 +283,15 @@ class RestFront:
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
+    async def preflight(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """What a browser asks before it sends a web page's request: the headers answer."""
+        if not re.search("https?://", req.get_header("origin") or ""):
+            raise ServingError(
+                Code.FAILED_PRECONDITION,
+                "Origin header is missing in CORS preflight",
+                "OPTIONS only answers web browsers; use GET or POST",
+            )
+
     async def healthz(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         resp.data = _json({"status": "alive"})
 
@@ -315,6 +309,15 @@ class _Startup:
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._front.start()
+
+
+async def _compress(req: Request, resp: Response) -> None:
+    """Compresses a large answer where the client accepts it."""
+    resp.set_header("vary", "Accept-Encoding")  # caches keep both
+    if is_gzip_wanted(req.get_header("accept-encoding")):
+        assert resp.data is not None
+        resp.data = await gzipped(resp.data)
+        resp.set_header("content-encoding", "gzip")
 
 
 def _json(value: object) -> bytes:
@@ -339,17 +342,9 @@ def _spec(match: re.Match[str]) -> ModelSpec:
 
 def _unquoted(text: str) -> str:
     """Percent-decoded, of a path in latin-1: what is not escaped may be UTF-8 as well."""
+    if "%" not in text and text.isascii():
+        return text
     return urllib.parse.unquote(text.encode("latin-1"))
-
-
-def _check_preflight(req: Request) -> None:
-    """Raises ServingError (FAILED_PRECONDITION) for an OPTIONS request that does not come from a web page."""
-    if not re.search("https?://", req.get_header("origin") or ""):
-        raise ServingError(
-            Code.FAILED_PRECONDITION,
-            "Origin header is missing in CORS preflight",
-            "OPTIONS only answers web browsers; use GET or POST",
-        )
 
 
 def _signature(version: VersionRoute, name: str) -> Signature:
@@ -390,6 +385,23 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
 )
 
 
+def _anything(path: str) -> re.Match[str]:
+    match = re.compile(".*", re.DOTALL).fullmatch(path)
+    assert match is not None
+    return match
+
+
+_REMEMBERED_PATH = 256  # clients choose paths: only short ones are remembered, and few
+
+
+@functools.lru_cache(1024)
+def _matched(method: str, path: str) -> tuple[Handler, re.Match[str]] | None:
+    for allowed, pattern, handler in _ROUTES:
+        if allowed == method and (match := pattern.fullmatch(path)):
+            return handler, match
+    return None
+
+
 def make_app(settings: FrontSettings) -> App:
     """The ASGI application of one REST process."""
     front = RestFront(settings)
@@ -410,20 +422,11 @@ def _without_waiting_for_the_body(app: App) -> App:
     """`app`, which otherwise calls no handler before the body has begun: a client that sends none would hold its
     connection for ever, and one that asks for leave to send it (100-continue) would always be given it."""
 
+    async def nothing_yet() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": True}
+
     async def serve(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        begun = False
-
-        async def receive_at_once() -> Any:
-            nonlocal begun
-            if begun:
-                return await receive()
-            begun = True
-            return {"type": "http.request", "body": b"", "more_body": True}
-
-        await app(scope, receive_at_once, send)
+        await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn itself
 
     return serve
 
@@ -495,6 +498,7 @@ def main() -> None:
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # the access log looks at them itself
         "limit_concurrency": options.max_connections,
         "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
     }
