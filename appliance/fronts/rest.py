@@ -31,7 +31,7 @@ from appliance.fronts.asked import asked_model
 from appliance.fronts.examples import DEFAULT_SIGNATURE, Method
 from appliance.fronts.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.fronts.http_bodies import UnwantedBodyError, read_body
-from appliance.fronts.http_bounds import BoundedProtocol
+from appliance.fronts.http_bounds import CYCLE, BoundedProtocol
 from appliance.fronts.http_compression import gzipped, is_gzip_wanted
 from appliance.fronts.inference import Inference
 from appliance.fronts.json_examples import parse_examples
@@ -426,7 +426,10 @@ def _without_waiting_for_the_body(app: App) -> App:
         return {"type": "http.request", "body": b"", "more_body": True}
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn itself
+        try:
+            await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn
+        finally:
+            scope.pop(CYCLE, None)  # it has the scope too: else only the garbage collector would free both
 
     return serve
 
