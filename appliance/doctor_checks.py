@@ -189,7 +189,9 @@ def _runtime(facts: Facts) -> _Found:
     for problem in _written(folder, user):
         yield Level.FAILED, f"{where}: {problem}", "set runtime_dir to a folder of mode 0700 that this user owns"
         return
-    if folder.exists and (folder.uid != user or folder.mode & 0o077):
+    if folder.exists and user == 0 and folder.uid and not folder.mode & 0o077:
+        yield Level.OK, f"{where} is for the user {folder.uid} alone: the server must run as that one", ""
+    elif folder.exists and (folder.uid != user or folder.mode & 0o077):
         text = f"{where} is not this user's alone (owner {folder.uid}, mode {folder.mode:04o}; this is {user})"
         yield Level.FAILED, text, f"chown and chmod 0700 {folder.path}, or set runtime_dir to another"
     elif folder.free_bytes < _MIB:

@@ -262,6 +262,14 @@ def test_a_folder_for_sockets_that_the_unit_makes_need_not_be_there() -> None:
     assert the("runtime", replace(WELL, runtime=elsewhere)).level is Level.FAILED
 
 
+def test_root_may_look_while_the_service_runs_as_its_own_user() -> None:
+    theirs = folder("runtime_dir", "/run/dropserve", uid=990, mode=0o700)
+    finding = the("runtime", replace(machine(uid=0), runtime=theirs))
+    assert finding.level is Level.OK
+    assert "the user 990" in finding.text
+    assert the("runtime", replace(machine(uid=0), runtime=replace(theirs, mode=0o755))).level is Level.FAILED
+
+
 def test_a_gpu_that_is_well_is_named_and_cuda_is_looked_at() -> None:
     facts = replace(WELL, graphics=GPU)
     assert the("driver", facts).text == "NVIDIA driver 550.54 (CUDA 12.4): NVIDIA A2"
