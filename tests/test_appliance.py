@@ -23,12 +23,16 @@ def test_json_logs_are_json_in_every_line_and_tell_each_change_of_state(
     with Server(model_root=tmp_path / "models", log_format="json", access_log=True) as server:
         server.wait_for("m", 1)
         assert server.predict("m", {"instances": [1.0]})[0] == 200
+        server.http("GET", "/healthz", headers={"X-Forwarded-For": "made-up, 192.0.2.7"})
         assert server.stop() == 0
         entries = [json.loads(line) for line in server.log().splitlines()]
     states = [entry["state"] for entry in entries if entry.get("model") == "m" and "state" in entry]
     assert states[-2:] == ["loading", "available"]
     access = [entry for entry in entries if entry["logger"] == "dropserve.access"]
     assert any(entry["path"] == "/v1/models/m:predict" and entry["status"] == 200 for entry in access)
+    clients = {entry["path"]: entry["client"] for entry in access}
+    assert clients["/v1/models/m:predict"] == "127.0.0.1"
+    assert clients["/healthz"] == "192.0.2.7"  # whom a proxy on this machine stands for
     assert all({"time", "level", "message"} <= entry.keys() for entry in entries)
 
 
