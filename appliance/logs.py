@@ -8,10 +8,20 @@ import sys
 import time
 
 
+def _on_one_line(text: str) -> str:
+    """`text` with what does not print escaped: what clients and files name (models, paths) begins no line of its own,
+    and does nothing to a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _TextFormatter(logging.Formatter):
+    """A record is one line, but for its traceback."""
+
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        line = f"{moment}.{int(record.msecs):03d} {record.levelname[0]} {record.getMessage()}"
+        line = f"{moment}.{int(record.msecs):03d} {record.levelname[0]} {_on_one_line(record.getMessage())}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from appliance.fronts.http_compression import gzipped, is_gzip_wanted
 
+MIN_BYTES = 1024
+
 
 @pytest.mark.parametrize(
     "header",
@@ -32,7 +34,8 @@ from appliance.fronts.http_compression import gzipped, is_gzip_wanted
     ],
 )
 def test_gzip_is_sent_to_clients_that_like_it_no_less_than_plain_bytes(header: str) -> None:
-    assert is_gzip_wanted(header)
+    assert is_gzip_wanted(header, MIN_BYTES, MIN_BYTES)
+    assert not is_gzip_wanted(header, MIN_BYTES, 0)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +56,30 @@ def test_gzip_is_sent_to_clients_that_like_it_no_less_than_plain_bytes(header: s
     ],
 )
 def test_plain_bytes_are_sent_to_the_others(header: str | None) -> None:
-    assert not is_gzip_wanted(header)
+    assert not is_gzip_wanted(header, 10 * MIN_BYTES, MIN_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        ("gzip", False),
+        ("gzip;q=0.5", False),
+        ("gzip;q=1.0, identity;q=0.1", False),
+        ("identity;q=0, gzip", True),
+        ("identity;q=0.000, gzip;q=0.1", True),
+        ("gzip, *;q=0", True),
+        ("gzip, *;q=0, identity", False),
+        ("identity;q=0", False),
+    ],
+)
+def test_a_small_answer_is_compressed_only_for_a_client_that_refuses_plain_bytes(header: str, wanted: bool) -> None:
+    assert is_gzip_wanted(header, MIN_BYTES - 1, MIN_BYTES) is wanted
+    assert not is_gzip_wanted(header, MIN_BYTES - 1, 0)
 
 
 @given(st.text(max_size=50))
 def test_no_header_is_too_strange(header: str) -> None:
-    assert is_gzip_wanted(header) in (True, False)
+    assert is_gzip_wanted(header, MIN_BYTES, MIN_BYTES) in (True, False)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 300_000])

@@ -18,12 +18,13 @@ _IN_THREAD_BYTES = 64 * 1024
 _CODING = re.compile(r"\s*([^\s;,]+)\s*(?:;\s*[qQ]\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
 
 
-def is_gzip_wanted(accept_encoding: str | None) -> bool:
-    """Whether the client that sent that header likes gzip no less than an answer as it is.
+def is_gzip_wanted(accept_encoding: str | None, size: int, min_bytes: int) -> bool:
+    """Whether an answer of `size` bytes goes out compressed to a client that sent that header.
 
-    What is no coding with a weight from 0 to 1 counts for nothing.
+    It does from `min_bytes` on (0: never) if the client likes gzip no less than an answer as it is, and whatever its
+    size if the client refuses one as it is. What is no coding with a weight from 0 to 1 counts for nothing.
     """
-    if not accept_encoding:
+    if not accept_encoding or not min_bytes or (size < min_bytes and "0" not in accept_encoding):
         return False
     weights: dict[str, float] = {}
     for part in accept_encoding.lower().split(","):
@@ -33,7 +34,9 @@ def is_gzip_wanted(accept_encoding: str | None) -> bool:
     others = weights.get("*")
     gzip = weights.get("gzip", weights.get("x-gzip", others or 0.0))
     # Unless it is refused, an answer as it is will always do: it comes last.
-    return gzip > 0 and gzip >= weights.get("identity", 0.0)
+    identity = weights.get("identity", 0.0)
+    refused = weights.get("identity", 1.0 if others is None else others) == 0
+    return gzip > 0 and gzip >= identity and (size >= min_bytes or refused)
 
 
 async def gzipped(data: bytes) -> bytes:
