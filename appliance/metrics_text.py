@@ -14,7 +14,15 @@ import orjson
 from appliance import metrics
 from appliance.metrics import METRICS, Metric, Page, Type
 
-__all__ = ["CONTENT_TYPE", "TENSORFLOW_SERVING_CONTENT_TYPE", "Samples", "read_series", "render", "render_tensorflow"]
+__all__ = [
+    "CONTENT_TYPE",
+    "TENSORFLOW_SERVING_CONTENT_TYPE",
+    "Samples",
+    "read_series",
+    "render",
+    "render_tensorflow",
+    "with_sums",
+]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TENSORFLOW_SERVING_CONTENT_TYPE = "text/plain"
@@ -61,7 +69,7 @@ def render(samples: Samples) -> str:
 
 def render_tensorflow(samples: Samples) -> str:
     """The page that a monitoring_config_file asks for."""
-    samples = {**samples, **_sums(samples)}
+    samples = with_sums(samples)
     lines: list[str] = []
     for metric in sorted(_of_page(Page.TENSORFLOW_SERVING), key=lambda metric: metric.name):
         lines.append(f"# TYPE {metric.name} {metric.type.value}")
@@ -74,8 +82,8 @@ def render_tensorflow(samples: Samples) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sums(samples: Samples) -> Samples:
-    """The metrics of TensorFlow Serving that follow from others."""
+def with_sums(samples: Samples) -> Samples:
+    """`samples`, and the metrics of TensorFlow Serving that follow from others."""
     requests: dict[tuple[str, ...], tuple[float, ...]] = {}
     for (_, model, method, code), (count,) in samples.get(metrics.REQUESTS.name, {}).items():
         if method in metrics.API:
@@ -85,7 +93,7 @@ def _sums(samples: Samples) -> Samples:
     if runs:
         sums[metrics.TF_GRAPH_RUNS.name] = {(): (sum(sum(values[:-1]) for values in runs),)}
         sums[metrics.TF_GRAPH_RUN_TIME.name] = {(): (sum(values[-1] for values in runs),)}
-    return sums
+    return {**samples, **sums}
 
 
 def _of_page(page: Page) -> list[Metric]:

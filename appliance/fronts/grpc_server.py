@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -28,6 +28,7 @@ from appliance.fronts.examples import Method as ExamplesMethod
 from appliance.fronts.grpc_options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
 from appliance.fronts.inference import Inference
 from appliance.fronts.metadata import signature_def_map
+from appliance.fronts.metric_values import metric_values
 from appliance.fronts.peers import check_may_reload, peer_of
 from appliance.fronts.predict_checks import check_dtypes, check_method_name, check_names, wanted_outputs
 from appliance.fronts.profiler import SERVICE as PROFILER_SERVICE
@@ -68,6 +69,7 @@ class GrpcFront:
 
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
+        self._metrics_directory = settings.metrics_directory
         self.router = Router(
             settings.control_path,
             f"grpc {settings.index}",
@@ -177,7 +179,8 @@ class GrpcFront:
                 f"the request has {len(data):,} bytes, more than {_MAX_RELOAD_BYTES:,}",
                 "send only the list of models",
             )
-        config = _parse(protos.ReloadConfigRequest, data).config
+        request = _parse(protos.ReloadConfigRequest, data)
+        config = request.config
         if config.WhichOneof("config") != "model_config_list":
             raise ServingError(
                 Code.INVALID_ARGUMENT,
@@ -189,12 +192,20 @@ class GrpcFront:
         margin = min(_RELOAD_MARGIN_SECONDS, seconds / 10)
         seconds = min(seconds - 2 * margin, self._options.reload_timeout_seconds)
         encoded = base64.b64encode(config.SerializeToString()).decode()
+        names = list(dict.fromkeys(request.metric_names))
+        before = await self._metric_values(names)
         answer = await self.router.call("reload", {"config": encoded, "seconds": seconds}, seconds + margin)
         if answer["code"]:
             raise ServingError(Code(answer["code"]), answer["message"])
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
+        after = await self._metric_values(names)
+        for name in (name for name in names if name in before and name in after):
+            response.metric.add(name=name, int64_value_increase=after[name] - before[name])
         return bytes(response.SerializeToString())
+
+    async def _metric_values(self, names: Sequence[str]) -> dict[str, int]:
+        return await asyncio.to_thread(metric_values, self._metrics_directory, names) if names else {}
 
 
 def _spec_of(request: Any) -> Any:
