@@ -14,16 +14,14 @@ from appliance.errors import ConfigError
 from appliance.options import ModelOptions
 from converters.cache import default_folder
 from converters.codec import from_json, to_json
-from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
+from converters.report import Candidate, Demotion, Report, SignatureProof, Timing, Verdict
 from converters.spec import JobSpec
 from converters.tolerances import Tolerances
 
-__all__ = ["accelerate", "job_spec", "report_text"]
+__all__ = ["accelerate", "demotion_text", "job_spec", "report_text"]
 
 
-def job_spec(
-    options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int, cases: str = ""
-) -> JobSpec:
+def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int) -> JobSpec:
     """The job for the version folder `path` of a model with `options`; see `JobSpec`. `acceleration` off counts as
     auto: whoever starts a job wants one. A `cache_dir` of "" is the default one."""
     policy = options.acceleration
@@ -48,7 +46,7 @@ def job_spec(
         memory_bytes=options.conversion_memory_bytes,
         cache_dir=cache_dir or default_folder(),
         cache_max_bytes=cache_max_bytes,
-        cases=cases,
+        recorder="appliance.dataplane.warmup_records",  # named, since converters/ knows nothing of serving
         threads=options.tensorflow_intra_op_parallelism,
         inter_op_threads=options.tensorflow_inter_op_parallelism,
         session_config_file=options.tensorflow_session_config_file,
@@ -123,9 +121,21 @@ def report_text(report: Report) -> str:
         if candidate.unsupported_ops:
             lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
         lines += [f"  {_proof_line(proof)}" for proof in candidate.proofs]
+    lines += [f"{demotion.candidate} was given up: {demotion_text(demotion)}" for demotion in report.demotions]
+    if report.disturbed:
+        lines.append(
+            f"other processes took {report.others:.0%} of the processors while this was measured: it is measured again "
+            "when the server is started again, or by dropserve accelerate"
+        )
     where = "from the cache" if report.from_cache else f"in {report.seconds:.1f} s"
     lines.append(f"{where}; on {report.machine}; {', '.join(f'{n} {v}' for n, v in report.versions.items())}")
     return "\n".join(lines) + "\n"
+
+
+def demotion_text(demotion: Demotion) -> str:
+    """Why a form was given up, when, and how to have it tried again."""
+    remove = f"remove {demotion.file} and start the server again" if demotion.file else "start the server again"
+    return f"{demotion.why} ({demotion.at}; to try it again, {remove})"
 
 
 def _times(timings: tuple[Timing, ...], shown: list[tuple[str, int]]) -> list[str]:

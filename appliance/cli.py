@@ -277,8 +277,6 @@ def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
     from converters.report import Report  # noqa: PLC0415
 
     print(f"\n{servable}: served by {known['serving']}")
-    if known["demoted"]:
-        print(f"its accelerated form was given up: {known['demoted']}")
     if known["state"] in ("queued", "running", "failed"):
         print(f"conversion {known['state']}{': ' if known['progress'] else ''}{known['progress']}")
     elif known["state"] == "none":

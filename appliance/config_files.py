@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -10,6 +11,10 @@ from appliance.errors import ConfigError
 __all__ = ["MAX_CONFIG_BYTES", "read_config_file", "read_config_text"]
 
 MAX_CONFIG_BYTES = 16 << 20  # a hundred thousand models
+_REMEDIES = {
+    errno.ENOENT: "correct its path, or make it",
+    errno.EACCES: "let the server's user read it, and enter each folder above it",
+}
 
 
 def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
@@ -25,7 +30,7 @@ def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) ->
                 raise ConfigError(f"cannot read {what} {path}: it is not a file", "give the path of a text file")
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}", _REMEDIES.get(error.errno or 0, "")) from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"cannot read {what} {path!r}: {error}") from None
     if len(data) > max_bytes:

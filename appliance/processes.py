@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_CRASHES = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,6 +48,12 @@ def become_worker(supervisor: int) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
 
+def is_crash(status: int) -> bool:
+    """Whether a wait status is that of a process that its own code brought down: not of one that ended by itself, or
+    that somebody killed, the kernel without memory among them. SIGBUS is left out: it comes of files that went."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in _CRASHES
+
+
 def describe_status(status: int) -> str:
     """A wait status in words."""
     if os.WIFSIGNALED(status):
@@ -70,6 +77,11 @@ class Reaper:
 
     def start(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def stop(self) -> None:
+        """To be called before the loop closes: that closes its pipe for signals before it lets go of them, and Python
+        tells on stderr of a child that ends in between."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def exit_of(self, pid: int) -> asyncio.Future[int]:
         """The wait status of the child `pid`, once it has ended."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -21,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _STABLE_SECONDS = 10.0
 _MAX_BACKOFF_SECONDS = 10.0
+_IMPORT_SECONDS = 300.0  # 1.5 s, and more from a cold disk
+_FORK_SECONDS = 15.0  # tens of milliseconds, and more where the machine swaps
 
 
 @dataclass(slots=True, eq=False)
@@ -36,11 +37,17 @@ class Program:
 
 
 class ForkServer:
-    """The fork server's process, and the way to ask it for workers."""
+    """The fork server's process, and the way to ask it for workers. One that hangs (it does not answer within
+    `fork_seconds`) is killed, and so started again as one that died, by whoever keeps `program` running."""
 
-    def __init__(self, relay_stderr: Callable[[int], None]) -> None:
+    def __init__(
+        self, reaper: Reaper, relay_stderr: Callable[[int], None], fork_seconds: float = _FORK_SECONDS
+    ) -> None:
+        self._reaper = reaper
         self._relay_stderr = relay_stderr
+        self._fork_seconds = fork_seconds
         self._socket: socket.socket | None = None
+        self._pid = 0  # of the last process, which may have ended
         self._ready = asyncio.Event()
         self._lock = asyncio.Lock()
         self._requests = 0
@@ -66,23 +73,40 @@ class ForkServer:
         theirs.close()
         os.close(write_end)
         self._relay_stderr(read_end)
-        self._socket = ours
-        task = asyncio.create_task(self._wait_until_ready(ours))
+        self._socket, self._pid = ours, pid
+        task = asyncio.create_task(self._wait_until_ready(ours, pid))
         self._task = task
         return pid
 
-    async def _wait_until_ready(self, ours: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            if await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES) and ours is self._socket:
+    async def _wait_until_ready(self, ours: socket.socket, pid: int) -> None:
+        try:
+            async with asyncio.timeout(_IMPORT_SECONDS):
+                said = await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES)
+        except TimeoutError:
+            self._kill(pid, f"was not ready within {_IMPORT_SECONDS:g} s")
+        except OSError:
+            pass
+        else:
+            if said and ours is self._socket:
                 self._ready.set()
 
+    def _kill(self, pid: int, why: str) -> None:
+        logger.error("the fork server %s; it is killed", why)
+        self._reaper.kill(pid)
+
     async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
-        """A new worker's process number, or None where the fork server died before it could tell. Waits as long as
-        no fork server is ready."""
+        """A new worker's process number, or None where the fork server died, or hung and was killed, before it could
+        tell. Waits as long as no fork server is ready."""
         async with self._lock:
             await self._ready.wait()
             self._requests += 1
-            pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+            asked = self._pid
+            try:
+                async with asyncio.timeout(self._fork_seconds):
+                    pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+            except TimeoutError:
+                self._kill(asked, f"did not answer within {self._fork_seconds:g} s")
+                pid = None
             if pid is None:
                 self._ready.clear()
             return pid

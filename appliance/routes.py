@@ -87,23 +87,27 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All models at one moment. `ready` is what /readyz answers; `serial` grows with each snapshot."""
+    """All models at one moment. `ready` is what /readyz answers; `serial` grows with each snapshot; `ended` has the
+    last versions that are gone, by the names of their models, which may be gone too."""
 
     serial: int = 0
     ready: bool = False
     models: Mapping[str, ModelRoute] = field(default_factory=dict)
+    ended: Mapping[str, tuple[VersionRoute, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "serial": self.serial,
             "ready": self.ready,
             "models": [model.to_json() for model in self.models.values()],
+            "ended": {name: [version.to_json() for version in versions] for name, versions in self.ended.items()},
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
         models = map(ModelRoute.from_json, value["models"])
-        return cls(value["serial"], value["ready"], {model.name: model for model in models})
+        ended = {name: tuple(map(VersionRoute.from_json, versions)) for name, versions in value["ended"].items()}
+        return cls(value["serial"], value["ready"], {model.name: model for model in models}, ended)
 
     def summary(self) -> str:
         """How many models answer, in words. One without an available version has failed where a version has, or where
@@ -120,25 +124,22 @@ class Snapshot:
         more = f", {waiting} not loaded yet" if waiting else ""
         return f"models: {len(available)} available, {len(failed)} failed{named}{more}"
 
-    def model(self, name: str) -> ModelRoute:
-        """The model, or NOT_FOUND as TensorFlow Serving words it."""
-        model = self.models.get(name)
-        if model is None:
-            raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
-        return model
-
     def status(self, spec: ModelSpec) -> list[VersionRoute]:
-        """The versions that a status request asks for: all, or the one of its number; a label is ignored.
+        """The versions that a status request asks for, the newest first: all, also those that are gone, or the one of
+        its number; a label is ignored.
 
-        Raises NOT_FOUND where there are none.
+        Raises NOT_FOUND where there are none, as TensorFlow Serving words it.
         """
-        model = self.model(spec.model)
-        versions = [version for version in model.versions if spec.version in (None, version.version)]
+        model = self.models.get(spec.model)
+        known = (*self.ended.get(spec.model, ()), *(() if model is None else model.versions))
+        versions = {version.version: version for version in known if spec.version in (None, version.version)}
         if not versions:
             wanted = "any versions" if spec.version is None else f"version {spec.version}"
-            remedy = model.reason or "GET /v1/models lists all models with their states"
+            remedy = ""
+            if model is not None:
+                remedy = model.reason or "GET /v1/models lists all models with their states"
             raise ServingError(Code.NOT_FOUND, f"Could not find {wanted} of model {spec.model}", remedy)
-        return versions
+        return [version for _, version in sorted(versions.items(), reverse=True)]
 
     def resolve(self, spec: ModelSpec) -> tuple[ModelRoute, VersionRoute]:
         """The available version that `spec` asks for: by number, by label, or the highest.

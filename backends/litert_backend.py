@@ -31,6 +31,7 @@ _MAX_RANK = 6
 _MAX_ELEMENTS = 2**31 - 1
 
 _POOL_SECONDS = 60.0
+_TRIED_SIZES = (1, 8, 32, 128, 256)
 
 # LiteRT appends which operator failed without a space in between.
 _NODE = re.compile(r"(?<=\S)(?=Node number \d+ \()")
@@ -60,9 +61,28 @@ def _pool(content: bytes, threads: int, size: int) -> InterpreterPool[_Instance]
     return InterpreterPool(lambda: _Instance(content, threads), size, _POOL_SECONDS)
 
 
+def _allocate(pool: InterpreterPool[_Instance]) -> None:
+    """Has an interpreter plan its memory, for what LiteRT cannot run shows then. Unknown sizes are 1 in the file, where
+    a model of images of any size has nothing to compute, so larger ones are tried too. Raises BackendError."""
+    with _refusing(), pool.borrow() as instance:
+        sizes = _TRIED_SIZES if instance.unknown_sizes() else _TRIED_SIZES[:1]
+    refusal = ""
+    for size in sizes:
+        try:
+            with _refusing(), pool.borrow() as instance:
+                instance.allocate(size)
+        except BackendError as error:
+            refusal = refusal or error.message
+        else:
+            return
+    tried = f" (with each of {', '.join(map(str, sizes))} for its unknown sizes)" if len(sizes) > 1 else ""
+    raise BackendError(Code.INVALID_ARGUMENT, refusal + tried)
+
+
 def _load_model(path: str, threads: int, size: int) -> LiteRTBackend:
     content = read(path)
     pool = _pool(content, threads, size)
+    _allocate(pool)
     with _refusing(), pool.borrow() as instance:
         plans, unsupported = _plans(instance.interpreter, signatures_in_metadata(content))
     if not plans:
@@ -81,6 +101,7 @@ def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> Li
     for name, entry in sorted(artifact.signatures.items()):
         if entry.file not in by_file:
             pool = _pool(read(path, entry.file), threads, size)
+            _allocate(pool)
             try:
                 with _refusing(), pool.borrow() as instance:
                     by_file[entry.file] = pool, _plan_of_file(instance.interpreter)
@@ -254,8 +275,24 @@ class _Instance:
 
     def __init__(self, content: bytes, threads: int) -> None:
         self.interpreter = Interpreter(model_content=content, num_threads=threads)
-        self.interpreter.allocate_tensors()
         self._runners: dict[str, Any] = {}
+
+    def unknown_sizes(self) -> dict[int, list[int]]:
+        """The shapes of the inputs that have unknown sizes besides the batch's, by the numbers of their tensors; -1 for
+        each unknown one."""
+        try:
+            details = self.interpreter.get_input_details()
+        except ValueError:  # an element type that NumPy has not: see _details_of
+            return {}
+        shapes = {detail["index"]: [int(size) for size in detail["shape_signature"]] for detail in details}
+        return {index: shape for index, shape in shapes.items() if -1 in shape[1:]}
+
+    def allocate(self, size: int) -> None:
+        """Plans memory with `size` for each unknown size, and a batch of 1."""
+        for index, shape in self.unknown_sizes().items():
+            sizes = [abs(shape[0]), *(size if known < 0 else known for known in shape[1:])]
+            self.interpreter.resize_tensor_input(index, sizes)
+        self.interpreter.allocate_tensors()
 
     def runner(self, key: str) -> Any:
         if key not in self._runners:

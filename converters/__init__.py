@@ -3,7 +3,7 @@
 job         the process: reads a spec, writes a report
 converting  entry points, each in a process of its own; freezing, to_onnx, to_tflite, registry, plugin
 proving     cases, run by TensorFlow and by a converted form; proof compares
-measure     calls in turns; choice decides
+measure     calls in turns; load, what others take meanwhile; choice decides
 cache       forms and reports on disk
 child       processes that may crash, hang or eat memory; frames, runner, forms
 """

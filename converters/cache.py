@@ -7,6 +7,7 @@
         files.json            of each file its size and SHA-256; its first line is the SHA-256 of its rest
         used                  its mtime is the last use; it is locked (shared) by those who use the entry
         report-MACHINE.json   proof, timings and choice on one kind of machine; checked like files.json
+        demoted-CANDIDATE.json  that a form failed in service, when and why; checked likewise
         forms/CANDIDATE/      the files of a converted form
 
 Nothing is trusted that does not match its hash: a disk that fills up, a copy that stops half-way or a bad sector makes
@@ -19,6 +20,7 @@ evicted as long as it is open, so that a worker which is started again finds its
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -33,7 +35,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from converters.codec import from_json, to_json
-from converters.report import Report
+from converters.report import Demotion, Report
 
 __all__ = ["Cache", "Entry", "content_hash", "default_folder", "hold", "key_of"]
 
@@ -101,6 +103,28 @@ class Entry:
             logger.warning("cannot keep a report in %s: %s", self.path, error.strerror)
             return False
         return True
+
+    def demotion(self, candidate: str) -> Demotion | None:
+        """That `candidate` failed in service, if that is known: what is not whole, or says it of another, is not."""
+        file = self._demotion_path(candidate)
+        try:
+            found = from_json(Demotion, _read_checked(file))
+        except (OSError, ValueError):
+            return None
+        return dataclasses.replace(found, file=file) if found.candidate == candidate else None
+
+    def demote(self, demotion: Demotion) -> Demotion:
+        """Keeps `demotion`; the same with its file, if it could."""
+        file = self._demotion_path(demotion.candidate)
+        try:
+            _write_checked(file, to_json(demotion))
+        except OSError as error:
+            logger.warning("cannot keep in %s that a form failed: %s", self.path, error.strerror)
+            return demotion
+        return dataclasses.replace(demotion, file=file)
+
+    def _demotion_path(self, candidate: str) -> str:
+        return os.path.join(self.path, f"demoted-{candidate}.json")
 
     def _report_path(self, machine: str) -> str:
         return os.path.join(self.path, f"report-{machine}.json")

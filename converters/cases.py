@@ -6,18 +6,15 @@ vocabulary, an image that is too small) is replaced, and not counted.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from backends.contract import BackendError, Signature, TensorSpec
 from backends.made_inputs import TooLargeError, made_inputs
-from converters import frames
 
-__all__ = ["Case", "CaseMaker", "Run", "batched", "has_batch", "read_cases", "write_cases"]
+__all__ = ["Case", "CaseMaker", "Run", "batched", "has_batch"]
 
 Inputs = Mapping[str, np.ndarray]
 Run = Callable[[Inputs], Mapping[str, np.ndarray]]
@@ -52,7 +49,7 @@ class CaseMaker:
     """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one."""
 
     def __init__(self, signature: Signature, run: Run, recorded: Sequence[Inputs] = ()) -> None:
-        self._signature = signature
+        self.signature = signature
         self._run = run
         self._recorded = recorded
         self.refused = 0
@@ -61,12 +58,13 @@ class CaseMaker:
         self.sizes: tuple[int, ...] = ()
         self._bounds: dict[str, int] = {}
         self._default_bound = _ID_BOUNDS[0]
+        self._explored = False
 
     def cases(self) -> Iterator[Case]:
         """The cases, the most telling first: whoever has no time may stop at any."""
         rows = 0
         for index, inputs in enumerate(self._recorded[:_MAX_RECORDED]):
-            for label, sized in _resized(self._signature, inputs, f"recorded request {index + 1}"):
+            for label, sized in _resized(self.signature, inputs, f"recorded request {index + 1}"):
                 case = self._try(label, sized, recorded=True)
                 if case is not None:
                     rows += next((len(array) for array in sized.values() if array.ndim), 1)
@@ -75,9 +73,10 @@ class CaseMaker:
             yield from self._made()
 
     def representative(self, batch: int) -> Inputs | None:
-        """Plain inputs of this batch size, for measuring; None where TensorFlow takes none. After `cases`."""
+        """Plain inputs of this batch size, for measuring; None where TensorFlow takes none."""
         for inputs in self._recorded[:1]:
-            return batched(self._signature, inputs, batch)
+            return batched(self.signature, inputs, batch)
+        self._explore()
         for size in self.sizes:
             for float_range, signed in ((1.0, True), (1.0, False)):
                 made = self._inputs(batch, 0, size, float_range, signed)
@@ -86,22 +85,21 @@ class CaseMaker:
         return None
 
     def _made(self) -> Iterator[Case]:
-        if not self._signature.inputs:
+        if not self.signature.inputs:
             case = self._try("no inputs", {})
             if case is not None:
                 yield case
             return
-        self._find_sizes()
+        self._explore()
         if not self.sizes:
             return
-        self._find_bounds()
         yield from self._random(self.sizes[0])
         yield from self._edges(self.sizes[0])
         for other in self.sizes[1:]:
             yield from self._one(f"batch 2, {other} for each unknown size", self._inputs(2, 1, other, 1.0, True))
 
     def _random(self, size: int) -> Iterator[Case]:
-        has_floats = any(spec.element.numpy.kind in "fcV" for spec in self._signature.inputs.values())
+        has_floats = any(spec.element.numpy.kind in "fcV" for spec in self.signature.inputs.values())
         seed = 0
         for float_range, signed, label in _STYLES if has_floats else _STYLES[:2]:
             for batch in _BATCHES:
@@ -127,24 +125,36 @@ class CaseMaker:
         if case is not None:
             yield case
 
+    def _explore(self) -> None:
+        """Finds once what TensorFlow takes."""
+        if not self._explored:
+            self._explored = True
+            self._find_sizes()
+            if self.sizes:
+                self._find_bounds()
+
     def _find_sizes(self) -> None:
-        """Up to two sizes for unknown dimensions that TensorFlow takes."""
-        unknown = any(spec.shape is not None and -1 in spec.shape[1:] for spec in self._signature.inputs.values())
-        found = []
+        """Up to two sizes for unknown dimensions that TensorFlow takes. It also takes images that are too small, and
+        answers what happens to lie in memory (2.21, where the second of two convolutions has nothing to compute); that
+        shows in the shape: such sizes come last."""
+        unknown = any(spec.shape is not None and -1 in spec.shape[1:] for spec in self.signature.inputs.values())
+        found: list[int] = []
+        odd: list[int] = []
         for size in _SIZES if unknown else _SIZES[:1]:
             for bound in (10, 2, 1):
                 inputs = self._inputs(2, 0, size, 1.0, False, bound)
-                if inputs is not None and self._try("", inputs) is not None:
-                    found.append(size)
+                case = None if inputs is None else self._try("", inputs)
+                if case is not None:
+                    (found if _fits(case.outputs, self.signature.outputs) else odd).append(size)
                     self._default_bound = bound
                     break
             if len(found) == 2:
                 break
-        self.sizes = tuple(found)
+        self.sizes = tuple(found or odd[:2])
 
     def _find_bounds(self) -> None:
         """How many ids, counted from 0, TensorFlow takes in each input of whole numbers."""
-        for alias, spec in list(self._signature.inputs.items())[:_MAX_ID_INPUTS]:
+        for alias, spec in list(self.signature.inputs.items())[:_MAX_ID_INPUTS]:
             if spec.element.numpy.kind not in "iu" or spec.dtype == "uint8":
                 continue
             largest = int(np.iinfo(spec.element.numpy).max) + 1
@@ -183,7 +193,7 @@ class CaseMaker:
     ) -> Inputs | None:
         try:
             made = made_inputs(
-                self._signature,
+                self.signature,
                 batch,
                 seed,
                 size,
@@ -198,13 +208,13 @@ class CaseMaker:
         if bound is None:
             for position, (alias, limit) in enumerate(self._bounds.items()):
                 random = np.random.default_rng([seed, position])
-                spec = self._signature.inputs[alias]
+                spec = self.signature.inputs[alias]
                 made[alias] = random.integers(limit, size=made[alias].shape).astype(spec.element.numpy)
         return made
 
     def _filled(self, value: int, size: int) -> Inputs:
         plain = self._inputs(2, 0, size, 1.0, False, self._default_bound) or {}
-        return {alias: _filled(array, value, self._signature.inputs[alias]) for alias, array in plain.items()}
+        return {alias: _filled(array, value, self.signature.inputs[alias]) for alias, array in plain.items()}
 
     def _try(self, label: str, inputs: Inputs, recorded: bool = False) -> Case | None:
         try:
@@ -224,6 +234,15 @@ def _filled(array: np.ndarray, value: int, spec: TensorSpec) -> np.ndarray:
     return np.full_like(array, bool(value) if kind == "b" else 255 * value if spec.dtype == "uint8" else value)
 
 
+def _fits(outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the shapes are those that the signature declares."""
+    return all(
+        shape is None
+        or (array.ndim == len(shape) and all(size in (-1, n) for size, n in zip(shape, array.shape, strict=True)))
+        for shape, array in ((specs[alias].shape, array) for alias, array in outputs.items() if alias in specs)
+    )
+
+
 def has_batch(signature: Signature) -> bool:
     """Whether each input has a first dimension of any size."""
     return bool(signature.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in signature.inputs.values())
@@ -241,32 +260,3 @@ def _resized(signature: Signature, inputs: Inputs, label: str) -> Iterator[tuple
     rows = {len(array) for array in inputs.values() if array.ndim}
     if has_batch(signature) and rows == {1}:  # a client may batch what was recorded one by one
         yield f"{label}, 3 times", batched(signature, inputs, 3)
-
-
-class _File:
-    """A file as `frames.Stream`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def recv_into(self, buffer: memoryview, /) -> int:
-        return self._file.readinto(buffer) or 0  # type: ignore[attr-defined]  # BinaryIO lacks it in typeshed
-
-    def sendall(self, data: Any, /) -> None:
-        self._file.write(data)
-
-
-def write_cases(path: str | os.PathLike[str], cases: Sequence[tuple[str, Inputs]]) -> None:
-    """Writes recorded requests, each a signature's name and its inputs, for `read_cases`. Raises OSError."""
-    with open(path, "wb") as file:
-        for signature, inputs in cases:
-            frames.send(_File(file), {"signature": signature}, inputs)
-
-
-def read_cases(path: str | os.PathLike[str]) -> dict[str, list[Inputs]]:
-    """The recorded requests by signature. Raises OSError, FrameError."""
-    found: dict[str, list[Inputs]] = {}
-    with open(path, "rb") as file:
-        while (frame := frames.receive(_File(file))) is not None:
-            found.setdefault(frame[0]["signature"], []).append(frame[1])
-    return found

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from converters.report import Candidate, Chosen, Timing, Verdict
 
@@ -39,7 +40,7 @@ def unproven(candidate: Candidate, served: Sequence[str]) -> str:
             if name in attempt.failures:
                 reasons.setdefault(attempt.failures[name], []).append(attempt.entry_point)
         said = "; ".join(f"{reason} (by {', '.join(points)})" for reason, points in reasons.items())
-        return f"signature {name!r} was not converted: {said or candidate.reason or 'another one failed before'}"
+        return f"signature {name!r} was not converted: {said or 'another one failed before'}"
     return ""
 
 
@@ -48,8 +49,10 @@ def choose(
     tensorflow: Sequence[Timing],
     served: Sequence[str],
     min_speedup: float,
+    given_up: Mapping[str, str] = MappingProxyType({}),
 ) -> Choice:
-    """Chooses among the candidates and TensorFlow, given all timings.
+    """Chooses among the candidates and TensorFlow, given all timings; `given_up` says of candidates that are out of the
+    question why. Judges candidates alike that were judged before.
 
     A candidate's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast
     at the other is no gain. It must reach `min_speedup`, and no single part may be below 1 (or below `min_speedup`,
@@ -58,7 +61,7 @@ def choose(
     truth = {(timing.signature, timing.batch): timing.milliseconds for timing in tensorflow}
     judged: list[Candidate] = []
     for candidate in candidates:
-        reason = unproven(candidate, served)
+        reason = given_up.get(candidate.name) or unproven(candidate, served)
         if reason:
             judged.append(dataclasses.replace(candidate, reason=reason))
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from backends.artifact import Format
 from backends.contract import BackendError, Code, Signature
+from converters import cores
 from converters.child import Child, ChildError, Limits, fork, start
 from converters.measure import Call
 from converters.runner import serve
@@ -31,7 +31,7 @@ def threads_of(spec: JobSpec, backend: str) -> int:
     """The threads of one call. LiteRT would take one where it is not told."""
     if spec.threads or backend != "litert":
         return spec.threads
-    return min(len(os.sched_getaffinity(0)), _MAX_LITERT_THREADS)
+    return min(len(cores.MEASURED), _MAX_LITERT_THREADS)
 
 
 class Form:
@@ -44,6 +44,10 @@ class Form:
 
     def __enter__(self) -> Form:
         return self
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     def __exit__(self, *_: object) -> None:
         self._child.kill()
@@ -130,7 +134,9 @@ def _load(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
         "gpu_memory_limit_bytes": spec.gpu_memory_limit_bytes,
     }
     try:
+        cores.widen(child.pid)
         message, _ = child.ask(request, seconds=spec.timeout_seconds)
+        cores.work_on(child.pid)
         _raise_refusal(message)
         signatures = {name: Signature.from_json(value) for name, value in message["signatures"].items()}
     except BaseException:

@@ -18,18 +18,11 @@ from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.grappler import tf_optimizer
 
+from backends.artifact import ArtifactSignature
 from backends.contract import Signature, TensorSpec
-from converters.plugin import Failed, Task
+from converters.plugin import Converted, Failed, Task, shared
 
-__all__ = [
-    "Freezer",
-    "FrozenSignature",
-    "first_line",
-    "freeze_functions",
-    "freeze_session",
-    "frozen",
-    "shape_of",
-]
+__all__ = ["FREEZERS", "Freezer", "FrozenSignature", "converted", "first_line", "frozen", "shape_of"]
 
 # Operators that no conversion gets rid of: they need TensorFlow's runtime. By the beginnings of their names.
 _HOPELESS = (
@@ -107,6 +100,29 @@ def frozen(task: Task, freezer: Freezer) -> Iterator[FrozenSignature | Failed]:
             yield cut
 
 
+def converted(
+    task: Task,
+    freezer: Freezer,
+    convert: Callable[[int, FrozenSignature], Converted | Failed],
+    named: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
+) -> Iterator[Converted | Failed]:
+    """The signatures of `task`, frozen and each given to `convert` with a number for its file; those that compute the
+    same share the file of the first. `named` makes the names in the file of those of the graph."""
+    done: dict[str, ArtifactSignature] = {}
+    for number, cut in enumerate(frozen(task, freezer)):
+        if isinstance(cut, Failed):
+            yield cut
+            continue
+        if cut.fingerprint in done:
+            names = named(cut.inputs), named(cut.outputs)
+            yield Converted(cut.name, shared(done[cut.fingerprint], cut.signature, *names))
+            continue
+        result = convert(number, cut)
+        if cut.fingerprint and isinstance(result, Converted):
+            done[cut.fingerprint] = result.entry
+        yield result
+
+
 def freeze_session(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
     """By the session that TensorFlow Serving would run, its variables replaced by their values."""
     tf.get_logger().setLevel("ERROR")
@@ -149,6 +165,9 @@ def freeze_functions(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
             )
 
         yield name, freeze
+
+
+FREEZERS: Mapping[str, Freezer] = {"session": freeze_session, "functions": freeze_functions}
 
 
 def _cut(

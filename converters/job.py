@@ -25,22 +25,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from backends.contract import BackendError, Signature
+from converters import cores
 from converters.cache import Cache, Entry, content_hash, key_of
-from converters.cases import has_batch, read_cases
+from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError, become_child
 from converters.choice import choose, unproven
 from converters.codec import from_json, to_json
 from converters.converting import Converting, prove_folder
 from converters.forms import Form, Reference, load_form, threads_of
-from converters.frames import FrameError
-from converters.measure import Call, measure
+from converters.load import OthersLoad
+from converters.measure import Call, Calls, measure
 from converters.plugin import Converter
 from converters.proving import Evidence, gather
 from converters.registry import converter
-from converters.report import Candidate, Report, Timing
+from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
 from converters.spec import JobSpec
 
 __all__ = ["accelerate", "main"]
@@ -52,6 +56,7 @@ _CANDIDATES = "candidates.json"
 _FORMS = "forms"
 _MAX_MEASURED_SIGNATURES = 8
 _DEFAULT_BATCH = 8
+_MAX_MEASUREMENTS = 2
 
 
 def accelerate(spec: JobSpec, say: Say) -> Report:
@@ -75,7 +80,7 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
         wanted = f"acceleration {spec.policy} with the precisions {', '.join(spec.precisions)}"
         return finish(Report("tensorflow", f"no converter does {wanted}"))
     if not spec.cache_dir or not spec.cache_max_bytes:
-        return finish(_Work(spec, plans, say).run(None)[0])
+        return finish(_Work(spec, plans, say).run(None, None)[0])
     try:
         content = content_hash(spec.path)
     except OSError as error:
@@ -88,15 +93,15 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
         say("another process converts this model: waiting for its result")
 
     with cache.claim(key, spec.timeout_seconds, waiting), contextlib.ExitStack() as stack:
-        entry = cache.find(key)
+        entry, known = cache.find(key), None
         if entry is not None:
             stack.callback(entry.close)
             known = entry.report(machine_key)
-            if known is not None:
+            if known is not None and not known.disturbed:
                 say("found in the cache")
-                return dataclasses.replace(known, artifact=_artifact(entry.path, known.candidate), from_cache=True)
+                return _without_demoted(dataclasses.replace(known, from_cache=True), entry, spec)
         work = _Work(spec, plans, say)
-        report, is_repeatable = work.run(entry)
+        report, is_repeatable = work.run(entry, known)
         report = finish(report)
         # What a crash or a limit ended is not kept: the next time may be another.
         if not is_repeatable:
@@ -106,9 +111,26 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
             if entry is None:
                 return report
             stack.callback(entry.close)
-            report = dataclasses.replace(report, artifact=_artifact(entry.path, report.candidate))
         entry.put_report(machine_key, dataclasses.replace(report, artifact=""))
-        return report
+        return _without_demoted(report, entry, spec)
+
+
+def _without_demoted(report: Report, entry: Entry, spec: JobSpec) -> Report:
+    """The report, which `entry` keeps without regard to what has failed in service since, with the choice among the
+    other candidates."""
+    demotions = tuple(found for c in report.candidates if (found := entry.demotion(c.name)) is not None)
+    if demotions:
+        given_up = {found.candidate: f"it failed in service, at {found.at}: {found.why}" for found in demotions}
+        choice = choose(report.candidates, report.tensorflow, report.signatures, spec.min_speedup, given_up)
+        report = dataclasses.replace(
+            report,
+            chosen=choice.chosen,
+            reason=choice.reason,
+            candidate=choice.candidate,
+            candidates=choice.candidates,
+            demotions=demotions,
+        )
+    return dataclasses.replace(report, artifact=_artifact(entry.path, report.candidate))
 
 
 def _artifact(folder: str, candidate: str) -> str:
@@ -126,14 +148,16 @@ class _Work:
         os.makedirs(os.path.join(self.result, _FORMS))
         self._keep([])  # that it was in vain is worth keeping too
 
-    def run(self, entry: Entry | None) -> tuple[Report, bool]:
-        """The report, and whether it would come out the same again. `entry` has the forms that were converted on
-        another kind of machine, if they are in the cache."""
+    def run(self, entry: Entry | None, known: Report | None) -> tuple[Report, bool]:
+        """The report, and whether it would come out the same again. `entry` has what was converted before, if that is
+        in the cache: on another kind of machine, or, where a report is `known`, on this one, when it was busy."""
         spec = self._spec
         self._say("loading TensorFlow")
         _import_tensorflow(spec)
         try:
             with Reference(spec, os.path.join(spec.work_dir, "tensorflow.log")) as reference:
+                if entry is not None and known is not None:
+                    return self._measured_again(reference, entry, known), True
                 return self._with(reference, entry)
         except BackendError as error:
             return Report("tensorflow", f"TensorFlow refuses the model: {error.message}"), False
@@ -147,7 +171,7 @@ class _Work:
         if hopeless:
             return Report("tensorflow", hopeless, signatures=served), True
         self._say("running TensorFlow on the cases of the proof")
-        recorded = _recorded(spec, self._say)
+        recorded = _recorded(spec, reference.signatures, self._say)
         evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds)
         problems = [found.problem for found in evidence.values() if found.problem is not None]
         if problems:
@@ -155,10 +179,28 @@ class _Work:
             reason = f"signature {first.signature!r} cannot be proven ({first.verdict}): {first.reason}"
             return Report("tensorflow", reason, signatures=served), True
         candidates, folder, is_repeatable = self._forms(entry, evidence)
+        makers = {name: found.maker for name, found in evidence.items()}
+        return self._chosen(reference, makers, candidates, folder), is_repeatable
+
+    def _measured_again(self, reference: Reference, entry: Entry, known: Report) -> Report:
+        """`known` with other timings, and the choice that follows of them; converted and proven is what was so."""
+        self._say("measured on a busy machine before")
+        recorded = _recorded(self._spec, reference.signatures, self._say)
+        makers = {
+            name: CaseMaker(signature, partial(reference.run, name), recorded.get(name, ()))
+            for name, signature in reference.signatures.items()
+        }
+        return self._chosen(reference, makers, known.candidates, entry.path)
+
+    def _chosen(
+        self, reference: Reference, makers: Mapping[str, CaseMaker], candidates: Sequence[Candidate], folder: str
+    ) -> Report:
+        """Measures those of `candidates` that are proven, and chooses."""
+        spec, served = self._spec, tuple(makers)
         able = [candidate for candidate in candidates if not unproven(candidate, served)]
-        candidates, tensorflow = self._measured(reference, evidence, candidates, able, folder)
+        candidates, tensorflow, others = self._measured(reference, makers, candidates, able, folder)
         choice = choose(candidates, tensorflow, served, spec.min_speedup)
-        report = Report(
+        return Report(
             choice.chosen,
             choice.reason,
             choice.candidate,
@@ -167,8 +209,9 @@ class _Work:
             choice.candidates,
             tuple(tensorflow),
             threads_of(spec, "litert"),
+            others=others,
+            disturbed=others > spec.max_others,
         )
-        return report, is_repeatable
 
     def _keep(self, candidates: Sequence[Candidate]) -> None:
         with open(os.path.join(self.result, _CANDIDATES), "w", encoding="utf-8") as file:
@@ -199,20 +242,23 @@ class _Work:
         try:
             proofs = prove_folder(self._spec, candidate.form, candidate.precision, path, names, evidence)
         except (BackendError, ChildError) as error:
-            return dataclasses.replace(candidate, proofs=(), reason=f"it does not load on this machine: {error}")
+            reason = f"it does not load on this machine: {error}"
+            failed = (SignatureProof(name, Verdict.FAILED, reason) for name in names)
+            return dataclasses.replace(candidate, proofs=tuple(failed))
         return dataclasses.replace(candidate, proofs=tuple(proofs.values()))
 
     def _measured(
         self,
         reference: Reference,
-        evidence: Mapping[str, Evidence],
+        makers: Mapping[str, CaseMaker],
         candidates: Sequence[Candidate],
         able: Sequence[Candidate],
         folder: str,
-    ) -> tuple[list[Candidate], list[Timing]]:
-        """The candidates with the timings of those that are able, and TensorFlow's."""
+    ) -> tuple[list[Candidate], list[Timing], float]:
+        """The candidates with the timings of those that are able, TensorFlow's, and the share of the processors that
+        others took meanwhile."""
         if not able:
-            return list(candidates), []
+            return list(candidates), [], 0.0
         spec = self._spec
         self._say(f"measuring TensorFlow, {', '.join(candidate.name for candidate in able)}")
         failures: dict[str, str] = {}
@@ -226,28 +272,52 @@ class _Work:
                 except (BackendError, ChildError) as error:
                     failures[candidate.name] = f"it could not be measured: {error}"
             timings: dict[str, list[Timing]] = {}
-            calls = _calls(forms, evidence, spec.max_batch_size or _DEFAULT_BATCH, failures)
+            others = 0.0
+            calls = _calls(forms, makers, spec.max_batch_size or _DEFAULT_BATCH, failures)
             if any(len(of_forms) > 1 for of_forms in calls.values()):
                 try:
-                    timings = measure(calls, spec.measure_seconds)
+                    timings, others = self._undisturbed(calls, [form.pid for form in forms.values()])
                 except (BackendError, ChildError) as error:
                     failures |= {candidate.name: f"measuring ended: {error}" for candidate in able}
-        return [
-            dataclasses.replace(
-                candidate, timings=tuple(timings.get(candidate.name, ())), reason=failures.get(candidate.name, "")
-            )
-            for candidate in candidates
-        ], timings.get("tensorflow", [])
+        return (
+            [
+                dataclasses.replace(
+                    candidate,
+                    timings=tuple(timings.get(candidate.name, ())),
+                    speedup=0.0,
+                    slowest=0.0,
+                    reason=failures.get(candidate.name, ""),
+                )
+                for candidate in candidates
+            ],
+            timings.get("tensorflow", []),
+            others,
+        )
+
+    def _undisturbed(self, calls: Calls, pids: Sequence[int]) -> tuple[dict[str, list[Timing]], float]:
+        """The timings, and the share of the processors that others than `pids` took: of several attempts, while that is
+        too much, the one where it was the least."""
+        found = []
+        for _ in range(_MAX_MEASUREMENTS):
+            for pid in pids:
+                cores.widen(pid)
+            load = OthersLoad([os.getpid(), *pids])
+            timings = measure(calls, self._spec.measure_seconds)
+            found.append((timings, load.share()))
+            if found[-1][1] <= self._spec.max_others:
+                break
+            self._say(f"measured while other processes took {found[-1][1]:.0%} of the processors")
+        return min(found, key=lambda one: one[1])
 
 
 def _calls(
-    forms: Mapping[str, Form], evidence: Mapping[str, Evidence], max_batch: int, failures: dict[str, str]
+    forms: Mapping[str, Form], makers: Mapping[str, CaseMaker], max_batch: int, failures: dict[str, str]
 ) -> dict[tuple[str, int], dict[str, Call]]:
     """The calls to measure, of the forms that take the inputs; `failures` gets the others."""
     found: dict[tuple[str, int], dict[str, Call]] = {}
-    for name, proof in list(evidence.items())[:_MAX_MEASURED_SIGNATURES]:
-        for batch in sorted({1, max_batch}) if has_batch(proof.signature) else [1]:
-            inputs = proof.maker.representative(batch)
+    for name, maker in list(makers.items())[:_MAX_MEASURED_SIGNATURES]:
+        for batch in sorted({1, max_batch}) if has_batch(maker.signature) else [1]:
+            inputs = maker.representative(batch)
             if inputs is None:
                 continue
             calls = {}
@@ -292,14 +362,20 @@ def _hopeless(signatures: Mapping[str, Signature]) -> str:
     return ""
 
 
-def _recorded(spec: JobSpec, say: Say) -> dict[str, list[Any]]:
-    if not spec.cases:
+def _recorded(
+    spec: JobSpec, signatures: Mapping[str, Signature], say: Say
+) -> Mapping[str, Sequence[Mapping[str, np.ndarray]]]:
+    """The requests that were recorded for the version, by signature."""
+    if not spec.recorder:
         return {}
     try:
-        return dict(read_cases(spec.cases))
-    except (OSError, FrameError) as error:
+        found: Mapping[str, Sequence[Mapping[str, np.ndarray]]] = importlib.import_module(spec.recorder).recorded_cases(
+            spec.path, signatures
+        )
+    except BackendError as error:
         say(f"the recorded requests cannot be read, and inputs are made up instead: {error}")
         return {}
+    return found
 
 
 def _import_tensorflow(spec: JobSpec) -> None:
@@ -316,7 +392,7 @@ def _machine() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         named = re.search(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
         model = named.group(1).strip() if named else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {len(cores.ALL)} cores"
 
 
 def _versions(modules: Any) -> dict[str, str]:
@@ -331,9 +407,8 @@ def _versions(modules: Any) -> dict[str, str]:
 
 def _ingredients(spec: JobSpec, content: str, versions: Mapping[str, str]) -> dict[str, Any]:
     """All on which the result depends, besides the machine."""
-    left_out = ("path", "work_dir", "cases", "cache_dir", "cache_max_bytes", "yielding", "threads")
+    left_out = ("path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads")
     options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in left_out}
-    options["has_cases"] = bool(spec.cases)
     return {"format": _FORMAT, "content": content, "versions": dict(versions), "options": options}
 
 
@@ -352,6 +427,8 @@ def main() -> int:
         parent = os.environ.pop("DROPSERVE_PARENT", "")
         if parent:
             become_child(int(parent), spec.yielding)
+        if spec.yielding:
+            cores.leave_one()
         report = accelerate(spec, lambda text: write({"progress": text}))
     except Exception as error:  # noqa: BLE001 - the outer loop of a process
         traceback.print_exc()

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from converters.report import Timing
 
-__all__ = ["Call", "measure"]
+__all__ = ["Call", "Calls", "measure"]
 
 Call = Callable[[int], Sequence[int]]
 """Makes so many calls; the nanoseconds of each."""
+
+Calls = Mapping[tuple[str, int], Mapping[str, Call]]
+"""A call of each form, by its name, for each signature and batch size."""
 
 _MAX_SLICE_SECONDS = 0.03
 _MIN_SLICE_SECONDS = 0.002
@@ -20,13 +23,8 @@ _MIN_ROUNDS = 5
 _MAX_ROUNDS = 25
 
 
-def measure(
-    calls: Mapping[tuple[str, int], Mapping[str, Call]], seconds: float, now: Callable[[], float] = time.monotonic
-) -> dict[str, list[Timing]]:
-    """The timings of each form, by its name. `calls` has, for each signature and batch size, a call of each form.
-
-    Each gets its share of about `seconds`, but no less than five rounds.
-    """
+def measure(calls: Calls, seconds: float, now: Callable[[], float] = time.monotonic) -> dict[str, list[Timing]]:
+    """The timings of each form, by its name. Each gets its share of about `seconds`, but no less than five rounds."""
     found: dict[str, list[Timing]] = {}
     for index, ((signature, batch), forms) in enumerate(calls.items()):
         begun = now()

@@ -11,6 +11,7 @@ __all__ = [
     "Attempt",
     "Candidate",
     "Chosen",
+    "Demotion",
     "OutputParity",
     "Report",
     "SignatureProof",
@@ -124,11 +125,24 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Demotion:
+    """A candidate that was given up since it failed in service; `at` is a time of ISO 8601. As long as `file` is there,
+    it is not chosen again; "": nothing keeps that in mind."""
+
+    candidate: str
+    at: str
+    why: str
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that is to be said of one version on one machine.
 
     `candidate` is the name of the chosen candidate, "" for TensorFlow; `artifact` the folder of its files, valid only
     on this machine and while the entry of the cache is held. `threads` is on how many threads each form was measured.
+    `others` is the share of the processors that other processes had meanwhile, from 0 to 1; where the timings are
+    `disturbed` by them, the next job for the same measures again.
     """
 
     chosen: Chosen
@@ -144,3 +158,6 @@ class Report:
     seconds: float = 0.0
     measured_at: str = ""
     from_cache: bool = False
+    others: float = 0.0
+    disturbed: bool = False
+    demotions: tuple[Demotion, ...] = ()

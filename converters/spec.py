@@ -17,9 +17,11 @@ class JobSpec:
     """Accelerate the SavedModel at `path`.
 
     `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
-    `cases` is a file of `converters.cases.write_cases` with recorded requests, or "". Thread counts and the session's
-    configuration are those with which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8.
-    `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`. `converters` are modules by name.
+    `recorder` is a module whose `recorded_cases(path, signatures)` gives the inputs of the requests that were recorded
+    for the version, by signature; "": there are none. Thread counts and the session's configuration are those with
+    which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as disturbed where
+    other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache. `yielding`: see
+    `converters.child.Limits`. `converters` are modules by name.
     """
 
     path: str
@@ -34,9 +36,10 @@ class JobSpec:
     memory_bytes: int = 8 << 30
     proof_seconds: float = 60.0
     measure_seconds: float = 10.0
+    max_others: float = 0.1
     cache_dir: str = ""
     cache_max_bytes: int = 10 << 30
-    cases: str = ""
+    recorder: str = ""
     yielding: bool = True
     threads: int = 0
     inter_op_threads: int = 0

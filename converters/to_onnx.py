@@ -6,11 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from backends.artifact import ArtifactSignature
 from backends.contract import Signature
-from converters.plugin import Converted, EntryPoint, Failed, Task, shared
+from converters.plugin import Converted, EntryPoint, Failed, Task
 
 __all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
 
@@ -25,35 +26,14 @@ _OPSET = 18
 _UNSUPPORTED = re.compile(r"Tensorflow op \[[^\]]*: ?([A-Za-z0-9_]+)\] is not supported")
 
 
-def _from_session(task: Task) -> Iterator[Converted | Failed]:
-    from converters.freezing import freeze_session  # noqa: PLC0415 - imports TensorFlow
-
-    return _from_graphs(task, freeze_session)
-
-
-def _from_functions(task: Task) -> Iterator[Converted | Failed]:
-    from converters.freezing import freeze_functions  # noqa: PLC0415
-
-    return _from_graphs(task, freeze_functions)
-
-
-def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
-    import tensorflow as tf  # noqa: PLC0415
+def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
+    import tensorflow as tf  # noqa: PLC0415 - as all that imports it: entry points run in processes of their own
     from tf2onnx import tf_loader  # noqa: PLC0415
 
-    from converters.freezing import FrozenSignature, frozen  # noqa: PLC0415
+    from converters.freezing import FREEZERS, FrozenSignature, converted  # noqa: PLC0415
 
-    done: dict[str, ArtifactSignature] = {}
-    for index, cut in enumerate(frozen(task, freezer)):
-        if isinstance(cut, Failed):
-            yield cut
-            continue
-        if cut.fingerprint in done:
-            names = _named(cut.inputs), _named(cut.outputs)
-            yield Converted(cut.name, shared(done[cut.fingerprint], cut.signature, *names))
-            continue
-
-        def convert(path: str, cut: FrozenSignature = cut) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    def write(number: int, cut: FrozenSignature) -> Converted | Failed:
+        def convert(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
             inputs, outputs = _named(cut.inputs), _named(cut.outputs)
             names = list(inputs.values()), list(outputs.values())
             _replace_erfc(cut.graph_def)
@@ -63,10 +43,9 @@ def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
             _convert(optimized, cut.name, *names, None, path)
             return inputs, outputs
 
-        result = _written(task, index, cut.name, convert)
-        if cut.fingerprint and isinstance(result, Converted):
-            done[cut.fingerprint] = result.entry
-        yield result
+        return _written(task, number, cut.name, convert)
+
+    return converted(task, FREEZERS[freezer], write, _named)
 
 
 def _replace_erfc(graph_def: Any) -> None:
@@ -181,7 +160,7 @@ class _Unsupported(logging.Handler):
 
 
 ENTRY_POINTS: Mapping[str, EntryPoint] = {
-    "frozen session": _from_session,
-    "inlined functions": _from_functions,
+    "frozen session": partial(_from_graphs, freezer="session"),
+    "inlined functions": partial(_from_graphs, freezer="functions"),
     "tf2onnx's loader": _from_loader,
 }

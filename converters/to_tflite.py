@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from backends.artifact import ArtifactSignature
-from converters.plugin import Converted, EntryPoint, Failed, Task, shared
+from converters.plugin import Converted, EntryPoint, Failed, Task
 
 __all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
 
@@ -25,40 +26,18 @@ _PLACE = re.compile(
 _NAMES = re.compile(r"'tf\.([A-Za-z0-9_]+)' op is")
 
 
-def _from_session(task: Task) -> Iterator[Converted | Failed]:
-    from converters.freezing import freeze_session  # noqa: PLC0415 - imports TensorFlow
+def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
+    import tensorflow as tf  # noqa: PLC0415 - as all that imports it: entry points run in processes of their own
 
-    return _from_graphs(task, freeze_session)
+    from converters.freezing import FREEZERS, FrozenSignature, converted  # noqa: PLC0415
 
+    def write(number: int, cut: FrozenSignature) -> Converted | Failed:
+        def converter() -> Any:
+            return tf.lite.TFLiteConverter.from_concrete_functions([_function(tf, cut)], tf.Module())
 
-def _from_functions(task: Task) -> Iterator[Converted | Failed]:
-    from converters.freezing import freeze_functions  # noqa: PLC0415
+        return _written(task, number, cut.name, converter, cut.inputs, cut.outputs)
 
-    return _from_graphs(task, freeze_functions)
-
-
-def _from_graphs(task: Task, freezer: Any) -> Iterator[Converted | Failed]:
-    import tensorflow as tf  # noqa: PLC0415
-
-    from converters.freezing import FrozenSignature, frozen  # noqa: PLC0415
-
-    done: dict[str, ArtifactSignature] = {}
-    for index, cut in enumerate(frozen(task, freezer)):
-        if isinstance(cut, Failed):
-            yield cut
-            continue
-        if cut.fingerprint in done:
-            yield Converted(cut.name, shared(done[cut.fingerprint], cut.signature, cut.inputs, cut.outputs))
-            continue
-
-        def converter(cut: FrozenSignature = cut) -> Any:
-            function = _function(tf, cut)
-            return tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-
-        result = _written(task, index, cut.name, converter, cut.inputs, cut.outputs)
-        if cut.fingerprint and isinstance(result, Converted):
-            done[cut.fingerprint] = result.entry
-        yield result
+    return converted(task, FREEZERS[freezer], write)
 
 
 def _function(tf: Any, cut: Any) -> Any:
@@ -139,7 +118,7 @@ def _present(content: bytes, inputs: Mapping[str, str]) -> Mapping[str, str]:
 
 
 ENTRY_POINTS: Mapping[str, EntryPoint] = {
-    "frozen session": _from_session,
-    "inlined functions": _from_functions,
+    "frozen session": partial(_from_graphs, freezer="session"),
+    "inlined functions": partial(_from_graphs, freezer="functions"),
     "TensorFlow's loader": _from_saved_model,
 }

@@ -86,6 +86,20 @@ def conv(tf: Any, out: str) -> None:
 
 
 @_model
+def any_size(tf: Any, out: str) -> None:
+    """float32[-1, -1, -1, 3] → float32[-1, -1, -1, 4], written by Keras 3: convolutions, for images from 8 × 8 on."""
+    layers = tf.keras.layers
+    _export(
+        tf,
+        out,
+        layers.Input((None, None, 3)),
+        layers.Conv2D(8, 3, activation="relu"),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(4, 3, strides=2),
+    )
+
+
+@_model
 def lstm(tf: Any, out: str) -> None:
     """float32[-1, -1, 4] → float32[-1, 3], written by Keras 3: a loop over a sequence of any length."""
     layers = tf.keras.layers

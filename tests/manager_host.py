@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.errors import Code
-from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.policy import Latest, VersionPolicy
 from appliance.lifecycle.settle import Observed
 from appliance.servable import ServableId
@@ -59,6 +60,14 @@ class Host:
 
     def end(self, version: int, name: str = "a") -> list[str]:
         return self.did(self.manager.worker_ended(self.worker(version, name), "killed by SIGKILL", self.now))
+
+    def end_all_again(self) -> list[str]:
+        """Tells of the end of every worker that there has been: nothing, where none is accounted for any more."""
+        return [
+            word
+            for worker in list(self.by_number)
+            for word in self.did(self.manager.worker_ended(worker, "gone", self.now))
+        ]
 
     def wait(self, seconds: float) -> list[str]:
         self.now += seconds

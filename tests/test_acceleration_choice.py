@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from converters.choice import choose
 from converters.codec import from_json, to_json
+from converters.load import OthersLoad, others_share
 from converters.measure import Call, measure
 from converters.report import Attempt, Candidate, OutputParity, Report, SignatureProof, Timing, Verdict
 
@@ -97,6 +101,29 @@ def test_nothing_slower_than_tensorflow_is_ever_chosen(
         assert (truth[0] / one * truth[1] / eight) ** 0.5 >= margin * (1 - 1e-9)
 
 
+def test_what_has_failed_in_service_is_not_chosen_again() -> None:
+    candidates = [form("onnx", timings(5, 20)), form("tflite", timings(4, 20))]
+    first = choose(candidates, TENSORFLOW, ["s"], 1.1)
+    again = choose(first.candidates, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed"})
+    assert (again.chosen, again.candidate) == ("onnx", "onnx")
+    assert again.candidates[1].reason == "it failed"
+    neither = choose(again.candidates, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed", "onnx": "it died"})
+    assert (neither.chosen, neither.reason) == ("tensorflow", "onnx: it died; tflite: it failed")
+
+
+def test_who_is_judged_again_is_judged_alike() -> None:
+    differs = SignatureProof("s", Verdict.DIFFERS, "output 'y' is 1 instead of 2", 3)
+    candidates = [
+        form("onnx", timings(5, 20)),
+        form("tflite", timings(9.9, 40)),
+        form("tflite", proofs=(differs,)),
+        form("tflite", proofs=()),
+        form("tflite"),
+    ]
+    first = choose(candidates, TENSORFLOW, ["s"], 1.1)
+    assert choose(first.candidates, TENSORFLOW, ["s"], 1.1) == first
+
+
 # -- measuring
 
 
@@ -131,6 +158,27 @@ def test_measuring_ends_when_its_time_is_up() -> None:
     found = measure({("s", 1): {"a": call}, ("s", 8): {"a": call}}, 30.0, now=lambda: clock[0])
     assert [timing.batch for timing in found["a"]] == [1, 8]
     assert clock[0] <= 34
+
+
+def test_what_others_took_of_the_processors_is_what_was_used_but_not_by_us() -> None:
+    before = (1000, 400, 100)  # of all cores: ticks, those that were used, and those by us
+    assert others_share(before, (1200, 500, 180)) == pytest.approx(0.1)
+    assert others_share(before, (1200, 600, 300)) == 0.0
+    assert others_share(before, (1200, 590, 300)) == 0.0  # our own are counted a tick later
+    assert others_share(before, (1200, 600, 100)) == 1.0
+    assert others_share((0, 0, 0), (0, 0, 0)) == 0.0  # a kernel that does not say
+
+
+def test_what_a_process_of_ours_takes_does_not_count() -> None:
+    program = "import time\ninput()\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        with_it, without_it = OthersLoad([os.getpid()]), OthersLoad([os.getpid(), worker.pid])
+        worker.stdin.write(b"\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == b"done\n"
+        assert 0.0 <= without_it.share() < with_it.share() <= 1.0
 
 
 # -- the report

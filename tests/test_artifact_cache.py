@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.acceleration import report_text
 from converters.cache import Cache, content_hash, default_folder, hold, key_of
-from converters.report import Report
+from converters.report import Demotion, Report
 from tests.acceleration_jobs import ROOT, Outcome, run_job
 
 KEY = "a" * 64
@@ -194,6 +195,46 @@ def test_an_artifact_is_held_by_its_folder(cache: Cache, result: Path, tmp_path:
     assert hold(str(tmp_path / "cache" / "entries" / OTHER / "forms" / "onnx")) is None
 
 
+# -- what failed in service
+
+FAILED = Demotion("onnx", "2026-11-21T10:00:00+00:00", "onnx failed where TensorFlow answers: it wants two dimensions")
+
+
+def test_that_a_form_failed_is_kept_with_its_entry(cache: Cache, result: Path, tmp_path: Path) -> None:
+    entry = cache.put(KEY, str(result))
+    assert entry is not None
+    assert entry.demotion("onnx") is None
+    kept = entry.demote(FAILED)
+    assert kept.file == str(entry_path(tmp_path) / "demoted-onnx.json")
+    assert entry.demotion("onnx") == kept
+    assert entry.demotion("tflite") is None
+    os.unlink(kept.file)
+    assert entry.demotion("onnx") is None
+
+
+@pytest.mark.parametrize("how", ["a bit flips", "it is cut off", "it is gone"])
+def test_a_damaged_demotion_is_none(cache: Cache, result: Path, how: str) -> None:
+    entry = cache.put(KEY, str(result))
+    assert entry is not None
+    corrupt(Path(entry.demote(FAILED).file), how)
+    assert entry.demotion("onnx") is None
+
+
+def test_a_demotion_of_another_form_is_none(cache: Cache, result: Path) -> None:
+    entry = cache.put(KEY, str(result))
+    assert entry is not None
+    file = Path(entry.demote(FAILED).file)
+    file.rename(file.with_name("demoted-tflite.json"))
+    assert entry.demotion("tflite") is None
+
+
+def test_where_nothing_can_be_written_a_demotion_has_no_file(cache: Cache, result: Path, tmp_path: Path) -> None:
+    entry = cache.put(KEY, str(result))
+    assert entry is not None
+    shutil.rmtree(entry_path(tmp_path))
+    assert entry.demote(FAILED) == FAILED
+
+
 # -- no room, no access
 
 
@@ -307,6 +348,47 @@ def test_another_kind_of_machine_proves_and_measures_but_does_not_convert(
     assert outcome.report.chosen == "onnx"
     assert not outcome.report.from_cache
     assert report.exists()
+
+
+def test_a_form_that_failed_in_service_is_not_chosen_again_until_that_is_forgotten(
+    shared: tuple[Path, Outcome], zoo: Path
+) -> None:
+    held = hold(shared[1].report.artifact)
+    assert held is not None
+    kept = held.demote(FAILED)
+    held.close()
+    outcome = again(shared, zoo)
+    assert outcome.progress == ("found in the cache",)
+    assert (outcome.report.chosen, outcome.report.candidate, outcome.report.artifact) == ("tensorflow", "", "")
+    assert outcome.report.demotions == (kept,)
+    assert f"onnx: it failed in service, at {FAILED.at}: {FAILED.why}" in outcome.report.reason
+    assert f"to try it again, remove {kept.file} and start the server again" in report_text(outcome.report)
+    os.unlink(kept.file)
+    assert again(shared, zoo).report.chosen == "onnx"
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_but_neither_converted_nor_proven(
+    zoo: Path, tmp_path: Path
+) -> None:
+    def job(max_others: float) -> Outcome:
+        return run_job(zoo / "tiny_tf2", policy="onnx", cache_dir=str(tmp_path), max_others=max_others)
+
+    busy = job(-1.0)  # whatever others take is too much
+    assert busy.report.disturbed
+    assert sum("other processes took" in line for line in busy.progress) == 2
+    assert busy.report.chosen == "onnx"
+    assert "of the processors while this was measured" in report_text(busy.report)
+    quiet = job(1.0)
+    assert "measured on a busy machine before" in quiet.progress
+    assert not any("converting" in line or "proving" in line for line in quiet.progress)
+    assert not quiet.report.disturbed
+    assert not quiet.report.from_cache
+    assert quiet.report.chosen == "onnx"
+    assert quiet.report.artifact == busy.report.artifact
+    assert quiet.report.candidates[0].proofs == busy.report.candidates[0].proofs
+    assert quiet.report.candidates[0].attempts == busy.report.candidates[0].attempts
+    assert [timing.batch for timing in quiet.report.candidates[0].timings] == [1, 8]
+    assert job(-1.0).report.from_cache  # now it is final
 
 
 def test_that_nothing_can_be_done_is_kept_too(zoo: Path, tmp_path: Path) -> None:

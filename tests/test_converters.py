@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from appliance.acceleration import report_text
+from backends import litert_backend
 from backends.artifact import read_artifact
-from converters.cases import write_cases
+from backends.contract import BackendError, Code
 from converters.report import Candidate, Report, Verdict
 from tests.acceleration_jobs import ROOT, Outcome, run_job
 from tests.acceleration_models import acceleration_zoo
@@ -29,6 +30,7 @@ BROKEN_MEMORY = 1500 << 20
 
 JOBS: dict[str, dict[str, Any]] = {
     "conv": {"precisions": ALL_PRECISIONS},
+    "any_size": {"policy": "tflite"},
     "lstm": {"policy": "onnx"},
     "embedding": {},
     "saturated": {},
@@ -70,7 +72,7 @@ def candidate(report: Report, name: str) -> Candidate:
 # -- what is converted
 
 
-@pytest.mark.parametrize("name", ["conv", "lstm", "embedding", "keras2", "keras3", "multi_io"])
+@pytest.mark.parametrize("name", ["conv", "any_size", "lstm", "embedding", "keras2", "keras3", "multi_io"])
 def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
     outcome = jobs(name)
     report = outcome.report
@@ -109,6 +111,22 @@ def test_lower_precisions_are_other_numbers_within_their_tolerances(jobs: Jobs) 
     assert worst["tflite"] * 10 < worst["tflite-float16"]
 
 
+def test_a_convolution_over_images_of_any_size_is_served_at_any_size(jobs: Jobs) -> None:
+    backend = litert_backend.load(jobs("any_size").report.artifact, interpreters=1)
+    signature = backend.signatures["serving_default"]
+    (name,), (output,) = signature.inputs, signature.outputs
+    for shape, expected in (
+        ((1, 20, 24, 3), (1, 4, 5, 4)),
+        ((3, 9, 31, 3), (3, 1, 6, 4)),
+        ((2, 64, 8, 3), (2, 15, 1, 4)),
+    ):
+        (answer,) = backend.run("serving_default", {name: np.ones(shape, np.float32)}, [output])
+        assert answer.shape == expected
+    with pytest.raises(BackendError) as refused:
+        backend.run("serving_default", {name: np.ones((1, 4, 4, 3), np.float32)}, [output])
+    assert refused.value.code == Code.INVALID_ARGUMENT
+
+
 def test_signatures_that_compute_the_same_share_a_file(jobs: Jobs) -> None:
     keras3 = read_artifact(jobs("keras3").report.artifact)  # its exports have serve and serving_default
     assert len(keras3.signatures) == 2
@@ -143,12 +161,9 @@ def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) 
     assert proof.refused > 0
 
 
-def test_recorded_requests_are_the_cases(jobs: Jobs, tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((9, 16, 16, 3)).astype(np.float32)
-    conv = acceleration_zoo() / "conv"
-    name = next(iter(read_artifact(jobs("conv").report.artifact).signatures["serving_default"].inputs))
-    write_cases(tmp_path / "cases", [("serving_default", {name: rows}), ("serving_default", {name: rows[:1] * 2})])
-    proof = run_job(conv, policy="tflite", cases=str(tmp_path / "cases")).report.candidates[0].proofs[0]
+def test_recorded_requests_are_the_cases() -> None:
+    outcome = run_job(acceleration_zoo() / "conv", policy="tflite", recorder="tests.recorded_rows")
+    proof = outcome.report.candidates[0].proofs[0]
     assert proof.verdict is Verdict.PROVEN
     assert (proof.cases, proof.recorded) == (3, 3)  # what was recorded alone is batched too
 

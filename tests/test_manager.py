@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import Code
-from appliance.lifecycle.manager import StartWorker
+from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.policy import All, Latest, Specific
 from appliance.lifecycle.settle import Observed
 from appliance.servable import PublicState

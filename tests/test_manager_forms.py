@@ -70,25 +70,25 @@ def test_a_form_whose_worker_dies_is_demoted_and_the_version_restarts_with_its_o
     accelerated(host)
     assert host.end(1) == ["start a/1"]
     assert host.states() == {1: "restarting"}
-    assert host.manager.demotions == [(A1, "its worker on onnx died: killed by SIGKILL")]
+    assert host.manager.take_demotions() == [(A1, "its worker on onnx died: killed by SIGKILL")]
     host.ready(1)
     assert form(host) == ""
 
 
 def test_the_own_model_stands_by_beside_the_form_and_goes_when_nobody_asks_for_it(host: Host) -> None:
     accelerated(host)
-    assert host.manager.standing_by(A1) is None
+    assert host.manager.own_socket(A1) is None
     assert stand_by(host) == ["start a/1"]
-    assert host.manager.standing_by(A1) == ""
+    assert host.manager.own_socket(A1) == ""
     assert stand_by(host) == []
     assert host.ready(1) == []
-    assert host.manager.standing_by(A1) == f"/run/w{host.worker(1)}"
+    assert host.manager.own_socket(A1) == f"/run/w{host.worker(1)}"
     assert form(host) == "onnx"
     assert host.wait(29) == []
     stand_by(host)  # asked for again
     assert host.wait(29) == []
     assert host.wait(2) == ["kill a/1"]
-    assert host.manager.standing_by(A1) is None
+    assert host.manager.own_socket(A1) is None
     assert form(host) == "onnx"
     assert host.manager.next_due is None
 
@@ -99,7 +99,7 @@ def test_a_demotion_lets_what_stands_by_take_over_at_once(host: Host) -> None:
     host.ready(1)
     assert demote(host) == ["drain a/1"]
     assert form(host) == ""
-    assert host.manager.demotions == [(A1, "it raised")]
+    assert host.manager.take_demotions() == [(A1, "it raised")]
     assert demote(host) == []
 
 

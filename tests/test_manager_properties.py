@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from appliance.errors import Code
-from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, Standing, StartWorker
+from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy, aspired_versions
 from appliance.lifecycle.settle import Observed
+from appliance.lifecycle.standing import Standing
 from appliance.routes import ModelRoute
 from appliance.servable import Form, ServableId
 

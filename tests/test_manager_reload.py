@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.lifecycle.manager import Manager, Standing
+from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.policy import All, Latest, Specific
+from appliance.lifecycle.standing import Standing
 from tests.manager_host import Host
 
 

@@ -7,7 +7,8 @@ import pytest
 from appliance.errors import Code
 from appliance.lifecycle.policy import All
 from appliance.lifecycle.settle import Observed
-from appliance.servable import PublicState
+from appliance.routes import Snapshot
+from appliance.servable import ModelSpec, PublicState
 from tests.manager_host import RETRY_SECONDS, Host
 
 
@@ -239,7 +240,7 @@ def test_a_removed_model_is_unloaded_and_forgotten(host: Host, state: str) -> No
         assert host.states() == {1: "draining"}
         assert host.end(1) == []
     assert host.manager.routes() == {}
-    assert not host.manager.busy()
+    assert host.end_all_again() == []
     assert host.manager.next_due is None
     assert host.wait(86400) == []
 
@@ -273,7 +274,51 @@ def test_a_model_that_is_removed_again_before_its_old_worker_has_ended_is_forgot
     assert host.remove() == []
     assert host.end(1) == []
     assert host.manager.routes() == {}
-    assert not host.manager.busy()
+    assert host.end_all_again() == []
+
+
+def test_what_is_gone_is_told_of_as_ended_with_the_error_that_it_had(host: Host) -> None:
+    host.add(policy=All())
+    host.see(1, 2, 3, settled=False)
+    host.see(1, 2)
+    host.ready(1)
+    host.fail(2)
+    host.remove()
+    host.end(1)
+    assert host.manager.routes() == {}
+    failed, unloaded = host.manager.ended()["a"]
+    assert (unloaded.version, unloaded.state, unloaded.public_state) == (1, "ended", PublicState.END)
+    assert (unloaded.code, unloaded.reason) == (Code.OK, "unloaded: the model was removed")
+    assert (failed.version, failed.public_state, failed.code) == (2, PublicState.END, Code.INVALID_ARGUMENT)
+    assert failed.reason.startswith("the model was removed; it had failed: a bad graph (attempt 1 of 3")
+
+
+def test_of_what_is_gone_only_the_last_few_hundred_are_told_of(host: Host) -> None:
+    for number in range(300):
+        name = f"m{number}"
+        host.serving(1, name=name)
+        host.remove(name)
+        host.end(1, name)
+    assert list(host.manager.ended()) == [f"m{number}" for number in range(300 - 256, 300)]
+    host.serving(1, name="m100")
+    host.remove("m100")
+    host.end(1, "m100")
+    assert list(host.manager.ended())[-1] == "m100"
+    assert len(host.manager.ended()) == 256
+
+
+def test_a_version_that_comes_back_is_listed_once(host: Host) -> None:
+    host.serving(1, 2)
+    host.remove()
+    host.end(2)
+    host.serving(2, 3)
+    snapshot = Snapshot.from_json(Snapshot(1, True, host.manager.routes(), host.manager.ended()).to_json())
+    assert [(v.version, v.state) for v in snapshot.status(ModelSpec("a"))] == [(3, "available"), (2, "ended")]
+    assert [v.state for v in snapshot.status(ModelSpec("a", 2))] == ["ended"]
+    host.update(All())
+    host.see(2, 3)
+    snapshot = Snapshot(2, True, host.manager.routes(), host.manager.ended())
+    assert [(v.version, v.state) for v in snapshot.status(ModelSpec("a"))] == [(3, "available"), (2, "loading")]
 
 
 def test_a_model_that_is_added_again_has_its_new_base_path_and_labels(host: Host) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from appliance.processes import spawn
+from appliance.processes import is_crash, spawn
 
 # Writes its own descriptors' names to them.
 CHILD = "import os\nos.write(3, b'three')\nos.write(4, b'four')\nos.write(2, b'two')\n"
@@ -49,3 +50,42 @@ def test_a_child_gets_its_descriptors_whatever_numbers_they_have(numbers: tuple[
 def test_a_child_that_cannot_be_started_raises(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         spawn("nothing", {}, [1_000_000])
+
+
+@pytest.mark.parametrize(
+    ("ends", "crashed"),
+    [
+        ("os.abort()", True),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", False),
+        ("os.kill(os.getpid(), signal.SIGTERM)", False),
+        ("os._exit(1)", False),
+        ("os._exit(0)", False),
+    ],
+)
+def test_only_what_a_process_does_to_itself_is_a_crash(ends: str, crashed: bool) -> None:
+    program = f"import os, resource, signal\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n{ends}"
+    child = os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ)
+    assert is_crash(os.waitpid(child, 0)[1]) == crashed
+
+
+def test_nothing_is_told_of_children_that_end_while_the_loop_closes() -> None:
+    program = (
+        "import asyncio, os, signal\n"
+        "from appliance.processes import Reaper\n"
+        "parent, child = os.getpid(), os.fork()\n"
+        "while child == 0 and os.getppid() == parent:\n"
+        "    os.kill(parent, signal.SIGCHLD)\n"
+        "async def work():\n"
+        "    reaper = Reaper()\n"
+        "    reaper.start()\n"
+        "    reaper.stop()\n"
+        "for _ in range(100):\n"
+        "    asyncio.run(work())\n"
+        "os.kill(child, signal.SIGKILL)\n"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

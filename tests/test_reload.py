@@ -189,6 +189,35 @@ def test_a_reload_answers_when_the_models_are_live(drop: Drop, tmp_path: Path, c
     assert server.predict("a", {"instances": [1.0]})[0] == 404
 
 
+def test_a_model_that_a_reload_removed_is_listed_as_ended_and_serves_nothing(
+    drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    server, reload = controlled
+    drop("a", 1)
+    drop("a", 2)
+    models = tmp_path / "models"
+    assert reload(config(entry(models, "a", BOTH)))[0] == "OK"
+    assert reload(config()) == ("OK", "")
+
+    def states() -> list[tuple[str, str, str]]:
+        _, document = server.get("/v1/models/a")
+        listed = document["model_version_status"]
+        return [(version["version"], version["state"], version["status"]["error_code"]) for version in listed]
+
+    eventually(lambda: states() == [("2", "END", "OK"), ("1", "END", "OK")], "both are unloaded")
+    assert [v["version"] for v in server.get("/v1/models/a/versions/1")[1]["model_version_status"]] == ["1"]
+    request = protos.GetModelStatusRequest()
+    request.model_spec.name = "a"
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call = channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")
+        answer = protos.GetModelStatusResponse.FromString(call(request.SerializeToString(), timeout=30))
+    found = [(v.version, v.state, v.status.error_code) for v in answer.model_version_status]
+    assert found == [(2, 50, 0), (1, 50, 0)]
+    assert server.predict("a", {"instances": [1.0]}) == (404, {"error": "Servable not found for request: Latest(a)"})
+    assert server.get("/v1/models/a/versions/3") == (404, {"error": "Could not find version 3 of model a"})
+    assert server.get("/v1/models")[1]["models"] == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -253,6 +282,29 @@ def test_a_reload_answers_at_its_deadline_although_a_model_still_loads(
     assert code == "DEADLINE_EXCEEDED" or "incomplete" in message
     assert "Live: good" in message
     assert server.predict("good", {"instances": [1.0]})[0] == 200
+
+
+def test_a_reload_tells_by_how_much_the_metrics_that_it_names_have_grown(
+    drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    _, reload = controlled
+    drop("a")
+    drop("b")
+    models = tmp_path / "models"
+    assert reload(config(entry(models, "a")))[0] == "OK"
+    attempts, latency = (f"/tensorflow/cc/saved_model/load_{what}" for what in ("attempt_count", "latency"))
+    names = [attempts, "unknown", ":tensorflow:serving:request_latency", latency, attempts, "dropserve_loads_total"]
+    request = protos.ReloadConfigRequest(metric_names=names)
+    text = config(entry(models, "a"), entry(models, "b"))
+    text_format.Parse(text, request.config, descriptor_pool=protos.POOL)
+    with grpc.insecure_channel(f"unix:{tmp_path / 'grpc.sock'}") as channel:
+        data = channel.unary_unary(RELOAD)(request.SerializeToString(), timeout=50)
+    answered = [(m.name, m.int64_value_increase) for m in protos.ReloadConfigResponse.FromString(data).metric]
+    increases = dict(answered)
+    assert increases.pop(latency) > 0
+    expected = {attempts: 1, "unknown": 0, ":tensorflow:serving:request_latency": 0, "dropserve_loads_total": 1}
+    assert increases == expected
+    assert len(answered) == 5  # each once
 
 
 def test_promotion_and_rollback_of_a_label_lose_no_request(drop: Drop, tmp_path: Path, controlled: Any) -> None:

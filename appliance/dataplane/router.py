@@ -35,6 +35,7 @@ from appliance.dataplane.wire import (
     unpack_arrays,
 )
 from appliance.errors import Code, ServingError
+from appliance.questions import Questions
 from appliance.routes import ModelRoute, Snapshot, VersionRoute
 from appliance.servable import ModelSpec
 
@@ -228,8 +229,7 @@ class Router:
         self._aside: dict[str, _Connection] = {}  # to workers that are not routed: they judge what a form refused
         self._opinions = 0  # that are being asked for now
         self._changed: asyncio.Event | None = None
-        self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._next_call = 1
+        self._questions = Questions(self._say, "the server", "see its log")
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
         self.on_inflight: Callable[[int], None] = lambda _: None  # is told the bytes in flight when they change
@@ -241,13 +241,13 @@ class Router:
         """
         self._changed = asyncio.Event()
         reader, self._writer = await asyncio.open_unix_connection(self._control_path, limit=256 * 1024 * 1024)
-        self._writer.write(json.dumps({"role": self._role, "pid": os.getpid()}).encode() + b"\n")
+        self._say({"role": self._role, "pid": os.getpid()})
         await asyncio.wait_for(self._receive(reader), 30)
         self._task = asyncio.create_task(self._follow(reader, on_lost))
 
     def say_serving(self) -> None:
         """Tells the supervisor that this front takes requests now."""
-        self._writer.write(b'{"serving": true}\n')
+        self._say({"serving": True})
 
     async def _receive(self, reader: asyncio.StreamReader) -> bool:
         line = await reader.readline()
@@ -255,10 +255,10 @@ class Router:
             return False
         message = json.loads(line)
         if "answer_to" in message:
-            self._on_answer(message)
+            self._questions.answered(message)
             return True
         self._adopt(Snapshot.from_json(message["snapshot"]))
-        self._writer.write(json.dumps({"ack": self.snapshot.serial}).encode() + b"\n")
+        self._say({"ack": self.snapshot.serial})
         return True
 
     async def call(self, method: str, params: Mapping[str, Any], seconds: float) -> Any:
@@ -266,32 +266,10 @@ class Router:
 
         Raises ServingError: what the supervisor answers, or DEADLINE_EXCEEDED after `seconds`.
         """
-        number = self._next_call
-        self._next_call += 1
-        future = self._calls[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(json.dumps({"call": number, "method": method, "params": dict(params)}).encode() + b"\n")
-        try:
-            async with asyncio.timeout(seconds):
-                return await future
-        except TimeoutError:
-            raise ServingError(
-                Code.DEADLINE_EXCEEDED, f"the server did not {method} within {seconds:g} s", "see its log"
-            ) from None
-        finally:
-            del self._calls[number]
+        return await self._questions.ask(method, params, seconds)
 
-    def tell(self, method: str, params: Mapping[str, Any]) -> None:
-        """Has the supervisor do `method`, and waits for no answer."""
-        self._writer.write(json.dumps({"call": 0, "method": method, "params": dict(params)}).encode() + b"\n")
-
-    def _on_answer(self, message: Mapping[str, Any]) -> None:
-        future = self._calls.get(message["answer_to"])
-        if future is None or future.done():
-            return
-        if "code" in message:
-            future.set_exception(ServingError(Code(message["code"]), message["message"]))
-        else:
-            future.set_result(message["result"])
+    def _say(self, message: Mapping[str, Any]) -> None:
+        self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _follow(self, reader: asyncio.StreamReader, on_lost: Callable[[], None]) -> None:
         try:
@@ -422,7 +400,8 @@ class Router:
             except _DrainingError:
                 raise error from None
             if not isinstance(error, _DiedError):  # the supervisor knows of deaths by itself
-                self.tell("demote", {**which, "why": f"{version.accelerated} failed where TensorFlow answers: {error}"})
+                why = f"{version.accelerated} failed where TensorFlow answers: {error}"
+                self._questions.tell("demote", {**which, "why": why})
             return arrays
         finally:
             self._opinions -= 1

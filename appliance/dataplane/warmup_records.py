@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from appliance.errors import ServingError
 from appliance.example_inputs import examples_of
 from appliance.fronts import protos
 from appliance.tensor_values import array_of
 from backends.contract import BackendError, Code, Signature
 from backends.crc32c import masked_crc32c
-from converters.cases import write_cases
 
-__all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_requests", "records_path", "write_recorded_cases"]
+__all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_cases", "recorded_requests", "records_path"]
 
 MAX_RECORDS = 1000
 _MAX_RECORD_BYTES = 2**31 - 1  # protobuf's
@@ -111,23 +111,24 @@ def _data_loss(message: str) -> BackendError:
     return BackendError(Code.DATA_LOSS, f"{message}. Please verify your warmup data is in TFRecord format.")
 
 
-def write_recorded_cases(version_path: str, target: str, signatures: Mapping[str, Signature]) -> int:
-    """Writes the recorded requests of a version folder to the new file `target`, as `converters.cases` reads them; how
-    many. There are none without a file of them. Raises BackendError for a file that is none, OSError.
-    """
+def recorded_cases(version_path: str, signatures: Mapping[str, Signature]) -> dict[str, list[Mapping[str, np.ndarray]]]:
+    """The inputs of the recorded requests of a version folder, by signature: what `converters.job` proves on. There are
+    none without a file of them. Raises BackendError for a file that is none."""
     source = records_path(version_path)
+    found: dict[str, list[Mapping[str, np.ndarray]]] = {}
     if source is None:
-        return 0
-    cases: list[tuple[str, dict[str, np.ndarray]]] = []
-    nbytes = 0
-    for log in recorded_requests(source):
-        for call in calls_of(log, signatures):
+        return found
+    number = nbytes = 0
+    try:
+        for call in (call for log in recorded_requests(source) for call in calls_of(log, signatures)):
+            number += 1
             nbytes += sum(array.nbytes for array in call.inputs.values())
-            if len(cases) == _MAX_CASES or nbytes > _MAX_CASES_BYTES:
+            if number > _MAX_CASES or nbytes > _MAX_CASES_BYTES:
                 break
-            cases.append((call.signature, dict(call.inputs)))
-    write_cases(target, cases)
-    return len(cases)
+            found.setdefault(call.signature, []).append(call.inputs)
+    except ServingError as error:
+        raise BackendError(error.code, str(error)) from error
+    return found
 
 
 def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:

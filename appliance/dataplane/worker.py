@@ -35,7 +35,6 @@ from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, Req
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.merging import Call, Merging, Outcome, joined
 from appliance.dataplane.warmup import source_of, warm_up
-from appliance.dataplane.warmup_records import write_recorded_cases
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
@@ -326,9 +325,6 @@ class Worker:
             try:
                 if command["method"] == "profile":
                     answer["result"] = profile(self._task.backend, **command["params"])
-                elif command["method"] == "cases":
-                    target = command["params"]["path"]
-                    answer["result"] = write_recorded_cases(self._task.path, target, self._backend.signatures)
                 elif command["method"] == "end_profile":
                     answer["result"] = end_profile(self._task.backend, **command["params"])
                 else:

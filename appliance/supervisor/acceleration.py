@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import datetime as dt
 import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.acceleration import job_spec
-from appliance.errors import ServingError
-from appliance.lifecycle.manager import Action, Manager, StartWorker
+from appliance.acceleration import demotion_text, job_spec
+from appliance.lifecycle.actions import Action, StartWorker
+from appliance.lifecycle.manager import Manager
 from appliance.options import ModelOptions
 from appliance.processes import Reaper, describe_status, spawn
 from appliance.servable import Form, ServableId
@@ -25,15 +27,17 @@ from appliance.supervisor.tasks import Tasks
 from backends.registry import backend_for
 from converters.cache import Entry, default_folder, hold
 from converters.codec import from_json, to_json
-from converters.report import Report
+from converters.report import Demotion, Report
 
 logger = logging.getLogger(__name__)
 
 _BACKENDS = {"onnx": "onnx", "tflite": "litert"}  # what serves which form
+_MAX_WHY = 500  # characters of what a framework says
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 # A job converts in up to two formats, by up to three entry points and in up to three precisions each.
 _CONVERSIONS = 12
 _SETTLE_SECONDS = 0.2
+_OLD_JOB_SECONDS = 86400.0
 
 
 @dataclass(slots=True, eq=False)
@@ -44,18 +48,17 @@ class _Case:
     state: str = "queued"  # queued, running, done, failed
     progress: str = ""
     report: Report | None = None
-    demoted: str = ""
     pid: int | None = None
     entry: Entry | None = None  # of the cache: held, so that what is served is not evicted
 
     def to_json(self) -> dict[str, Any]:
         report = {} if self.report is None else to_json(self.report)
-        return {"state": self.state, "progress": self.progress, "demoted": self.demoted, **report}
+        demoted = "" if self.report is None else "; ".join(map(demotion_text, self.report.demotions))
+        return {"state": self.state, "progress": self.progress, "demoted": demoted, **report}
 
 
 class Acceleration:
-    """`options_of(model)` are a model's options, `act` carries out what the manager wants done; `write_cases` has the
-    worker of a version write its recorded requests to a file, and returns how many."""
+    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
 
     def __init__(
         self,
@@ -64,7 +67,6 @@ class Acceleration:
         act: Callable[[Iterable[Action]], None],
         tasks: Tasks,
         reaper: Reaper,
-        write_cases: Callable[[ServableId, str], Awaitable[int]],
         cache_dir: str,
         cache_max_bytes: int,
     ) -> None:
@@ -73,13 +75,13 @@ class Acceleration:
         self._act = act
         self._tasks = tasks
         self._reaper = reaper
-        self._write_cases = write_cases
         self._cache_dir = cache_dir or default_folder()
         self._cache_max_bytes = cache_max_bytes
         self._cases: dict[ServableId, _Case] = {}
         self._looked = 0  # the manager's revision then
         self._one = asyncio.Lock()  # conversions take all that is left of the machine: one at a time
         self._work_dirs: list[str] = []
+        self._swept = False  # what jobs of killed servers left behind, before the first job
 
     def look(self) -> None:
         """Starts what is to be done for versions that have become available, and forgets those that are gone."""
@@ -107,11 +109,17 @@ class Acceleration:
         case = self._cases.get(servable)
         return None if case is None else case.to_json()
 
-    def demoted(self, servable: ServableId, why: str) -> None:
-        """Takes down that the form of `servable` is not served any more."""
+    def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
+        """Takes down that the form of `servable` is not served any more; where that is `lasting`, in the cache too."""
         logger.warning("%s: its accelerated form is given up: %s", servable, why)
-        if servable in self._cases:
-            self._cases[servable].demoted = why
+        case = self._cases.get(servable)
+        if case is None or case.report is None or not case.report.candidate:
+            return
+        at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        demotion = Demotion(case.report.candidate, at, why[:_MAX_WHY])
+        if lasting and case.entry is not None:
+            self._tasks.start(self._remember(case, case.report, case.entry, demotion))
+        case.report = _with_demotion(case.report, demotion)
 
     def before(self, action: StartWorker, options: ModelOptions) -> Coroutine[Any, Any, Form | None] | None:
         """What finds the form for a version that waits for it before it is served; None where none is waited for."""
@@ -119,6 +127,11 @@ class Acceleration:
         if not wanted or backend_for(action.names, options.prefer_tflite_model) != "tensorflow":
             return None
         return self._form_for(action.servable, action.path, action.digest, options)
+
+    @staticmethod
+    async def _remember(case: _Case, report: Report, entry: Entry, demotion: Demotion) -> None:
+        """Keeps `demotion` of the form in `report`: in a thread, since the disk may be slow."""
+        case.report = _with_demotion(report, await asyncio.to_thread(entry.demote, demotion))
 
     async def _form_for(self, servable: ServableId, path: str, digest: str, options: ModelOptions) -> Form | None:
         case = self._cases.get(servable)
@@ -167,18 +180,14 @@ class Acceleration:
                 report.reason,
                 extra={"fields": {"model": servable.model, "version": servable.version, "chosen": report.chosen}},
             )
+            for demotion in report.demotions:
+                logger.warning("%s: %s failed before: %s", servable, demotion.candidate, demotion_text(demotion))
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
         """One process of converters.job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
-        work_dir = self._work_dir()
+        work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
-        cases = os.path.join(work_dir, "cases")
-        try:
-            recorded = await self._write_cases(servable, cases)
-        except ServingError as error:
-            logger.info("%s: its recorded requests are no part of the proof: %s", servable, error)
-            recorded = 0
-        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes, cases if recorded else "")
+        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
         input_read, input_write = os.pipe()
         output_read, output_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
@@ -224,6 +233,9 @@ class Acceleration:
     def _work_dir(self) -> str:
         """A new folder for a job: beside the cache's entries, so that they are moved and not copied there."""
         jobs = os.path.join(self._cache_dir, "jobs")
+        if not self._swept:
+            self._swept = True
+            _remove_old(jobs)
         try:
             os.makedirs(jobs, mode=0o700, exist_ok=True)
             return tempfile.mkdtemp(prefix="job-", dir=jobs)
@@ -249,14 +261,19 @@ class Acceleration:
         report = case.report
         if report is None or report.chosen not in _BACKENDS or not report.artifact:
             return None
+        if any(demotion.candidate == report.candidate for demotion in report.demotions):
+            return None
         return Form(_BACKENDS[report.chosen], report.artifact, report.threads)
 
 
-def remove_old_jobs(cache_dir: str) -> None:
-    """Removes what jobs of servers that were killed have left in the cache's folder."""
-    jobs = os.path.join(cache_dir or default_folder(), "jobs")
+def _with_demotion(report: Report, demotion: Demotion) -> Report:
+    return dataclasses.replace(report, demotions=(*report.demotions, demotion))
+
+
+def _remove_old(jobs: str) -> None:
+    """Removes what jobs of servers that were killed have left in the folder `jobs`."""
     with contextlib.suppress(OSError):
         for name in os.listdir(jobs):
             path = os.path.join(jobs, name)
-            if time.time() - os.stat(path).st_mtime > 86400:
+            if time.time() - os.stat(path).st_mtime > _OLD_JOB_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)

@@ -83,7 +83,7 @@ class Fronts:
                     self._acked.set()
                 elif "serving" in message:
                     self._on_serving(front.role)
-                elif "call" in message:
+                elif "ask" in message:
                     self._tasks.start(self._answer(front, message))
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             logger.debug("a front's control connection ended: %s", error)
@@ -96,7 +96,7 @@ class Fronts:
 
     async def _answer(self, front: _Front, message: dict[str, Any]) -> None:
         """Does what a front asks for, and answers it."""
-        answer: dict[str, Any] = {"answer_to": message["call"]}
+        answer: dict[str, Any] = {"answer_to": message["ask"]}
         try:
             answer["result"] = await self._call(message["method"], message["params"])
         except ServingError as error:

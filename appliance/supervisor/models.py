@@ -15,9 +15,11 @@ from appliance.config_files import read_config_text
 from appliance.configuration import ConfiguredModel, Difference, configured_models, difference, needing_restart
 from appliance.errors import Code, ConfigError, ServingError
 from appliance.fronts import protos
-from appliance.lifecycle.manager import Action, Manager, Standing
+from appliance.lifecycle.actions import Action
+from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.source import Source
+from appliance.lifecycle.standing import Standing
 from appliance.model_config import ModelConfig, model_configs, parse_model_config
 from appliance.options import ModelOptions, Settings
 from appliance.supervisor.tasks import Tasks

@@ -19,7 +19,8 @@ from appliance.fronts.settings import GRPC_ENVIRONMENT, FrontSettings
 from appliance.gpu import GpuStatus
 from appliance.gpu_client import GpuClient
 from appliance.host import check_socket_path, hold_port, instance_directory, listen, remove_socket
-from appliance.lifecycle.manager import Action, DrainWorker, KillWorker, Manager, StartWorker
+from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.manager import Manager
 from appliance.metrics_keeper import MetricsKeeper
 from appliance.model_server import announcements
 from appliance.monitoring_config import read_monitoring_config
@@ -29,7 +30,7 @@ from appliance.processes import Reaper, become_subreaper, set_name, spawn
 from appliance.programs import Program, Programs
 from appliance.routes import Snapshot
 from appliance.servable import Form, ServableId
-from appliance.supervisor.acceleration import Acceleration, remove_old_jobs
+from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models
 from appliance.supervisor.placement import Placement
@@ -41,7 +42,6 @@ from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
 
-_CASES_SECONDS = 60.0
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
@@ -89,7 +89,6 @@ class Supervisor:
             self._act,
             self._tasks,
             self._reaper,
-            self._write_cases,
             options.cache_dir,
             options.cache_max_bytes,
         )
@@ -146,12 +145,12 @@ class Supervisor:
             self._later = self._front_programs(control_path)
             if not options.listen_when_loaded or options.model_root:
                 self._start_fronts()
-            await asyncio.to_thread(remove_old_jobs, options.cache_dir)
             self._models.start(models)
             await self._loop()
             await self._shut_down()
             control.close()
         finally:
+            self._reaper.stop()
             shutil.rmtree(directory, ignore_errors=True)
             os.close(lock)
         logger.info("stopped")
@@ -225,7 +224,9 @@ class Supervisor:
             for event in events:
                 event.cancel()
 
-    def _act(self, actions: Iterable[Action]) -> None:
+    def _act(self, actions: Iterable[Action], lasting: bool = True) -> None:
+        """Carries out what the manager wants done. Where it has given up a form, `lasting` says that this has only
+        itself to blame: it is not trusted after a restart either."""
         if self._stopping:
             return  # workers end because they are told to: that is no news, and none is started again
         for change in self._manager.take_changes():
@@ -241,9 +242,8 @@ class Supervisor:
             logger.log(level, text, extra={"fields": fields})
             if change.new == "restarting":
                 self._metrics.worker_restarted(change.servable.model)
-        demotions, self._manager.demotions = self._manager.demotions, []
-        for servable, why in demotions:
-            self._acceleration.demoted(servable, why)
+        for servable, why in self._manager.take_demotions():
+            self._acceleration.demoted(servable, why, lasting)
             self._metrics.demoted(servable.model)
         for action in actions:
             match action:
@@ -263,7 +263,7 @@ class Supervisor:
         if self._manager.revision == self._published and ready == old.ready:
             return
         self._published = self._manager.revision
-        self._fronts.publish(Snapshot(old.serial + 1, ready, self._manager.routes()))
+        self._fronts.publish(Snapshot(old.serial + 1, ready, self._manager.routes(), self._manager.ended()))
         self._notifier.status(self._status())
 
     def _status(self) -> str:
@@ -285,8 +285,8 @@ class Supervisor:
     def worker_failed(self, number: int, code: Code, reason: str) -> None:
         self._act(self._manager.worker_failed(number, code, reason, time.monotonic()))
 
-    def worker_ended(self, number: int, how: str) -> None:
-        self._act(self._manager.worker_ended(number, how, time.monotonic()))
+    def worker_ended(self, number: int, how: str, crashed: bool) -> None:
+        self._act(self._manager.worker_ended(number, how, time.monotonic()), lasting=crashed)
         self._fold_metrics()
 
     async def _drain(self, number: int) -> None:
@@ -327,13 +327,6 @@ class Supervisor:
 
     async def _gpu_status(self, seconds: float) -> GpuStatus:
         return await self._gpus.status(seconds)
-
-    async def _write_cases(self, servable: ServableId, path: str) -> int:
-        """Has the version's worker write its recorded requests to `path`; how many. 0 where it is not served yet."""
-        for number, (served, _) in self._workers.serving().items():
-            if served == servable:
-                return int(await self._workers.ask(number, "cases", {"path": path}, _CASES_SECONDS))
-        return 0
 
     async def _stand_by(self, servable: ServableId, seconds: float) -> str:
         """Has the version's own model served, beside an accelerated form where it has one; its socket's path.

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from appliance.dataplane import spawned_worker
 from appliance.dataplane.worker import WorkerTask
 from appliance.errors import Code, ServingError
-from appliance.lifecycle.manager import StartWorker
+from appliance.lifecycle.actions import StartWorker
 from appliance.options import ModelOptions
-from appliance.processes import Reaper, describe_status
+from appliance.processes import Reaper, describe_status, is_crash
 from appliance.programs import ForkServer
+from appliance.questions import Questions
 from appliance.servable import Form, ServableId
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.stderr import relay_stderr
@@ -43,7 +44,7 @@ class Reports(Protocol):
     ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
     def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
-    def worker_ended(self, number: int, how: str) -> None: ...
+    def worker_ended(self, number: int, how: str, crashed: bool) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +62,14 @@ class _Worker:
     serving: bool = False
     killed: bool = False
     draining: bool = False
+    crashed: bool = False  # its process has: see processes.is_crash
     last_words: str = ""
     trying_inputs: bool = False  # it is warmed up with made-up inputs
-    asked: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+    questions: Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        whom = f"{self.action.servable}: its worker"
+        self.questions = Questions(lambda question: self.tell({"do": "answer", **question}), whom)
 
     @property
     def backend(self) -> str:
@@ -109,9 +115,8 @@ class Workers:
         self._shared_memory_bytes = shared_memory_bytes
         self._placement = placement
         self._workers: dict[int, _Worker] = {}
-        self._next_question = 1
         self._stopping = False
-        self.fork_server = ForkServer(self._relay_fork_server)
+        self.fork_server = ForkServer(reaper, self._relay_fork_server)
 
     # -- what the supervisor asks for ------------------------------------------------------------------------
 
@@ -153,19 +158,7 @@ class Workers:
         worker = self._workers.get(number)
         if worker is None or not worker.serving:
             raise ServingError(Code.UNAVAILABLE, "the worker does not serve any more", "try again")
-        question = self._next_question
-        self._next_question += 1
-        future = worker.asked[question] = asyncio.get_running_loop().create_future()
-        worker.tell({"do": "answer", "ask": question, "method": method, "params": dict(params)})
-        try:
-            async with asyncio.timeout(seconds):
-                return await future
-        except TimeoutError:
-            raise ServingError(
-                Code.DEADLINE_EXCEEDED, f"{worker.action.servable}: its worker did not {method} within {seconds:g} s"
-            ) from None
-        finally:
-            worker.asked.pop(question, None)
+        return await worker.questions.ask(method, params, seconds)
 
     def serving(self) -> dict[int, tuple[ServableId, int]]:
         """The workers that serve: number → what, and its process number."""
@@ -240,7 +233,7 @@ class Workers:
                 self._reaper.kill(worker.pid)
         del self._workers[number]
         self._placement.release(number)
-        self._reports.worker_ended(number, how)
+        self._reports.worker_ended(number, how, worker.crashed)
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
         """The life of one process; how it ended."""
@@ -276,15 +269,14 @@ class Workers:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
         worker.serving = False
         worker.writer.close()
-        for future in worker.asked.values():
-            if not future.done():
-                future.set_exception(ServingError(Code.UNAVAILABLE, f"{servable}: its worker ended"))
+        worker.questions.fail(f"{servable}: its worker ended")
         try:
             async with asyncio.timeout(_KILL_SECONDS):
                 await asyncio.shield(exited)
         except TimeoutError:
             self._reaper.kill(worker.pid)
-        how = describe_status(await exited)
+        status = await exited
+        how, worker.crashed = describe_status(status), is_crash(status)
         await asyncio.wait([stderr], timeout=1)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket_path)
@@ -396,14 +388,7 @@ class Workers:
     async def _hear_answers(reader: asyncio.StreamReader, worker: _Worker) -> None:
         """What a worker that serves still says: answers, until its end."""
         while line := await reader.readline():
-            answer = json.loads(line)
-            future = worker.asked.get(answer["answer_to"])
-            if future is None or future.done():
-                continue
-            if "code" in answer:
-                future.set_exception(ServingError(Code(answer["code"]), answer["message"]))
-            else:
-                future.set_result(answer["result"])
+            worker.questions.answered(json.loads(line))
 
     def _relay_fork_server(self, descriptor: int) -> None:
         self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))

@@ -1,0 +1,51 @@
+"""What the manager wants done, and what it tells of: the supervisor carries it out, and logs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appliance.servable import Form, ServableId
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Start a process for `servable`, whose folder is `path`, and report on it under the number `worker`.
+
+    `names` are the model files in it, as they were last seen: they decide what runs it, without another look at a disk
+    that may hang.
+    """
+
+    worker: int
+    servable: ServableId
+    path: str
+    names: frozenset[str] = frozenset()
+    form: Form | None = None  # what is loaded instead of the folder's own model
+    digest: str = ""  # what identifies its files
+    is_first: bool = False  # the version has not been served yet
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Publish the routes without it, then let it end what it has accepted."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """End it at once: it has not served yet, and is not wanted any more."""
+
+    worker: int
+
+
+Action = StartWorker | DrainWorker | KillWorker
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A line for the log."""
+
+    servable: ServableId
+    old: str
+    new: str
+    reason: str

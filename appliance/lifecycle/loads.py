@@ -1,0 +1,65 @@
+"""How many versions load at once, and when one whose load or worker failed is tried again."""
+
+from __future__ import annotations
+
+from appliance.lifecycle.servables import Version
+from appliance.lifecycle.states import State
+
+_STABLE_SECONDS = 60.0
+_MAX_BACKOFF_SECONDS = 60.0
+
+
+class Loads:
+    """The loads that are under way, and the models that wait for one to end."""
+
+    def __init__(self, max_retries: int, retry_interval_seconds: float, max_concurrent: int) -> None:
+        self._max_retries = max_retries
+        self._retry_interval_seconds = retry_interval_seconds
+        self._max_concurrent = max_concurrent
+        self._running = 0
+        self._waiting: dict[str, None] = {}  # models that would load more than may load at once; first come first
+
+    @property
+    def are_full(self) -> bool:
+        return self._running >= self._max_concurrent
+
+    @property
+    def waiting(self) -> list[str]:
+        return list(self._waiting)
+
+    def is_waiting(self, model: str) -> bool:
+        return model in self._waiting
+
+    def begin(self) -> None:
+        self._running += 1
+
+    def end(self) -> None:
+        self._running -= 1
+
+    def wait(self, model: str, waits: bool) -> None:
+        if waits:
+            self._waiting.setdefault(model)
+        else:
+            self._waiting.pop(model, None)
+
+    def retry(self, version: Version, now: float) -> str:
+        """Decides when to try again what has not loaded, and says so."""
+        version.attempts += 1
+        if version.attempts > self._max_retries:
+            version.retry_at = None
+            return f"given up after {version.attempts} attempts; change the files to try again"
+        version.retry_at = now + self._retry_interval_seconds
+        return (
+            f"attempt {version.attempts} of {self._max_retries + 1}; the next in "
+            f"{self._retry_interval_seconds:g} s, or when the files change"
+        )
+
+    @staticmethod
+    def restart(version: Version, now: float) -> None:
+        """Decides when to start the next worker of a version whose worker has died."""
+        if version.state is State.AVAILABLE and now - version.available_since > _STABLE_SECONDS:
+            version.crashes = 0
+        # The first restart is immediate; a worker that keeps dying is started ever more seldom.
+        version.crashes += 1
+        delay = 0.0 if version.crashes == 1 else min(2.0 ** (version.crashes - 2), _MAX_BACKOFF_SECONDS)
+        version.retry_at = now + delay

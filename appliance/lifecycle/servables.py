@@ -1,0 +1,236 @@
+"""What the manager knows: models, their versions, the workers of these, and how their states change."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from appliance.errors import Code
+from appliance.lifecycle.actions import StartWorker, StateChange
+from appliance.lifecycle.policy import VersionPolicy
+from appliance.lifecycle.states import PUBLIC, Event, State, transition
+from appliance.routes import ModelRoute, VersionRoute
+from appliance.servable import Form, ServableId
+from backends.contract import Signature
+
+_MAX_ENDED = 256  # versions that are gone and told of: a server that reloads for ever must not grow
+AT_REST = (State.SETTLING, State.FAILED, State.ENDED)  # no worker is there, or due
+
+
+@dataclass(slots=True, eq=False)
+class Successor:
+    """A second worker of a version that is served (`appliance.lifecycle.successors`)."""
+
+    path: str
+    digest: str | None
+    form: Form | None = None
+    stands_by: bool = False
+    until: float = 0.0  # standing by: when it goes, unless it is asked for again
+    worker: int = 0
+    socket_path: str = ""  # once it is ready
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    id: ServableId
+    path: str
+    digest: str | None
+    state: State = State.SETTLING
+    settled: bool = False
+    incomplete: bool = False
+    present: bool = True
+    reason: str = ""
+    code: Code = Code.OK
+    worker: int | None = None
+    socket_path: str = ""
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+    attempts: int = 0
+    crashes: int = 0
+    available_since: float = 0.0
+    retry_at: float | None = None
+    form: Form | None = None  # the accelerated form that its worker serves
+    successor: Successor | None = None
+    moved_digest: str = ""  # of the files in another folder that the last successor was started for
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The folders that its workers load from."""
+        return (self.path,) if self.successor is None else (self.path, self.successor.path)
+
+    @property
+    def is_loadable(self) -> bool:
+        if not self.present:
+            return False
+        if self.state in (State.SETTLING, State.ENDED):
+            return self.settled and not self.incomplete
+        return self.state is not State.FAILED
+
+    def is_succeeded_by(self, worker: int) -> bool:
+        return self.successor is not None and self.successor.worker == worker
+
+    def route(self) -> VersionRoute:
+        available = self.state is State.AVAILABLE
+        return VersionRoute(
+            self.id.version,
+            self.state.value,
+            PUBLIC[self.state],
+            self.code,
+            self.reason,
+            self.socket_path if available else "",
+            self.signatures if available else {},
+            "" if self.form is None else self.form.backend,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    name: str
+    base_path: str
+    policy: VersionPolicy
+    labels: Mapping[str, int]  # as configured
+    effective_labels: dict[str, int] = field(default_factory=dict)  # as routed: each follows once its version is there
+    versions: dict[int, Version] = field(default_factory=dict)
+    names: dict[str, frozenset[str]] = field(default_factory=dict)  # of model files in each folder, by its path
+    reason: str = ""
+    removed: bool = False
+    seen: bool = False  # its folder has been looked at
+    tried: bool = False  # a first attempt has ended, one way or the other
+    due: float | None = None  # when the next attempt at a version that is wanted may begin
+
+    def in_state(self, *states: State) -> set[int]:
+        """The numbers of the versions that are in one of `states`."""
+        return {number for number, version in self.versions.items() if version.state in states}
+
+    def be_due(self, moment: float) -> None:
+        """There is something to do at `moment`, if not before."""
+        self.due = moment if self.due is None else min(self.due, moment)
+
+    def loaded_versions(self) -> frozenset[int]:
+        """The versions whose files need no more looking at."""
+        states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
+        base_path = self.base_path.rstrip("/")
+        return frozenset(n for n in self.in_state(*states) if os.path.dirname(self.versions[n].path) == base_path)
+
+    def route(self) -> ModelRoute:
+        """What clients see of it, the newest version first."""
+        return ModelRoute(
+            self.name,
+            tuple(
+                version.route()
+                for _, version in sorted(self.versions.items(), reverse=True)
+                if version.state is not State.SETTLING or version.reason
+            ),
+            dict(self.effective_labels),
+            self.base_path,
+            self.reason,
+        )
+
+
+class Servables:
+    """All models, by name; the versions by the numbers of their workers; and the changes that were made."""
+
+    def __init__(self, labels_for_unavailable_versions: bool) -> None:
+        self._labels_for_unavailable_versions = labels_for_unavailable_versions
+        self._workers: dict[int, Version] = {}
+        self._next_worker = 1
+        self._changes: list[StateChange] = []
+        self._ended: dict[ServableId, VersionRoute] = {}  # the last state of versions that are gone, the oldest first
+        self.models: dict[str, Model] = {}
+        self.revision = 1  # grows with every change that the routes show
+
+    def version(self, servable: ServableId) -> Version | None:
+        """The version, where its model is still wanted."""
+        model = self.models.get(servable.model)
+        return None if model is None or model.removed else model.versions.get(servable.version)
+
+    def version_of(self, worker: int) -> Version | None:
+        return self._workers.get(worker)
+
+    def model_of(self, version: Version) -> Model:
+        return self.models[version.id.model]
+
+    def ended(self) -> dict[str, tuple[VersionRoute, ...]]:
+        """The last versions that are gone, by model."""
+        found: dict[str, tuple[VersionRoute, ...]] = {}
+        for servable, route in self._ended.items():
+            found[servable.model] = (*found.get(servable.model, ()), route)
+        return found
+
+    def take_changes(self) -> list[StateChange]:
+        changes, self._changes = self._changes, []
+        return changes
+
+    # -- workers ---------------------------------------------------------------------------------------------
+
+    def start_worker(
+        self, version: Version, path: str, digest: str | None, form: Form | None, is_first: bool = False
+    ) -> StartWorker:
+        """Another worker for the version: its number is in the action."""
+        worker = self._next_worker
+        self._next_worker += 1
+        self._workers[worker] = version
+        names = self.model_of(version).names.get(path, frozenset())
+        return StartWorker(worker, version.id, path, names, form, digest or "", is_first)
+
+    def forget_worker(self, worker: int) -> None:
+        del self._workers[worker]
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    def discover(self, model: Model, number: int, path: str, digest: str | None, remark: str) -> Version:
+        """A version whose folder is seen for the first time."""
+        version = model.versions[number] = Version(ServableId(model.name, number), path, digest)
+        self._changes.append(StateChange(version.id, "", State.SETTLING.value, remark))
+        return version
+
+    def forget(self, version: Version, why: str) -> None:
+        """The version is at rest, and it is gone. Its last state goes on to be told, as TensorFlow Serving's
+        ServableStateMonitor does."""
+        model = self.model_of(version)
+        del model.versions[version.id.version]
+        if version.state is not State.SETTLING:
+            if version.state is State.FAILED:
+                version.reason = f"{why}; it had failed: {version.reason}"
+            self._ended.pop(version.id, None)
+            self._ended[version.id] = version.route()
+            if len(self._ended) > _MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+        self.move_labels(model)
+        self.revision += 1
+
+    def move(self, version: Version, event: Event, reason: str) -> None:
+        old = version.state
+        version.state = transition(old, event)
+        version.reason = reason
+        self.revision += 1
+        self.move_labels(self.model_of(version))
+        if version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
+            version.code = Code.OK
+        self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
+
+    def say(self, version: Version, text: str) -> None:
+        """A change for the log that is no change of state."""
+        self._changes.append(StateChange(version.id, version.state.value, version.state.value, text))
+        self.revision += 1
+
+    def remark(self, of: Model | Version, reason: str) -> None:
+        """Why it stands as it does, where nothing else changes."""
+        if of.reason != reason:
+            of.reason = reason
+            self.revision += 1
+
+    def move_labels(self, model: Model) -> None:
+        """Points each label at its configured version as soon as that is available: until then it stays where it was,
+        so that a promotion loses no request."""
+        for label, number in model.labels.items():
+            version = model.versions.get(number)
+            new = self._labels_for_unavailable_versions and label not in model.effective_labels
+            if new or (version is not None and version.state is State.AVAILABLE):
+                model.effective_labels[label] = number
+        for label, number in list(model.effective_labels.items()):
+            version = model.versions.get(number)
+            gone = version is None or version.state not in (State.AVAILABLE, State.RESTARTING)
+            if gone and not (self._labels_for_unavailable_versions and model.labels.get(label) == number):
+                del model.effective_labels[label]

@@ -1,0 +1,55 @@
+"""How much of the processors goes to others: what is measured beside them need not hold without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converters.cores import ALL
+
+__all__ = ["OthersLoad", "others_share"]
+
+
+class OthersLoad:
+    """What other processes than `own` take of the cores that this one may use, from now on."""
+
+    def __init__(self, own: Sequence[int]) -> None:
+        self._own = own
+        self._begun = _times(own)
+
+    def share(self) -> float:
+        """From 0 to 1; 0 where the kernel does not say."""
+        return others_share(self._begun, _times(self._own))
+
+
+def others_share(before: tuple[int, int, int], after: tuple[int, int, int]) -> float:
+    """The share of others between two readings, each in clock ticks: all that passed on the cores, what of it somebody
+    used, and what of that was our own."""
+    total, busy, own = (end - begin for begin, end in zip(before, after, strict=True))
+    return min(1.0, max(0, busy - own) / total) if total > 0 else 0.0
+
+
+def _times(own: Sequence[int]) -> tuple[int, int, int]:
+    """See `others_share`. What a hypervisor gives to other machines ("steal") counts as used (man 5 proc)."""
+    total = busy = 0
+    names = {f"cpu{number}" for number in ALL}
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            for line in file:
+                name, *fields = line.split()
+                if name in names:
+                    ticks = [int(field) for field in fields[:8]]  # user nice system idle iowait irq softirq steal
+                    total += sum(ticks)
+                    busy += sum(ticks) - ticks[3] - ticks[4]
+    except (OSError, ValueError, IndexError):
+        return 0, 0, 0
+    return total, busy, sum(map(_used, own))
+
+
+def _used(pid: int) -> int:
+    """utime and stime of a process with all its threads: the fields 14 and 15, behind the name in parentheses."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return 0
