@@ -252,7 +252,10 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
         for model in document["models"]:
             name = urllib.parse.quote(model["name"], safe="")
             for version in model["versions"]:
-                known = _get(f"{address}/{name}/versions/{version['version']}/acceleration")
+                try:
+                    known = _get(f"{address}/{name}/versions/{version['version']}/acceleration")
+                except ConfigError:
+                    continue  # it has gone since the list was made
                 version["acceleration"] = known
                 details.append((f"{model['name']}/{version['version']}", known))
     if as_json:

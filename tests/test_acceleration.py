@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from appliance.options import ModelOptions
 from converters.codec import to_json
 from tests import warmup_files
 from tests.acceleration_models import acceleration_zoo
-from tests.server import Server, eventually
+from tests.server import ROOT, Server, eventually
 
 Drop = Callable[..., Path]
 ALWAYS = {"acceleration_min_speedup": 0.0}  # which form is faster depends on the machine; these tests need one
@@ -132,6 +134,22 @@ def test_what_cannot_be_converted_stays_on_tensorflow_and_the_report_says_why(
     assert report["chosen"] == "tensorflow"
     assert report["reason"]
     assert report["serving"] == "its own model"
+
+
+def test_the_command_tells_of_each_version_what_serves_it_and_why(drop: Drop, served: Callable[..., Server]) -> None:
+    drop("a", source="tiny_tf2")
+    drop("b", source="strings")
+    server = served(acceleration="onnx", **ALWAYS)
+    wait_until_serving(server, "a", "onnx")
+    eventually(lambda: acceleration(server, "b")["state"] == "done", "a report of b", 150)
+    command = [sys.executable, "-m", "appliance", "models", "--detail", f"--url=http://127.0.0.1:{server.rest_port}"]
+    text = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert "a/1: served by onnx" in text
+    assert "b/1: served by its own model" in text
+    assert acceleration(server, "b")["reason"] in text
+    document = json.loads(subprocess.check_output([*command, "--json"], cwd=ROOT, text=True))
+    chosen = {model["name"]: model["versions"][0]["acceleration"]["chosen"] for model in document["models"]}
+    assert chosen == {"a": "onnx", "b": "tensorflow"}
 
 
 def test_recorded_requests_are_part_of_the_proof(drop: Drop, served: Callable[..., Server], tmp_path: Path) -> None:
