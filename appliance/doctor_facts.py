@@ -320,6 +320,7 @@ async def _gpu_status() -> GpuStatus:
         return await client.status(_DRIVER_SECONDS)
     finally:
         client.stop()
+        reaper.stop()
 
 
 def _cuda_problem() -> str:

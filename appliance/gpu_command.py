@@ -72,3 +72,4 @@ async def _from_driver() -> GpuStatus:
         return await client.status(_DRIVER_SECONDS)
     finally:
         client.stop()
+        reaper.stop()
