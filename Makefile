@@ -68,7 +68,7 @@ lock: ## Resolve pyproject.toml's ranges anew (needs uv).
 # -- the RPM: packaging/rpm/README.md ---------------------------------------------------------------------------------
 
 RPMKIT := PYTHONPATH=packaging/rpm $(PYTHON) -m rpmkit
-RPM_TOOLS := rpm patchelf binutils createrepo-c dnf busybox-static shellcheck rpmlint gpg
+RPM_TOOLS := rpm patchelf binutils createrepo-c dnf busybox-static shellcheck rpmlint gpg systemd gcc libc6-dev
 RELEASE ?= 1
 PAYLOAD ?= release
 

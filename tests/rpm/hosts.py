@@ -135,6 +135,13 @@ def entering(root: Path, user: str) -> tuple[str, ...]:
     return ("unshare", "--mount", "/bin/sh", str(HERE / "enter.sh"), str(root), user)
 
 
+def make_runtime_dir(root: Path) -> None:
+    """Makes what the unit's RuntimeDirectory= does."""
+    folder = root / "run/dropserve"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chown(folder, *account(root))
+
+
 class InstalledServer(Server):
     """The installed service: the unit's own command as the unit's own user, in a root folder."""
 
@@ -143,9 +150,7 @@ class InstalledServer(Server):
         uid, gid = account(root)
         self.prefix = (*entering(root, f"{uid}:{gid}"), *launcher)
         self.command = tuple(unit_command(root))
-        sockets = root / "run/dropserve"  # what RuntimeDirectory= of the unit makes
-        sockets.mkdir(mode=0o700, exist_ok=True)
-        os.chown(sockets, uid, gid)
+        make_runtime_dir(root)
         super().__init__(runtime_dir="/run/dropserve", acceleration="auto", **options)
 
     def maps(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -36,6 +37,26 @@ KNOWN_TO_219 = {
     *("SystemCallArchitectures", "DeviceAllow", "DevicePolicy", "StandardOutput", "StandardError", "SyslogIdentifier"),
     *("OOMScoreAdjust", "Nice", "WantedBy"),
 }
+
+# Those that later versions added, for the drop-ins: systemd's NEWS.
+KNOWN_SINCE = {
+    231: ("ReadWritePaths", "RestrictRealtime"),
+    232: ("ProtectControlGroups", "ProtectKernelModules", "ProtectKernelTunables"),
+    233: ("RestrictNamespaces",),
+    235: ("LockPersonality",),
+    242: ("ProtectHostname", "RestrictSUIDSGID"),
+    244: ("ProtectKernelLogs",),
+    245: ("ProtectClock",),
+}
+
+CONFIGURATION = ("etc/dropserve/dropserve.toml", "etc/dropserve/models.config", "etc/sysconfig/dropserve")
+
+# A host's, of EL8: what the scriptlets asked of it is in /systemctl.log.
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$*" >> /systemctl.log
+if [ "$1" = --version ]; then echo "systemd 239 (239-82.el8)"; fi
+"""
 
 
 def query(rpm: Path, form: str) -> str:
@@ -78,15 +99,31 @@ def test_its_scriptlets_are_plain_sh(rpm: Path, tmp_path: Path) -> None:
         run("shellcheck", hosts.ROOT / "packaging/rpm/files" / command)
 
 
+def test_rpmlint_finds_nothing_but_the_exceptions(rpm: Path) -> None:
+    folder = hosts.ROOT / "packaging/rpm"
+    said = run(
+        *("rpmlint", "--config", folder / "rpmlint.toml", "--rpmlintrc", folder / "rpmlintrc"),
+        *(rpm, folder / "dropserve.spec"),
+        seconds=540,
+    )
+    assert not re.findall(r"^.*: [EW]: .*$", said, re.MULTILINE)
+
+
+def directives(unit: str) -> set[str]:
+    return set(re.findall(r"^([A-Z][A-Za-z]*)=", unit, re.MULTILINE))
+
+
 def test_systemd_accepts_the_unit_and_219_knows_all_of_it(installed: Path, tmp_path: Path) -> None:
     unit = (installed / "usr/lib/systemd/system/dropserve.service").read_text()
-    names = {line.partition("=")[0] for line in unit.splitlines() if re.match(r"[A-Z][A-Za-z]*=", line)}
-    assert names <= KNOWN_TO_219, names - KNOWN_TO_219
+    assert directives(unit) <= KNOWN_TO_219
     # The programs of another root are not here: what is verified has those of this machine in their place.
     folder = tmp_path / "dropserve.service.d"
     folder.mkdir()
     (tmp_path / "dropserve.service").write_text(re.sub(r"/opt/dropserve/runtime/bin/python3", "/bin/true", unit))
     for path in (installed / "opt/dropserve/share/systemd").glob("*.conf"):
+        version = int(path.stem.removeprefix("hardening-"))
+        newer = {name for since, names in KNOWN_SINCE.items() if since <= version for name in names}
+        assert directives(path.read_text()) <= KNOWN_TO_219 | newer
         (folder / path.name).write_text(path.read_text())
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(tmp_path / "dropserve.service")],
@@ -133,6 +170,23 @@ def test_it_lists_what_it_bundles_with_licences(installed: Path) -> None:
     assert (share / "licenses/LICENSE").is_file()
 
 
+def test_its_commands_have_manual_pages(installed: Path) -> None:
+    for command in ("dropserve", "tensorflow_model_server"):
+        page = gzip.decompress((installed / f"usr/share/man/man1/{command}.1.gz").read_bytes()).decode()
+        assert f".Nm {command}\n" in page
+
+
+def test_nothing_but_its_own_programs_is_executable(installed: Path) -> None:
+    home = installed / "opt/dropserve"
+    programs = {
+        str(path.relative_to(home))
+        for path in home.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o111
+    }
+    loader = {"runtime/lib/ld-linux-x86-64.so.2", "runtime/lib/libc.so.6"}
+    assert programs == {"runtime/bin/python3.11", *loader}
+
+
 def test_no_byte_code_is_missing(installed: Path) -> None:
     library = installed / "opt/dropserve/runtime/lib/python3.11"
     sources = [path for path in library.rglob("*.py") if path.parent.name != "__pycache__"]
@@ -141,40 +195,81 @@ def test_no_byte_code_is_missing(installed: Path) -> None:
     assert missing == []
 
 
-def test_upgrade_keeps_edits_and_erase_leaves_models_and_configuration(rpm: Path, workshop: Path) -> None:
-    newer = workshop / "newer"
-    run(
-        *(sys.executable, "-m", "rpmkit", "pack", "--payload", "quick", "--release", "2", "--output", newer),
-        cwd=hosts.ROOT,
-        env={**os.environ, "PYTHONPATH": str(hosts.ROOT / "packaging/rpm")},
-    )
-    (second,) = newer.glob("*.rpm")
-    repository = hosts.make_repository(workshop / "both", [rpm, second])
+def pack_newer(target: Path) -> Path:
+    """The package once more, as release 2 and with another default configuration."""
+    config = hosts.ROOT / "build/rpm/root" / CONFIGURATION[0]
+    text = config.read_text()
+    config.write_text(f"{text}# newer\n")
+    try:
+        run(
+            *(sys.executable, "-m", "rpmkit", "pack", "--payload", "quick", "--release", "2", "--output", target),
+            cwd=hosts.ROOT,
+            env={**os.environ, "PYTHONPATH": str(hosts.ROOT / "packaging/rpm")},
+        )
+    finally:
+        config.write_text(text)
+    (newer,) = target.glob("*.rpm")
+    return newer
+
+
+def files_of(root: Path) -> set[str]:
+    """All files below a root, but for the package manager's own, and the folders that are named after us."""
+    own = ("var/lib/rpm/", "var/lib/dnf/", "var/cache/dnf/", "var/log/", "usr/lib/sysimage/")
+    paths = (path for path in root.rglob("*") if not path.is_dir() or path.is_symlink() or "dropserve" in path.name)
+    return {name for path in paths if not (name := str(path.relative_to(root))).startswith(own)}
+
+
+def test_upgrade_keeps_edits_and_restarts_and_erase_leaves_models_and_configuration(rpm: Path, workshop: Path) -> None:
+    repository = hosts.make_repository(workshop / "both", [rpm, pack_newer(workshop / "newer")])
     root = workshop / "upgraded"
-    root.mkdir()
+    systemctl = root / "usr/sbin/systemctl"
+    systemctl.parent.mkdir(parents=True)
+    systemctl.write_text(SYSTEMCTL)
+    systemctl.chmod(0o755)
+    (root / "run/systemd/system").mkdir(parents=True)
+    log = root / "systemctl.log"
+
+    def asked_by(*command: str) -> list[str]:
+        """What the scriptlets asked of systemd while dnf did this."""
+        log.write_text("")
+        hosts.dnf(root, repository, *command)
+        return [line for line in log.read_text().splitlines() if line != "--version"]
+
+    def release() -> str:
+        return run("rpm", "--root", root, "-q", "--queryformat", "%{RELEASE}", "dropserve")
+
+    assert asked_by("install", "stub-host") == []
+    before = files_of(root)
     first = rpm.name.removesuffix(".rpm")
-    hosts.dnf(root, repository, "install", "stub-host", first)
-    config = root / "etc/dropserve/dropserve.toml"
-    edited = config.read_text() + "\n# edited\n"
-    config.write_text(edited)
+    assert asked_by("install", first) == ["daemon-reload"]
+    drop_ins = root / "usr/lib/systemd/system/dropserve.service.d"
+    assert [path.name for path in drop_ins.iterdir()] == ["hardening-239.conf"]
+    edited = {name: (root / name).read_text() + "\n# edited\n" for name in CONFIGURATION}
+    for name, text in edited.items():
+        (root / name).write_text(text)
     model = root / "var/lib/dropserve/models/m/1"
     model.mkdir(parents=True)
     (model / "saved_model.pb").write_bytes(b"model")
     (root / "var/cache/dropserve/converted").write_text("cached")
-    hosts.dnf(root, repository, "upgrade", "dropserve")
-    assert run("rpm", "--root", root, "-q", "--queryformat", "%{RELEASE}", "dropserve") == "2"
-    assert config.read_text() == edited
-    hosts.dnf(root, repository, "downgrade", first)
-    assert run("rpm", "--root", root, "-q", "--queryformat", "%{RELEASE}", "dropserve") == "1"
-    assert config.read_text() == edited
+
+    assert asked_by("upgrade", "dropserve")[-2:] == ["daemon-reload", "try-restart dropserve.service"]
+    assert release() == "2"
+    assert edited == {name: (root / name).read_text() for name in CONFIGURATION}
+    assert (root / f"{CONFIGURATION[0]}.rpmnew").read_text().endswith("# newer\n")
+    assert asked_by("downgrade", first)[-2:] == ["daemon-reload", "try-restart dropserve.service"]
+    assert release() == "1"
+    assert edited == {name: (root / name).read_text() for name in CONFIGURATION}
+    assert (root / "var/cache/dropserve/converted").is_file()
     verified = subprocess.run(
         ["rpm", "--root", root, "-V", "dropserve"], capture_output=True, text=True, timeout=120, check=False
     )
-    changed = [line for line in verified.stdout.splitlines() if line.split()[-1] != "/etc/dropserve/dropserve.toml"]
-    assert changed == []
-    hosts.dnf(root, repository, "remove", "dropserve")
+    changed = {line.split()[-1] for line in verified.stdout.splitlines()}
+    assert changed == {f"/{name}" for name in CONFIGURATION}
+
+    asked = asked_by("remove", "dropserve")
+    assert asked == ["--no-reload disable dropserve.service", "stop dropserve.service", "daemon-reload"]
     assert (model / "saved_model.pb").read_bytes() == b"model"
-    assert (root / "etc/dropserve/dropserve.toml.rpmsave").read_text() == edited
-    left = [path for path in root.rglob("*dropserve*") if not path.is_relative_to(root / "var/lib/dropserve")]
-    allowed = {"etc/dropserve", "etc/dropserve/dropserve.toml.rpmsave"}
-    assert {str(path.relative_to(root)) for path in left} <= allowed, left
+    assert edited == {name: (root / f"{name}.rpmsave").read_text() for name in CONFIGURATION}
+    saved = {*(f"{name}.rpmsave" for name in CONFIGURATION), f"{CONFIGURATION[0]}.rpmnew", "etc/dropserve"}
+    models = {"var/lib/dropserve", "var/lib/dropserve/models/m/1/saved_model.pb"}
+    assert files_of(root) - before == saved | models

@@ -58,19 +58,22 @@ def build(arguments: argparse.Namespace) -> None:
     packages = root / runtime.SITE_PACKAGES
     share = root / runtime.PREFIX / "share"
     components.place_licenses(debs, WORK / "debian", SOURCE, share / "licenses")
-    (share / "licenses/python-packages.txt").write_text(components.wheel_licenses(packages, by_kind["wheel"]))
-    bundled = [*by_kind["deb"], *by_kind["wheel"]]
-    bill = components.bill("dropserve", build.version, bundled, packages, build.epoch)
+    components.place_wheel_licenses(wheels, packages, share / "licenses/python-packages.txt")
+    bill = components.bill("dropserve", build.version, dict.fromkeys([*debs, *wheels], packages), build.epoch)
     (share / "dropserve.spdx.json").write_text(bill)
     place_host_files(root, SOURCE)
     runtime.set_times(root, build.epoch)
     _tell(build_rpm(HERE / "dropserve.spec", root, build, WORK))
     if arguments.cuda:
         runtime.add_cuda(cuda, CUDA_ROOT)
+        runtime.check_cuda(CUDA_ROOT, root)
         share = CUDA_ROOT / runtime.PREFIX / "share"
-        share.mkdir()
-        packages = CUDA_ROOT / runtime.SITE_PACKAGES
-        bill = components.bill("dropserve-cuda", build.version, by_kind["cuda"], packages, build.epoch)
+        (share / "licenses").mkdir(parents=True)
+        components.place_wheel_licenses(cuda, CUDA_ROOT / runtime.SITE_PACKAGES, share / "licenses/nvidia-packages.txt")
+        # The provider comes from ONNX Runtime's wheel, whose licence is in the base package.
+        contained = dict.fromkeys(cuda, CUDA_ROOT / runtime.SITE_PACKAGES)
+        contained |= {entry: packages for entry in wheels if entry.name == "onnxruntime-gpu"}
+        bill = components.bill("dropserve-cuda", build.version, contained, build.epoch)
         (share / "dropserve-cuda.spdx.json").write_text(bill)
         runtime.set_times(CUDA_ROOT, build.epoch)
         _tell(build_rpm(HERE / "dropserve-cuda.spec", CUDA_ROOT, build, WORK))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import email.message
 import email.parser
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ from rpmkit.report import BuildError
 
 # SPDX's identifiers in the expressions that wheels state; other texts are no expressions and are not passed on.
 _EXPRESSION = re.compile(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*")
-_LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "NOTICE*", "AUTHORS*")
+_LICENSE = re.compile(r"(UN)?LICEN[CS]E|COPYING", re.IGNORECASE)
+_NOTICES = re.compile(r"NOTICE|AUTHORS|THIRD.?PARTY.?NOTICES", re.IGNORECASE)
+_CODE = (".py", ".h", ".so")
+# Wheels without a text of their own: the source file whose first comment it is, and words that it must have. The text
+# of Apache's licence is the same for everyone, so that Debian's copy serves.
+_IN_SOURCE = {"nvidia-ml-py": ("pynvml.py", "Redistribution and use in source and binary forms")}
+_APACHE_2 = {"Apache-2.0", "Apache 2.0", "Apache License 2.0", "Apache Software License"}
 
 
 def place_licenses(debs: Iterable[Locked], extracted: Path, source: Path, target: Path) -> None:
-    """Debian's copyright files by package, the texts that they refer to, and our own licence.
-
-    Those of the wheels stay where their authors put them: in their `.dist-info` folders, and beside the libraries.
-    """
+    """Debian's copyright files by package, the texts that they refer to, and our own licence."""
     documents = extracted / "usr/share/doc"
     target.mkdir(parents=True)
     shutil.copyfile(source / "LICENSE", target / "LICENSE")
@@ -38,28 +43,64 @@ def place_licenses(debs: Iterable[Locked], extracted: Path, source: Path, target
     shutil.copytree(extracted / "usr/share/common-licenses", target / "debian/common-licenses", symlinks=True)
 
 
-def wheel_licenses(packages: Path, wheels: Iterable[Locked]) -> str:
-    """A table for people: each wheel, the licence that its authors state, and where its text lies."""
-    lines = ["What each Python package states as its licence, and where its text lies under site-packages.\n\n"]
-    for entry in sorted(wheels):
-        about = _about(packages, entry)
-        paths = [path for pattern in _LICENSE_FILES for path in sorted(about.rglob(pattern)) if path.is_file()]
-        found = [path.relative_to(packages) for path in paths]
-        headers = _headers(about)
-        stated = headers.get("License-Expression") or (headers.get("License") or "").partition("\n")[0]
+def place_wheel_licenses(wheels: Mapping[Locked, Path], packages: Path, listing: Path) -> None:
+    """Writes a table for people: each wheel, the licence that its authors state, and where the texts lie.
+
+    They lie where the authors put them; what a wheel has no text for is written beside the table. Raises BuildError
+    where there is no text: it may not be passed on without.
+    """
+    lines = ["What each Python package states as its licence, and where the texts lie: in site-packages, or here.\n\n"]
+    for entry, wheel in sorted(wheels.items()):
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if is_license(name.rpartition("/")[2])]
+        if missing := [name for name in names if not (packages / name).is_file()]:
+            raise BuildError(f"{entry.name} {entry.version} lost its licence {missing[0]}", "do not prune it")
+        headers = _headers(_about(packages, entry))
         classifiers = [c.rpartition(" :: ")[2] for c in headers.get_all("Classifier", []) if c.startswith("License ::")]
-        elsewhere = "no text in its .dist-info: see the package's own folder, and debian/common-licenses here"
-        where = ", ".join(map(str, found)) or elsewhere
-        lines.append(f"{entry.name} {entry.version}: {stated or ', '.join(classifiers) or 'not stated'}; {where}\n")
-    return "".join(lines)
+        stated = headers.get("License-Expression") or (headers.get("License") or "").partition("\n")[0]
+        stated = stated or ", ".join(classifiers)
+        if not any(_LICENSE.match(name.rpartition("/")[2]) for name in names):
+            text = _text_of(entry, stated, packages, listing.parent)
+            path = listing.parent / "python" / entry.name / "LICENSE"
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+            names.append(str(path.relative_to(listing.parent)))
+        lines.append(
+            f"{entry.name} {entry.version}: {stated or 'see the text'}\n" + "".join(f"    {n}\n" for n in names)
+        )
+    listing.write_text("".join(lines))
+
+
+def _text_of(entry: Locked, stated: str, packages: Path, licenses: Path) -> str:
+    """The licence of a wheel that brings no file with it."""
+    if entry.name in _IN_SOURCE:
+        source, start = _IN_SOURCE[entry.name]
+        comment = itertools.takewhile(lambda line: line.startswith("#"), (packages / source).read_text().splitlines())
+        text = "".join(f"{line.lstrip('#').removeprefix(' ')}\n" for line in comment).strip() + "\n"
+        if start in text:
+            return text
+    elif stated in _APACHE_2:
+        return (licenses / "debian/common-licenses/Apache-2.0").read_text()
+    raise BuildError(
+        f"{entry.name} {entry.version} brings no licence text, and states {stated!r}",
+        "find its text, and teach packaging/rpm/rpmkit/components.py where it is",
+    )
+
+
+def is_license(name: str) -> bool:
+    """Whether a file of this name holds a licence, or notices that go with one."""
+    return bool(_LICENSE.match(name) or _NOTICES.match(name)) and not name.endswith(_CODE)
 
 
 def _about(packages: Path, entry: Locked) -> Path:
     return packages / f"{'-'.join(entry.file.split('-')[:2])}.dist-info"
 
 
-def bill(name: str, version: str, entries: Iterable[Locked], packages: Path, epoch: int) -> str:
-    """The SPDX document of the package `name`: every bundled file that the lock names, with version and hash."""
+def bill(name: str, version: str, components: Mapping[Locked, Path], epoch: int) -> str:
+    """The SPDX document of the package `name`: every bundled file that the lock names, with version and hash.
+
+    `components` has with each the folder of Python packages that it was installed into.
+    """
     moment = dt.datetime.fromtimestamp(epoch, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     ourselves = {
         "SPDXID": "SPDXRef-Package",
@@ -71,7 +112,7 @@ def bill(name: str, version: str, entries: Iterable[Locked], packages: Path, epo
         "licenseConcluded": "NOASSERTION",
         "copyrightText": "NOASSERTION",
     }
-    bundled = [_component(entry, packages) for entry in entries]
+    bundled = [_component(entry, packages) for entry, packages in components.items()]
     relations = [{"spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES"}] + [
         {"spdxElementId": "SPDXRef-Package", "relationshipType": "CONTAINS"} for _ in bundled
     ]

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rpmkit import patches
+from rpmkit.components import is_license
 from rpmkit.lock import Locked
 from rpmkit.report import BuildError, run, step
 
@@ -60,6 +61,13 @@ _PRUNED_PACKAGES = (
     *("**/*.a", "**/*.pyi", "**/*.h", "**/*.hpp", "**/*.pxd", "**/*.pyx", "**/*.lib", "**/*.c", "**/*.cc", "**/*.cpp"),
 )
 CUDA_PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"  # belongs to dropserve-cuda
+# Of NVIDIA's wheels: headers, and libraries that nothing links or opens: the build of NVRTC with another allocator, and
+# the stand-ins for FFTW and for a CPU's BLAS.
+_PRUNED_CUDA = (
+    *("*.dist-info/RECORD", "**/include", "**/*.a", "nvidia/cuda_nvrtc/lib/*.alt.so*"),
+    *("nvidia/cufft/lib/libcufftw.so*", "nvidia/cublas/lib/libnvblas.so*"),
+)
+_DRIVER = {"libcuda.so.1"}  # what the machine's NVIDIA driver brings
 
 # Their symbols are only for debuggers. No other is stripped: what patchelf and auditwheel did would not survive it.
 _STRIPPED = ("tensorflow/libtensorflow_cc.so.2", "tensorflow/libtensorflow_framework.so.2")
@@ -139,12 +147,19 @@ def _install_wheels(wheels: dict[Locked, Path], target: Path, work: Path) -> Non
 
 
 def _prune(folder: Path, patterns: Iterable[str]) -> None:
+    """Removes what matches, but for licences: those beside TensorFlow's headers are of code that is linked into it."""
     for pattern in patterns:
         for path in list(folder.glob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
+            if not path.is_dir() or path.is_symlink():
                 path.unlink(missing_ok=True)
+                continue
+            for parent, folders, files in os.walk(path, topdown=False):
+                for name in (*folders, *files):
+                    inner = os.path.join(parent, name)
+                    if os.path.islink(inner) or (name in files and not is_license(name)):
+                        os.unlink(inner)
+                if not os.listdir(parent):
+                    os.rmdir(parent)
 
 
 def _alias_tensorflow(packages: Path) -> None:
@@ -222,7 +237,19 @@ def add_cuda(wheels: dict[Locked, Path], target: Path) -> None:
     for path in wheels.values():
         with zipfile.ZipFile(path) as wheel:
             wheel.extractall(packages)
-    _prune(packages, ("*.dist-info/RECORD", "**/include", "**/*.a"))
+    _prune(packages, _PRUNED_CUDA)
+
+
+def check_cuda(target: Path, root: Path) -> None:
+    """Raises BuildError where a library of dropserve-cuda is linked with one that no package and no driver has."""
+    libraries = [path for path in sorted(target.rglob("*.so*")) if path.is_file()]
+    present = {path.name for path in (*libraries, *(root / RUNTIME / "lib").iterdir())} | _DRIVER
+    for path in libraries:
+        if missing := set(run(["patchelf", "--print-needed", path]).split()) - present:
+            raise BuildError(
+                f"{path.name} is linked with {', '.join(sorted(missing))}, which neither package has",
+                "lock the wheel that brings it: see relock in packaging/rpm/rpmkit/__main__.py",
+            )
 
 
 def set_times(root: Path, epoch: int) -> None:
@@ -231,6 +258,8 @@ def set_times(root: Path, epoch: int) -> None:
         for name in (*folders, *files):
             path = os.path.join(folder, name)
             if not os.path.islink(path):
-                executable = os.path.isdir(path) or os.stat(path).st_mode & 0o100
+                # Modules are imported, not run: their #! lines would take the host's interpreter.
+                is_program = os.stat(path).st_mode & 0o100 and "/lib/python3.11/" not in path
+                executable = os.path.isdir(path) or is_program
                 os.chmod(path, 0o755 if executable else 0o644)
             os.utime(path, (epoch, epoch), follow_symlinks=False)
