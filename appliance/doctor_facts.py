@@ -24,11 +24,10 @@ from appliance.configuration import ConfiguredModel
 from appliance.doctor_machine import Machine, has_nvidia_card, label, listeners, read_machine
 from appliance.errors import ConfigError
 from appliance.gpu import GpuStatus
-from appliance.gpu_client import GpuClient
+from appliance.gpu_client import driver_status
 from appliance.host import default_runtime_dir, hold_port, listen
 from appliance.lifecycle.source import scan_base_path, scan_root
 from appliance.options import Options, Settings, read_settings
-from appliance.processes import Reaper
 from converters.cache import default_folder
 
 __all__ = [
@@ -136,7 +135,7 @@ def gather(config: str | None, configured: Callable[[Settings], Mapping[str, Con
     begun = time.monotonic()
     configuration = _configuration(config, configured)
     options = configuration.options
-    status = asyncio.run(_gpu_status())  # before any other child: its reaper waits for all of them
+    status = asyncio.run(driver_status(_DRIVER_SECONDS))  # before any other child: its reaper waits for all of them
     cards = has_nvidia_card()
     ports = tuple(_ports(options))
     slow = f"loading its libraries took more than {_CUDA_SECONDS:g} s"
@@ -310,17 +309,6 @@ def _ports(options: Options) -> Iterator[Port]:
 
 
 # -- the GPU -----------------------------------------------------------------------------------------------------------
-
-
-async def _gpu_status() -> GpuStatus:
-    reaper = Reaper()
-    reaper.start()
-    client = GpuClient(reaper, dict, patience_seconds=_DRIVER_SECONDS)
-    try:
-        return await client.status(_DRIVER_SECONDS)
-    finally:
-        client.stop()
-        reaper.stop()
 
 
 def _cuda_problem() -> str:

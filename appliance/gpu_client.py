@@ -22,7 +22,7 @@ from appliance.gpu import PARENT_VARIABLE, Gpu, GpuStatus, named, with_identitie
 from appliance.processes import Reaper, describe_status, spawn
 from appliance.servable import ServableId
 
-__all__ = ["GpuClient"]
+__all__ = ["GpuClient", "driver_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -237,3 +237,16 @@ class GpuClient:
             self._streams[1].close()
             self._streams = None
             self._reaper.kill(self._pid)
+
+
+async def driver_status(seconds: float) -> GpuStatus:
+    """What the driver says within `seconds`, where no server asks it. For processes that have no other children: all
+    are waited for here."""
+    reaper = Reaper()
+    reaper.start()
+    client = GpuClient(reaper, dict, patience_seconds=seconds)
+    try:
+        return await client.status(seconds)
+    finally:
+        client.stop()
+        reaper.stop()

@@ -12,8 +12,7 @@ import urllib.request
 
 from appliance.errors import ConfigError
 from appliance.gpu import GpuStatus, table
-from appliance.gpu_client import GpuClient
-from appliance.processes import Reaper
+from appliance.gpu_client import driver_status
 
 __all__ = ["show", "watch"]
 
@@ -57,19 +56,8 @@ def _status(url: str) -> GpuStatus:
     except urllib.error.URLError as error:
         if isinstance(error.reason, ConnectionRefusedError) and urllib.parse.urlsplit(url).hostname in _THIS_MACHINE:
             print(f"no server answers at {url}: this is what the driver says, without models", file=sys.stderr)
-            return asyncio.run(_from_driver())
+            return asyncio.run(driver_status(_DRIVER_SECONDS))
         failure: object = error.reason
     except (OSError, ValueError, TypeError, LookupError) as error:
         failure = error
     raise ConfigError(f"no answer from {address}: {failure}", "is the server running? Give its address as --url")
-
-
-async def _from_driver() -> GpuStatus:
-    reaper = Reaper()
-    reaper.start()
-    client = GpuClient(reaper, dict, patience_seconds=_DRIVER_SECONDS)
-    try:
-        return await client.status(_DRIVER_SECONDS)
-    finally:
-        client.stop()
-        reaper.stop()
