@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from typing import NoReturn
 
 from appliance.errors import ConfigError
 from appliance.gpu import GpuStatus, table
@@ -32,18 +35,17 @@ def show(url: str) -> int:
     return 0 if status.is_healthy else 1
 
 
-def watch(url: str, seconds: float) -> int:
+def watch(url: str, seconds: float) -> NoReturn:
     """Prints the table anew every `seconds` until Ctrl-C; a server that does not answer is one line of it."""
-    try:
-        while True:
-            try:
-                page = table(_status(url))
-            except ConfigError as error:
-                page = f"{error}\n"
-            print(f"{_CLEAR if sys.stdout.isatty() else ''}{time.strftime('%H:%M:%S')}  {page}", flush=True)
-            time.sleep(seconds)
-    except KeyboardInterrupt:
-        return 0
+    # Not a KeyboardInterrupt: Python drops one that comes while it runs a finalizer, and the table would go on.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    while True:
+        try:
+            page = table(_status(url))
+        except ConfigError as error:
+            page = f"{error}\n"
+        print(f"{_CLEAR if sys.stdout.isatty() else ''}{time.strftime('%H:%M:%S')}  {page}", flush=True)
+        time.sleep(seconds)
 
 
 def _status(url: str) -> GpuStatus:

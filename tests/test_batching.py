@@ -262,7 +262,8 @@ def test_a_worker_that_is_killed_while_a_batch_runs_fails_that_batch_only(
         server.wait_for("gate", 1)
         closed = {"instances": [str(tmp_path / "never")]}
         answers = [pool.submit(server.predict, "gate", closed) for _ in range(2)]
-        eventually(lambda: metric(server, "dropserve_batch_requests_count", model="gate") == 1, "the batch runs")
+        running = {"model": "gate", "version": "1"}
+        eventually(lambda: metric(server, "dropserve_runs_in_progress", **running) == 1, "the batch runs")
         (worker,) = server.pids("ds-worker")
         os.kill(worker, signal.SIGKILL)
         assert [answer.result(30)[0] for answer in answers] == [503, 503]
