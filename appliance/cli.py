@@ -263,7 +263,10 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
         return 0
     rows = [("MODEL", "VERSION", "STATE", "REASON")]
     for model in document["models"]:
-        rows += [(model["name"], v["version"], v["phase"], v["reason"]) for v in model["versions"]]
+        rows += [
+            (model["name"], v["version"], v["phase"], "; ".join([*filter(None, [v["reason"]]), *v["remarks"]]))
+            for v in model["versions"]
+        ]
         if model["reason"] or not model["versions"]:
             rows.append((model["name"], "-", "-", model["reason"] or "no versions"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -170,6 +170,35 @@ class ModelOptions:
     load_timeout_seconds: float = _option(
         600.0, _MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
     )
+    release_gate: str = _option(
+        "strict",
+        _MODEL,
+        "Whether a version takes over only once its signatures have answered a request, or refused one for the "
+        "input's sake: strict; only-replacing: if another version serves meanwhile; off.",
+        choices=("strict", "only-replacing", "off"),
+    )
+    signature_changes: str = _option(
+        "warn",
+        _MODEL,
+        "What to do with a new version that drops a signature, or changes an input's name, dtype or rank: warn, or "
+        "refuse it.",
+        choices=("warn", "refuse"),
+    )
+    incomplete_after_seconds: float = _option(
+        30.0,
+        _MODEL,
+        "A version folder that looks incomplete and has not changed for so long is loaded as it is; what the loader "
+        "says then is the reason.",
+        minimum=0,
+        maximum=86400,
+    )
+    crash_window_seconds: float = _option(
+        60.0,
+        _MODEL,
+        "A version whose worker dies three times within so many seconds gives way to the version before it; 0: never.",
+        minimum=0,
+        maximum=86400,
+    )
     tensorflow_session_config_file: str = _option(
         "", _MODEL, "File with a tensorflow.ConfigProto in protobuf's text format, for the session.", normal=local_path
     )

@@ -29,6 +29,7 @@ class VersionRoute:
     socket_path: str = ""
     signatures: Mapping[str, Signature] = field(default_factory=dict)
     accelerated: str = ""  # the backend of the accelerated form that is served, "" for the version's own model
+    remarks: tuple[str, ...] = ()  # what its operator should know although it is available
 
     @property
     def available(self) -> bool:
@@ -44,6 +45,7 @@ class VersionRoute:
             "socket_path": self.socket_path,
             "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
             "accelerated": self.accelerated,
+            "remarks": list(self.remarks),
         }
 
     @classmethod
@@ -57,6 +59,7 @@ class VersionRoute:
             value["socket_path"],
             {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
             value["accelerated"],
+            tuple(value["remarks"]),
         )
 
 

@@ -22,6 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "enable_grpc_healthcheck_service": False,
     "allow_remote_reload": "loopback",
     "listen_when_loaded": True,
+    "release_gate": "only-replacing",  # there, what loads serves
     "acceleration": "off",  # who comes from TensorFlow Serving did not ask for other numerics
 }
 

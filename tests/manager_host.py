@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from appliance.errors import Code
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.policy import Latest, VersionPolicy
+from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.settle import Observed
 from appliance.servable import ServableId
+from appliance.trials import Trials
+from backends.contract import Signature
 
 RETRY_SECONDS = 60.0
 
@@ -25,9 +28,13 @@ class Host:
         self.starts: list[str] = []
 
     def add(
-        self, name: str = "a", policy: VersionPolicy | None = None, labels: Mapping[str, int] | None = None
+        self,
+        name: str = "a",
+        policy: VersionPolicy | None = None,
+        labels: Mapping[str, int] | None = None,
+        rules: ReleaseRules | None = None,
     ) -> None:
-        self.manager.add_model(name, f"/models/{name}", policy, labels)
+        self.manager.add_model(name, f"/models/{name}", policy, labels, rules)
 
     def see(
         self, *versions: int, name: str = "a", settled: bool = True, digest: str = "1", base: str = ""
@@ -46,9 +53,19 @@ class Host:
     def remove(self, name: str = "a") -> list[str]:
         return self.did(self.manager.remove_model(name, self.now))
 
-    def ready(self, version: int, name: str = "a") -> list[str]:
+    def ready(
+        self,
+        version: int,
+        name: str = "a",
+        signatures: Mapping[str, Signature] | None = None,
+        trials: Trials | None = None,
+        remarks: Sequence[str] = (),
+    ) -> list[str]:
         worker = self.worker(version, name)
-        return self.did(self.manager.worker_ready(worker, f"/run/w{worker}", {}, self.now))
+        path = f"/run/w{worker}"
+        return self.did(
+            self.manager.worker_ready(worker, path, signatures or {}, self.now, trials=trials, remarks=remarks)
+        )
 
     def fail(self, version: int, name: str = "a") -> list[str]:
         return self.did(
@@ -97,9 +114,15 @@ class Host:
     def reason(self, version: int, name: str = "a") -> str:
         return next(r.reason for r in self.manager.routes()[name].versions if r.version == version)
 
-    def serving(self, *versions: int, name: str = "a", policy: VersionPolicy | None = None) -> None:
+    def serving(
+        self,
+        *versions: int,
+        name: str = "a",
+        policy: VersionPolicy | None = None,
+        rules: ReleaseRules | None = None,
+    ) -> None:
         """Adds a model and brings the newest of `versions` up."""
-        self.add(name, policy)
+        self.add(name, policy, rules=rules)
         self.see(*versions, name=name)
         self.ready(max(versions), name)
 
@@ -109,11 +132,17 @@ class Host:
         labels: Mapping[str, int] | None = None,
         base_path: str = "",
         name: str = "a",
+        rules: ReleaseRules | None = None,
     ) -> list[str]:
         """Reconfigures a model."""
-        return self.did(
-            self.manager.update_model(name, base_path or f"/models/{name}", policy or Latest(), labels or {}, self.now)
-        )
+        path = base_path or f"/models/{name}"
+        return self.did(self.manager.update_model(name, path, policy or Latest(), labels or {}, self.now, rules))
+
+    def code(self, version: int, name: str = "a") -> Code:
+        return next(r.code for r in self.manager.routes()[name].versions if r.version == version)
+
+    def remarks(self, version: int, name: str = "a") -> tuple[str, ...]:
+        return next(r.remarks for r in self.manager.routes()[name].versions if r.version == version)
 
     def labels(self, name: str = "a") -> Mapping[str, int]:
         return self.manager.routes()[name].labels

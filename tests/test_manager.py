@@ -7,6 +7,7 @@ import pytest
 from appliance.errors import Code
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.policy import All, Latest, Specific
+from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.settle import Observed
 from appliance.servable import PublicState
 from tests.manager_host import RETRY_SECONDS, Host
@@ -306,12 +307,12 @@ def test_changed_files_cancel_the_retry_that_was_due(host: Host) -> None:
 
 
 def test_an_incomplete_version_waits_for_a_change_of_its_files(host: Host) -> None:
-    host.add()
+    host.add(rules=ReleaseRules(incomplete_after_seconds=86400))
     host.see(1)
     assert host.incomplete(1) == []
     assert host.reason(1) == "incomplete: no variables"
     assert host.see(1) == []
-    assert host.wait(86400) == []
+    assert host.wait(86399) == []
     assert host.reason(1) == "incomplete: no variables"
     assert host.see(1, settled=False, digest="2") == []
     assert host.see(1, digest="2") == ["start a/1"]

@@ -97,6 +97,7 @@ class Harness:
             socket_path=path,
             backend="tensorflow",
             artifact="",
+            check_files=True,
             metrics_directory=directory,
             max_concurrent_requests=model_options.max_concurrent_requests,
             shared_memory_bytes=0,

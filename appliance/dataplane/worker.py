@@ -75,6 +75,7 @@ class WorkerTask:
     socket_path: str
     backend: str
     artifact: str  # the folder of the accelerated form that `backend` loads instead of `path`; "" for none
+    check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
     metrics_directory: str
     max_concurrent_requests: int  # the option's value, worked out
     shared_memory_bytes: int
@@ -573,6 +574,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
 
     watch = threading.Thread(target=_exit_with_supervisor, args=(control,), daemon=True)
     started = time.monotonic()
+    incomplete: list[str] = []
     recorder = Recorder(task.metrics_directory, "worker", task.model, str(task.version))
     metrics = WorkerMetrics(recorder, task.model, task.version)
     try:
@@ -582,7 +584,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         watch.start()
         os.environ.update(gpu_environment(task.options.device, task.options.gpu_devices))
         loaded_from = task.artifact or task.path
-        check_complete(task.backend, loaded_from)
+        incomplete = _check(task, loaded_from)
         batching = of_version(task.options, task.path)
         backend = load(
             task.backend,
@@ -604,11 +606,13 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         warm = warm_up(backend, task.path, task.options, seconds_left)
         if source == "recorded":
             metrics.warmed_up(task.path, warm.seconds)
+        remarks = backend.remarks if isinstance(backend, Placed) else ()
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
             warmup=warm.to_json(),
-            **({"device": backend.device, "remarks": list(backend.remarks)} if isinstance(backend, Placed) else {}),
+            remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
+            **({"device": backend.device} if isinstance(backend, Placed) else {}),
         )
         worker = Worker(task, backend, control, listener, batching=batching, mergeable=warm.mergeable, metrics=metrics)
     except IncompleteError as error:
@@ -616,7 +620,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         return 0
     except BackendError as error:
         metrics.load_failed(task.path)
-        report("failed", code=int(error.code), message=error.message)
+        report("failed", code=int(error.code), message="; ".join([error.message, *incomplete]))
         return 0
     except ConfigError as error:
         metrics.load_failed(task.path)
@@ -628,6 +632,17 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         return 1
     worker.run()
     return 0
+
+
+def _check(task: WorkerTask, path: str) -> list[str]:
+    """What our own look at the version folder finds missing. Raises IncompleteError if that is to count."""
+    try:
+        check_complete(task.backend, path)
+    except IncompleteError as error:
+        if task.check_files:
+            raise
+        return [str(error)]
+    return []
 
 
 def _exit_with_supervisor(control: socket.socket) -> None:

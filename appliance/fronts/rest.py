@@ -226,6 +226,7 @@ class RestFront:
                                 "phase": version.state,
                                 "reason": version.reason,
                                 "accelerated": version.accelerated,
+                                "remarks": list(version.remarks),
                             }
                             for version in model.versions
                         ],

@@ -22,6 +22,7 @@ class StartWorker:
     form: Form | None = None  # what is loaded instead of the folder's own model
     digest: str = ""  # what identifies its files
     is_first: bool = False  # the version has not been served yet
+    check_files: bool = True  # see that the folder is all there, before the framework is asked to load it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,4 @@ class StateChange:
     old: str
     new: str
     reason: str
+    is_warning: bool = False

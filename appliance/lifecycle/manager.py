@@ -5,19 +5,23 @@ No thread, socket, file or clock: the supervisor carries the actions out and say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from appliance.errors import Code
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StateChange
+from appliance.lifecycle.judging import judge, note_death
 from appliance.lifecycle.loads import Loads
-from appliance.lifecycle.policy import Latest, VersionPolicy, aspired_versions, surplus_versions
+from appliance.lifecycle.policy import Latest, VersionPolicy
+from appliance.lifecycle.release import Refusal, ReleaseRules
 from appliance.lifecycle.servables import AT_REST, Model, Servables, Version
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
+from appliance.lifecycle.wanted import wanted
 from appliance.routes import ModelRoute, VersionRoute
 from appliance.servable import Form, ServableId
+from appliance.trials import Trials
 from backends.contract import Signature
 
 
@@ -44,6 +48,7 @@ class Manager:
         base_path: str,
         policy: VersionPolicy | None = None,
         labels: Mapping[str, int] | None = None,
+        rules: ReleaseRules | None = None,
     ) -> None:
         """A model to serve from now on. It has no versions until they are observed.
 
@@ -51,12 +56,20 @@ class Manager:
         """
         old = self._models.get(name)
         draining = {} if old is None else old.versions
-        model = self._models[name] = Model(name, base_path, policy or Latest(), labels or {}, versions=draining)
+        model = self._models[name] = Model(
+            name, base_path, policy or Latest(), labels or {}, rules or ReleaseRules(), versions=draining
+        )
         self._servables.move_labels(model)
         self._servables.revision += 1
 
     def update_model(
-        self, name: str, base_path: str, policy: VersionPolicy, labels: Mapping[str, int], now: float
+        self,
+        name: str,
+        base_path: str,
+        policy: VersionPolicy,
+        labels: Mapping[str, int],
+        now: float,
+        rules: ReleaseRules | None = None,
     ) -> list[Action]:
         """Another configuration for a model that is there. What is served stays until what is asked for is loaded:
         versions, labels, and the same version in another folder too."""
@@ -65,6 +78,11 @@ class Manager:
             model.seen = False
             model.base_path = base_path
         model.policy = policy
+        if rules is not None and rules != model.rules:
+            model.rules = rules
+            for version in model.versions.values():
+                if version.state is State.FAILED:  # by the old rules, perhaps
+                    version.attempts, version.retry_at = 0, now
         model.labels = dict(labels)
         model.effective_labels = {label: v for label, v in model.effective_labels.items() if label in labels}
         self._servables.move_labels(model)
@@ -95,6 +113,7 @@ class Manager:
                 version = self._servables.discover(model, number, seen.path, seen.digest, seen.reason)
             elif version.worker is not None and seen.path != version.path:
                 version.present = True
+                version.settled = version.settled and version.state is not State.DRAINING  # else of the old folder
                 is_new = seen.settled and seen.digest not in (None, version.moved_digest)
                 if is_new and version.state is State.AVAILABLE:
                     actions += self._successors.move(version, seen.path, seen.digest or "")
@@ -111,13 +130,16 @@ class Manager:
         if seen.digest not in (None, version.digest) and version.state in AT_REST:
             # While a worker is at it, the old digest is kept, so that the change counts once it has ended.
             version.digest = seen.digest
-            version.incomplete = False
+            version.incomplete, version.judge_at, version.trusts_loader = False, None, False
+            version.given_up, version.deaths = "", []
             version.attempts = 0
             version.retry_at = None
             if version.state is not State.SETTLING:
                 self._servables.move(version, Event.FILES_CHANGED, "its files changed")
         if not version.present:
             version.settled = False  # it went and came back: these are other files
+            if version.state is State.AVAILABLE:
+                self._servables.remark(version, "")
         version.present = True
         version.path = seen.path
         if seen.digest is not None:
@@ -137,15 +159,21 @@ class Manager:
         signatures: Mapping[str, Signature],
         now: float,
         form: Form | None = None,
+        trials: Trials | None = None,
+        remarks: Sequence[str] = (),
     ) -> list[Action]:
-        """The worker serves, `form` or the version's own model."""
+        """The worker could serve, `form` or the version's own model: it does if its `trials` let it (None: there were
+        none). `remarks` are for the version's operator."""
         version = self._servables.version_of(worker)
         if version is not None and version.successor is not None and version.successor.worker == worker:
-            version.successor.socket_path, version.successor.signatures = socket_path, signatures
-            self._servables.revision += 1
-            return [] if version.successor.stands_by else self._take_over(version, now)
+            return self._successor_ready(version, socket_path, signatures, trials, remarks, now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
+        if version.state is State.LOADING:
+            refused, told = judge(self._servables.model_of(version), version, signatures, trials)
+            if refused is not None:
+                return self._refuse(version, refused, now)
+            version.changes = told
         self._end_load(version)
         version.socket_path, version.signatures, version.form = socket_path, signatures, form
         version.available_since = now
@@ -153,7 +181,41 @@ class Manager:
         version.retry_at = None
         version.code = Code.OK
         self._servables.move(version, Event.READY, "")
+        version.remarks = tuple(remarks)
+        self._servables.say_remarks(version)
         return self._after_load(version, now)
+
+    def _successor_ready(
+        self,
+        version: Version,
+        socket_path: str,
+        signatures: Mapping[str, Signature],
+        trials: Trials | None,
+        remarks: Sequence[str],
+        now: float,
+    ) -> list[Action]:
+        """A second worker of a version that is served could take over. One from another folder has other files: it is
+        judged as another version is."""
+        successor = version.successor
+        assert successor is not None
+        if successor.path != version.path:
+            refused, successor.changes = judge(self._servables.model_of(version), version, signatures, trials)
+            if refused is not None:
+                actions = self._successors.failed(version, refused.reason)
+                return actions + self._proceed(self._servables.model_of(version), now)
+        else:
+            successor.changes = version.changes
+        successor.socket_path, successor.signatures, successor.remarks = socket_path, signatures, tuple(remarks)
+        self._servables.revision += 1
+        return [] if successor.stands_by else self._take_over(version, now)
+
+    def _refuse(self, version: Version, refused: Refusal, now: float) -> list[Action]:
+        """The version has loaded, and must not serve: its worker goes, and what serves stays."""
+        assert version.worker is not None
+        kill = KillWorker(version.worker)
+        self._detach(version)
+        self._fail(version, refused.code, refused.reason, refused.is_final, now)
+        return [kill, *self._after_load(version, now)]
 
     def worker_incomplete(self, worker: int, reason: str, now: float) -> list[Action]:
         """The version's folder is not all there. It is tried again when its files change."""
@@ -162,6 +224,7 @@ class Manager:
             return self.worker_failed(worker, Code.FAILED_PRECONDITION, f"incomplete: {reason}", now)
         self._detach(version)
         version.incomplete = True
+        version.judge_at = now + self._servables.model_of(version).rules.incomplete_after_seconds
         self._servables.move(version, Event.INCOMPLETE, f"incomplete: {reason}")
         return self._after_load(version, now)
 
@@ -169,18 +232,25 @@ class Manager:
         """The version could not be loaded, or its worker died before it was."""
         version = self._servables.version_of(worker)
         if version is not None and version.is_succeeded_by(worker):
-            self._successors.failed(version, reason)
+            self._successors.failed(version, reason)  # its process has gone, or goes by itself
             return self._proceed(self._servables.model_of(version), now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._detach(version)
-        version.code = code
         if version.state is State.RESTARTING:
+            version.code = code
             self._loads.restart(version, now)
+            self._note_death(version, reason, now)
+            self._servables.move(version, Event.LOAD_FAILED, reason)
         else:
-            reason = f"{reason} ({self._loads.retry(version, now)})"
-        self._servables.move(version, Event.LOAD_FAILED, reason)
+            self._fail(version, code, reason, version.trusts_loader, now)
         return self._after_load(version, now)
+
+    def _fail(self, version: Version, code: Code, reason: str, is_final: bool, now: float) -> None:
+        """The version, which was loading, does not serve; it is tried again later, or when its files change."""
+        retry = "it is tried again when its files change" if is_final else self._loads.retry(version, now)
+        version.code = code
+        self._servables.move(version, Event.LOAD_FAILED, f"{reason} ({retry})")
 
     def worker_ended(self, worker: int, how: str, now: float) -> list[Action]:
         """The worker's process is gone: `how` says by what."""
@@ -194,6 +264,8 @@ class Manager:
             self._servables.move(version, Event.WORKER_ENDED, f"unloaded: {version.reason}")
         else:
             self._loads.restart(version, now)
+            if version.form is None:  # that one dies is a reason to give up the form
+                self._note_death(version, how, now)
             version.code = Code.UNAVAILABLE
             self._servables.move(version, Event.WORKER_DIED, f"its worker died: {how}")
             self._successors.form_died(version, how)
@@ -326,30 +398,41 @@ class Manager:
     def _decide(self, model: Model, now: float) -> list[Action]:
         versions = model.versions
         actions = self._drop_the_absent(model)
-        loadable = {number for number, version in versions.items() if version.is_loadable}
-        labelled = frozenset() if model.removed else frozenset(model.labels.values())
-        aspired = aspired_versions(model.policy, loadable) | (labelled & loadable)
-        retriable = {
-            n for n in model.in_state(State.FAILED) if versions[n].present and versions[n].retry_at is not None
-        }
-        hoped_for = aspired_versions(model.policy, loadable | retriable) | (labelled & retriable)
-        available, restarting = model.in_state(State.AVAILABLE), model.in_state(State.RESTARTING)
-        surplus = surplus_versions(aspired, available | (restarting - aspired))
-        if not aspired or aspired & available:
-            surplus |= {number for number in available if not versions[number].present}
         model.due = None
+        self._trust_the_loader(model, now)
+        found = wanted(model)
         actions += self._successors.expire(model, now)
-        # An old version that crashes while the new one loads is started again: it is all that there is to serve.
-        wanted = aspired | hoped_for | (restarting - surplus)
-        actions += self._load(model, [versions[number] for number in sorted(wanted, reverse=True)], now)
-        for number in sorted(surplus):
+        actions += self._load(model, [versions[number] for number in sorted(found.loaded, reverse=True)], now)
+        for number in sorted(found.surplus):
             version = versions[number]
-            why = "a newer version has taken over" if version.present else "its folder is gone"
+            why = version.given_up or ("a newer version has taken over" if version.present else "its folder is gone")
             actions += self._unload(version, "the model was removed" if model.removed else why)
+        for number in model.in_state(State.AVAILABLE):
+            if not versions[number].present and not model.removed:
+                self._servables.remark(versions[number], "its folder is gone; it serves until another version does")
         if model.removed and not versions:
             del self._models[model.name]
             self._servables.revision += 1
         return actions
+
+    @staticmethod
+    def _trust_the_loader(model: Model, now: float) -> None:
+        """What has looked incomplete for long, and does not change, is loaded as it is: our own look may delay a
+        version, and never refuses what the framework loads."""
+        for version in model.versions.values():
+            if version.state is not State.SETTLING or version.judge_at is None:
+                continue
+            if version.judge_at > now:
+                model.be_due(version.judge_at)
+            else:
+                version.incomplete, version.judge_at, version.trusts_loader = False, None, True
+
+    def _note_death(self, version: Version, how: str, now: float) -> None:
+        """The worker of a version that has been served died, or did not come up again."""
+        if not version.given_up:
+            version.given_up = note_death(self._servables.model_of(version), version, how, now)
+            if version.given_up:
+                self._servables.say(version, f"it gives way to an older version: {version.given_up}", is_warning=True)
 
     def _load(self, model: Model, wanted: Iterable[Version], now: float) -> list[Action]:
         """Starts workers for those of the `wanted` versions that have none, as many as may load now."""

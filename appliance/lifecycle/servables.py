@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from appliance.errors import Code
 from appliance.lifecycle.actions import StartWorker, StateChange
 from appliance.lifecycle.policy import VersionPolicy
+from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
 from appliance.routes import ModelRoute, VersionRoute
 from appliance.servable import Form, ServableId
@@ -30,6 +31,8 @@ class Successor:
     worker: int = 0
     socket_path: str = ""  # once it is ready
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -40,14 +43,20 @@ class Version:
     state: State = State.SETTLING
     settled: bool = False
     incomplete: bool = False
+    judge_at: float | None = None  # incomplete: when it is loaded all the same, if nothing changes
+    trusts_loader: bool = False  # it has looked incomplete for long: the framework says what is wrong, if anything is
     present: bool = True
     reason: str = ""
     code: Code = Code.OK
     worker: int | None = None
     socket_path: str = ""
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()  # of its worker, for the operator
+    changes: tuple[str, ...] = ()  # how its signatures differ from those of the version whose place it took
     attempts: int = 0
     crashes: int = 0
+    deaths: list[float] = field(default_factory=list)  # when its worker died since it took over, the last few
+    given_up: str = ""  # why another version is served instead, if there is one: it died again and again
     available_since: float = 0.0
     retry_at: float | None = None
     form: Form | None = None  # the accelerated form that its worker serves
@@ -67,6 +76,13 @@ class Version:
             return self.settled and not self.incomplete
         return self.state is not State.FAILED
 
+    @property
+    def is_coming_back(self) -> bool:
+        """Whether it is there again, and its old worker or a look at its files must still be waited for."""
+        return self.present and (
+            self.state is State.DRAINING or (self.state is State.ENDED and not self.settled and not self.given_up)
+        )
+
     def is_succeeded_by(self, worker: int) -> bool:
         return self.successor is not None and self.successor.worker == worker
 
@@ -81,6 +97,7 @@ class Version:
             self.socket_path if available else "",
             self.signatures if available else {},
             "" if self.form is None else self.form.backend,
+            (*self.remarks, *self.changes) if available else (),
         )
 
 
@@ -90,6 +107,7 @@ class Model:
     base_path: str
     policy: VersionPolicy
     labels: Mapping[str, int]  # as configured
+    rules: ReleaseRules
     effective_labels: dict[str, int] = field(default_factory=dict)  # as routed: each follows once its version is there
     versions: dict[int, Version] = field(default_factory=dict)
     names: dict[str, frozenset[str]] = field(default_factory=dict)  # of model files in each folder, by its path
@@ -172,7 +190,8 @@ class Servables:
         self._next_worker += 1
         self._workers[worker] = version
         names = self.model_of(version).names.get(path, frozenset())
-        return StartWorker(worker, version.id, path, names, form, digest or "", is_first)
+        check_files = not version.trusts_loader or path != version.path
+        return StartWorker(worker, version.id, path, names, form, digest or "", is_first, check_files)
 
     def forget_worker(self, worker: int) -> None:
         del self._workers[worker]
@@ -206,14 +225,21 @@ class Servables:
         version.reason = reason
         self.revision += 1
         self.move_labels(self.model_of(version))
-        if version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
+        if version.state is State.ENDED and version.given_up:
+            version.code = Code.UNAVAILABLE
+        elif version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
         self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
 
-    def say(self, version: Version, text: str) -> None:
+    def say(self, version: Version, text: str, is_warning: bool = False) -> None:
         """A change for the log that is no change of state."""
-        self._changes.append(StateChange(version.id, version.state.value, version.state.value, text))
+        self._changes.append(StateChange(version.id, version.state.value, version.state.value, text, is_warning))
         self.revision += 1
+
+    def say_remarks(self, version: Version) -> None:
+        """What the operator should know of a version that serves from now on."""
+        for text in (*version.remarks, *version.changes):
+            self.say(version, text, is_warning=True)
 
     def remark(self, of: Model | Version, reason: str) -> None:
         """Why it stands as it does, where nothing else changes."""

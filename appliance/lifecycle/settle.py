@@ -50,6 +50,8 @@ class Settler:
     settle_seconds: float
     _device: int | None = None
     _seen: dict[int, tuple[str, float]] = field(default_factory=dict)  # version → digest, since when (monotonic)
+    _paths: dict[int, str] = field(default_factory=dict)  # of the versions that are there, or were just before
+    _gone: dict[int, float] = field(default_factory=dict)  # version → since when its folder has been missing
     _had_versions: bool = False
     _first: bool = True
     due: float | None = None  # monotonic time at which the next version may have settled
@@ -62,13 +64,14 @@ class Settler:
         """The version folders of `scan`, each with whether it has settled. `now` is monotonic.
 
         A folder has settled when nothing in it has changed for `settle_seconds` as we watched. What was there before
-        we first looked is judged by its ctimes instead, so that a restart waits for nothing.
+        we first looked is judged by its ctimes instead, so that a restart waits for nothing. That a folder is gone must
+        settle too: in `rm -r 1; cp -r … 2` there is a moment without any.
         """
         self._device = scan.device
         self._had_versions = bool(scan.versions)
         self._seen = {version: seen for version, seen in self._seen.items() if version in scan.versions}
         self.due = None
-        observed: dict[int, Observed] = {}
+        observed = self._still_there(scan, now)
         for version, fingerprint in scan.versions.items():
             path = scan.paths[version]
             if fingerprint is None:
@@ -89,4 +92,17 @@ class Settler:
                 reason = f"its files changed {quiet:.1f} s ago; waiting until they rest for {self.settle_seconds:g} s"
             observed[version] = Observed(path, fingerprint.digest, settled, reason, fingerprint.names)
         self._first = False
+        return observed
+
+    def _still_there(self, scan: Scan, now: float) -> dict[int, Observed]:
+        """The versions that were there and are not in `scan`, for `settle_seconds`."""
+        self._paths.update(scan.paths)
+        self._gone = {version: self._gone.get(version, now) for version in self._paths if version not in scan.versions}
+        observed: dict[int, Observed] = {}
+        for version, since in self._gone.items():
+            if now - since < self.settle_seconds:
+                self.due = min(self.due or float("inf"), since + self.settle_seconds)
+                observed[version] = Observed(self._paths[version], None, settled=False)
+            else:
+                del self._paths[version]
         return observed

@@ -219,8 +219,9 @@ class _Threads:
 class _Target:
     """A folder that is looked at again and again, until it is stopped."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, settle_seconds: float = 0.0) -> None:
         self.path = path
+        self.settle_seconds = settle_seconds
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
@@ -248,7 +249,7 @@ class Source:
         self._watch(base_path)
 
     def _add(self, name: str, base_path: str, settle_seconds: float) -> None:
-        target = self._targets[name] = _Target(base_path)
+        target = self._targets[name] = _Target(base_path, settle_seconds)
         target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
 
     def follows(self, name: str) -> bool:
@@ -371,17 +372,15 @@ class Source:
                 logger.exception("looking at %s failed; it is tried again", path)
             if self._poll_seconds == 0 and settler.due is None:
                 return  # as TensorFlow Serving: 0 looks once
-            pause = self._poll_seconds or None
-            if settler.due is not None:
-                until_due = max(settler.due - time.monotonic(), 0.01)
-                pause = until_due if pause is None else min(pause, until_due)
-            await self._pause(target, pause)
+            await self._pause(target, _until(settler.due, self._poll_seconds or None))
 
     async def _follow_root(self, target: _Target) -> None:
         root = target.path
         device: int | None = None
         problem = ""
+        missing: dict[str, float] = {}  # model → since when its folder has been missing (monotonic)
         while self._poll_seconds >= 0:
+            due: float | None = None
             found: list[str] | None = None
             try:
                 seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
@@ -393,7 +392,15 @@ class Source:
                 if problem != (problem := error.strerror or str(error)):
                     logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)
             if found is not None:
-                for name in self._in_root.difference(found):
+                now = time.monotonic()
+                missing = {name: missing.get(name, now) for name in self._in_root.difference(found)}
+                for name, since in list(missing.items()):
+                    # In `mv m old; mv new m` there is a moment without it: that it is gone must settle too.
+                    gone_at = since + self._targets[name].settle_seconds
+                    if now < gone_at:
+                        due = gone_at if due is None else min(due, gone_at)
+                        continue
+                    del missing[name]
                     self.remove(name)
                     self._listener.model_vanished(name)
                 for name in found:
@@ -404,7 +411,13 @@ class Source:
                         self._add(name, base_path, settle_seconds)
             if self._poll_seconds == 0:
                 return
-            await self._pause(target, self._poll_seconds)
+            await self._pause(target, _until(due, self._poll_seconds))
+
+
+def _until(due: float | None, poll_seconds: float | None) -> float | None:
+    """The seconds until the next look: until `due` (monotonic) if that comes first; None: until a hint."""
+    seconds = [] if poll_seconds is None else [poll_seconds]
+    return min([*seconds, *([] if due is None else [max(due - time.monotonic(), 0.01)])], default=None)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -37,6 +37,11 @@ def standing(model: Model, is_waiting: bool) -> tuple[Standing, str]:
     if coming:
         number = min(coming)
         return Standing.PENDING, f"version {number} is settling: {versions[number].reason}"
+    # The model was removed, and is asked for again: its files are looked at once its old worker has ended.
+    ending = {n for n in needed & present.keys() if present[n].is_coming_back}
+    if ending:
+        number = min(ending)
+        return Standing.PENDING, f"version {number} is {versions[number].state.value}, and is loaded again after that"
     for number in sorted(needed - available):
         label = next((label for label, v in model.labels.items() if v == number), None)
         what = f"version {number}" if label is None else f"version {number} (label {label})"

@@ -108,23 +108,26 @@ class Successors:
         if reformed:
             by = "its own model" if version.form is None else version.form.backend
             self._servables.say(version, f"now served by {by}")
+        version.remarks, version.changes = successor.remarks, successor.changes
+        self._servables.say_remarks(version)
         self._servables.revision += 1
         if old is None:
             return []
         self._servables.forget_worker(old)
         return [DrainWorker(old)]
 
-    def failed(self, version: Version, reason: str) -> None:
-        """The successor could not be loaded."""
+    def failed(self, version: Version, reason: str) -> list[Action]:
+        """The successor could not be loaded, or must not serve: a process that it still has is to be killed."""
         successor = version.successor
         assert successor is not None
-        self.dismiss(version)
+        actions = self.dismiss(version)
         if successor.form is None and successor.path != version.path:
             version.reason = f"still served from {version.path}: {successor.path} does not load: {reason}"
             self._servables.say(version, version.reason)
         else:
             what = "TensorFlow, standing by," if successor.form is None else f"its form for {successor.form.backend}"
             self._servables.say(version, f"{what} does not load: {reason}")
+        return actions
 
     def dismiss(self, version: Version) -> list[Action]:
         """The version has no successor any more: one that there was is to be killed."""

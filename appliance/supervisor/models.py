@@ -17,6 +17,7 @@ from appliance.errors import Code, ConfigError, ServingError
 from appliance.fronts import protos
 from appliance.lifecycle.actions import Action
 from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.source import Source
 from appliance.lifecycle.standing import Standing
@@ -101,9 +102,10 @@ class Models:
             if self._source.follows(name):
                 self._source.remove(name)
             if name in self._manager.names() and not was_candidate:
-                self._act(self._manager.update_model(name, model.base_path, options.policy, model.labels, now))
+                rules = _release_rules(options)
+                self._act(self._manager.update_model(name, model.base_path, options.policy, model.labels, now, rules))
             else:
-                self._manager.add_model(name, model.base_path, options.policy, model.labels)
+                self._manager.add_model(name, model.base_path, options.policy, model.labels, _release_rules(options))
             self._source.add(name, model.base_path, options.settle_seconds)
         self._act(())
         return changes
@@ -151,7 +153,8 @@ class Models:
             options = self._settings.of_model(name)
             if options != self._model_options[name]:
                 self._model_options[name] = options
-                self._act(self._manager.update_model(name, route.base_path, options.policy, {}, now))
+                rules = _release_rules(options)
+                self._act(self._manager.update_model(name, route.base_path, options.policy, {}, now, rules))
 
     async def _poll_config_file(self) -> None:
         """Looks at the model config file now and then, and applies it where it has changed."""
@@ -261,7 +264,8 @@ class Models:
                 return
             base_path = self._candidates.pop(name)
             logger.info("model %s: found at %s", name, base_path)
-            self._manager.add_model(name, base_path, self._model_options[name].policy)
+            options = self._model_options[name]
+            self._manager.add_model(name, base_path, options.policy, rules=_release_rules(options))
         self._log_remark(name, remark)
         self._act(self._manager.observe(name, observed, remark, time.monotonic()))
 
@@ -300,6 +304,15 @@ def first_models(
             "give --model_root DIR, --model_base_path DIR, --model_config_file FILE, or [models.NAME] in --config",
         )
     return found, text, configs
+
+
+def _release_rules(options: ModelOptions) -> ReleaseRules:
+    return ReleaseRules(
+        Gate(options.release_gate),
+        options.signature_changes == "refuse",
+        options.incomplete_after_seconds,
+        options.crash_window_seconds,
+    )
 
 
 def _read_config_file(path: str) -> str:

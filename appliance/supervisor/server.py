@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from appliance import __version__
@@ -230,7 +230,8 @@ class Supervisor:
         if self._stopping:
             return  # workers end because they are told to: that is no news, and none is started again
         for change in self._manager.take_changes():
-            level = logging.WARNING if change.new in ("failed", "restarting") else logging.INFO
+            is_warning = change.is_warning or change.new in ("failed", "restarting")
+            level = logging.WARNING if is_warning else logging.INFO
             text = f"{change.servable}: {change.new}" + (f": {change.reason}" if change.reason else "")
             fields = {
                 "model": change.servable.model,
@@ -275,9 +276,15 @@ class Supervisor:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def worker_ready(
-        self, number: int, socket_path: str, signatures: Mapping[str, Signature], form: Form | None
+        self,
+        number: int,
+        socket_path: str,
+        signatures: Mapping[str, Signature],
+        form: Form | None,
+        remarks: Sequence[str],
     ) -> None:
-        self._act(self._manager.worker_ready(number, socket_path, signatures, time.monotonic(), form))
+        now = time.monotonic()
+        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, remarks=remarks))
 
     def worker_incomplete(self, number: int, reason: str) -> None:
         self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))

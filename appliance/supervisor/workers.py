@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -40,7 +40,12 @@ class Reports(Protocol):
     """Who hears how workers fare. Called in the event loop; `number` is the StartWorker's."""
 
     def worker_ready(
-        self, number: int, socket_path: str, signatures: Mapping[str, Signature], form: Form | None
+        self,
+        number: int,
+        socket_path: str,
+        signatures: Mapping[str, Signature],
+        form: Form | None,
+        remarks: Sequence[str],
     ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
     def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
@@ -314,6 +319,7 @@ class Workers:
                 socket_path=socket_path,
                 backend=backend,
                 artifact="" if form is None else form.path,
+                check_files=worker.action.check_files,
                 metrics_directory=self._metrics_directory,
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
                 shared_memory_bytes=self._shared_memory_bytes,
@@ -373,10 +379,8 @@ class Workers:
             _log_warmup(worker.action.servable, report["warmup"])
             if report.get("device") == "cuda":
                 logger.info("%s: runs on a GPU", worker.action.servable)
-            for remark in report.get("remarks", ()):
-                logger.warning("%s: %s", worker.action.servable, remark)
             worker.may_fall_back = False
-            self._reports.worker_ready(number, socket_path, signatures, worker.form)
+            self._reports.worker_ready(number, socket_path, signatures, worker.form, report.get("remarks", ()))
             return True
         if report["event"] == "incomplete" and not worker.may_fall_back:
             self._reports.worker_incomplete(number, report["message"])

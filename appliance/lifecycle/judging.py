@@ -1,0 +1,63 @@
+"""Judges versions: whether one that has loaded takes over, and whether one that keeps dying gives way. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appliance.errors import Code
+from appliance.lifecycle.policy import Latest
+from appliance.lifecycle.release import Refusal, refusal, signature_changes
+from appliance.lifecycle.servables import Model, Version
+from appliance.lifecycle.states import State
+from appliance.lifecycle.wanted import wanted
+from appliance.trials import Trials
+from backends.contract import Signature
+
+_DEATHS = 3  # within crash_window_seconds, after which a version gives way
+
+
+def judge(
+    model: Model, version: Version, signatures: Mapping[str, Signature], trials: Trials | None
+) -> tuple[Refusal | None, tuple[str, ...]]:
+    """Return why `version`, which has loaded with `signatures`, must not serve (None if it may), and remarks for its
+    operator. A version that serves already is judged as one from another folder would be."""
+    serving = model.in_state(State.AVAILABLE, State.RESTARTING)
+    before = version if version.id.version in serving else _predecessor(model, version)
+    changes = () if before is None else signature_changes(before.signatures, signatures)
+    told = ""
+    if before is not None and changes:
+        told = f"its signatures differ from those of version {before.id.version}: {'; '.join(changes)}"
+        if model.rules.refuse_signature_changes:
+            reason = f"{told}; signature_changes = refuse forbids it"
+            return Refusal(Code.FAILED_PRECONDITION, reason, is_final=True), ()
+    return refusal(trials, model.rules.gate, replaces=bool(serving)), (told,) if told else ()
+
+
+def _predecessor(model: Model, version: Version) -> Version | None:
+    """Return the version whose clients `version` gets when it becomes available, or None if it gets none."""
+    others = [n for n in model.in_state(State.AVAILABLE) if n != version.id.version]
+    if not others:
+        return None
+    newest = max(others)
+    stays = newest > version.id.version and newest in wanted(model).aspired
+    return None if stays else model.versions[newest]
+
+
+def note_death(model: Model, version: Version, how: str, now: float) -> str:
+    """Count that the worker of a version that has been served died at `now` (monotonic seconds).
+
+    Return why the version is given up, or "" if it is not: another one must be there to take its place, and nothing may
+    ask for this one by its number.
+    """
+    window = model.rules.crash_window_seconds
+    version.deaths = [*(death for death in version.deaths if now - death <= window), now][-_DEATHS:]
+    if len(version.deaths) < _DEATHS or not window or not isinstance(model.policy, Latest):
+        return ""
+    number = version.id.version
+    older = [n for n, other in model.versions.items() if n < number and other.is_loadable and not other.given_up]
+    if not older or number in model.labels.values():
+        return ""
+    return (
+        f"its worker died {_DEATHS} times within {now - version.deaths[0]:.0f} s, the last time: {how}; "
+        "it is loaded again when its files change"
+    )
