@@ -228,6 +228,47 @@ def test_a_model_that_is_asked_for_again_from_another_folder_is_loaded_from_ther
     assert host.see(1, base="/new/a") == ["start a/1 from /new/a/1"]
 
 
+def replace(host: Host, digest: str, settled: bool = True) -> list[str]:
+    """Shows the folder of version 1 with other files, as the source does with one that went and came back."""
+    seen = {1: Observed("/models/a/1", digest, settled, names=frozenset({"saved_model.pb"}))}
+    return host.did(host.manager.observe("a", seen, "", host.now))
+
+
+def test_files_that_replace_those_of_a_served_version_are_loaded_beside_it_and_take_over(host: Host) -> None:
+    host.serving(1)
+    assert replace(host, "2", settled=False) == []
+    assert replace(host, "2") == ["start a/1"]
+    assert replace(host, "2") == []
+    assert host.states() == {1: "available"}
+    assert host.ready(1, trials=GOOD) == ["drain a/1"]
+    assert replace(host, "2") == []
+    assert host.reason(1) == ""
+
+
+def test_files_that_replace_those_of_a_served_version_and_cannot_answer_change_nothing(host: Host) -> None:
+    host.serving(1)
+    replace(host, "2")
+    assert host.ready(1, trials=BAD) == ["kill a/1"]
+    assert host.states() == {1: "available"}
+    host.see(1)
+    assert host.reason(1).startswith("its files were replaced, and it is served as they were before")
+    assert "Table not initialized" in host.reason(1)
+    assert replace(host, "3") == ["start a/1"]
+    assert host.ready(1, trials=GOOD) == ["drain a/1"]
+    assert host.reason(1) == ""
+
+
+def test_files_that_are_replaced_while_they_are_loaded_are_loaded_again(host: Host) -> None:
+    host.add()
+    host.see(1)
+    assert replace(host, "2") == []
+    host.ready(1)
+    assert host.manager.loaded_versions("a") == frozenset()
+    assert replace(host, "2") == ["start a/1"]
+    host.ready(1)
+    assert host.manager.loaded_versions("a") == {1}
+
+
 # -- what looks incomplete --------------------------------------------------------------------------------------
 
 

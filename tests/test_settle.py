@@ -69,6 +69,35 @@ def test_a_folder_that_went_and_came_back_waits_again_though_it_looks_the_same()
     assert not look(settler, 2, "a", age=12).settled
 
 
+def test_that_a_folder_is_gone_must_settle_too() -> None:
+    settler = Settler(2.0)
+    assert look(settler, 0, "a", age=10).settled
+    assert settler.observe(scan(), NOW + 1, WALL + 1) == {1: Observed("/models/a/1", None, settled=False)}
+    assert settler.due == NOW + 3
+    assert list(settler.observe(scan(), NOW + 2.9, WALL + 2.9)) == [1]
+    assert settler.observe(scan(), NOW + 3, WALL + 3) == {}
+    assert settler.due is None
+    assert settler.observe(scan(), NOW + 4, WALL + 4) == {}
+
+
+def test_a_folder_that_is_back_is_looked_at_although_it_is_loaded_until_it_has_settled() -> None:
+    settler = Settler(2.0)
+    look(settler, 0, None)
+    assert settler.to_fingerprint == frozenset()
+    settler.observe(scan(), NOW + 1, WALL + 1)
+    assert settler.to_fingerprint == {1}
+    look(settler, 2, "b")
+    assert settler.to_fingerprint == {1}
+    assert look(settler, 4, "b").settled
+    assert settler.to_fingerprint == frozenset()
+
+
+def test_without_settle_seconds_a_folder_is_gone_at_once() -> None:
+    settler = Settler(0.0)
+    look(settler, 0, "a")
+    assert settler.observe(scan(), NOW + 1, WALL + 1) == {}
+
+
 def test_a_ctime_in_the_future_waits_from_the_first_look() -> None:
     settler = Settler(2.0)
     seen = look(settler, 0, "a", skew=3600)

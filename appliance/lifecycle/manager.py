@@ -118,12 +118,22 @@ class Manager:
                 if is_new and version.state is State.AVAILABLE:
                     actions += self._successors.move(version, seen.path, seen.digest or "")
                 continue
+            elif self._is_replaced(version, seen):
+                actions += self._successors.replace(version, seen.digest or "")
+                continue
             elif version.moved_digest:
                 actions += self._successors.stay(version)
             self._look_again(version, seen)
         for number, version in model.versions.items():
             version.present = number in observed
         return actions + self._proceed(model, now)
+
+    @staticmethod
+    def _is_replaced(version: Version, seen: Observed) -> bool:
+        """Whether other files lie where those of a version that is served lay: its folder went, and came back."""
+        coming = None if version.successor is None else version.successor.digest
+        is_new = seen.digest not in (None, version.digest, coming)
+        return is_new and seen.settled and version.present and version.state is State.AVAILABLE
 
     def _look_again(self, version: Version, seen: Observed) -> None:
         """Takes in what is seen of a version's folder: files that have changed clear its failures."""
@@ -136,6 +146,8 @@ class Manager:
             version.retry_at = None
             if version.state is not State.SETTLING:
                 self._servables.move(version, Event.FILES_CHANGED, "its files changed")
+        elif seen.digest not in (None, version.digest):
+            version.is_stale = True
         if not version.present:
             version.settled = False  # it went and came back: these are other files
             if version.state is State.AVAILABLE:
@@ -194,11 +206,11 @@ class Manager:
         remarks: Sequence[str],
         now: float,
     ) -> list[Action]:
-        """A second worker of a version that is served could take over. One from another folder has other files: it is
-        judged as another version is."""
+        """A second worker of a version that is served could take over. One that has other files is judged as another
+        version is."""
         successor = version.successor
         assert successor is not None
-        if successor.path != version.path:
+        if (successor.path, successor.digest) != (version.path, version.digest):
             refused, successor.changes = judge(self._servables.model_of(version), version, signatures, trials)
             if refused is not None:
                 actions = self._successors.failed(version, refused.reason)

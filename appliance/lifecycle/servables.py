@@ -59,6 +59,7 @@ class Version:
     given_up: str = ""  # why another version is served instead, if there is one: it died again and again
     available_since: float = 0.0
     retry_at: float | None = None
+    is_stale: bool = False  # its files were replaced while its worker was at them: they are looked at again
     form: Form | None = None  # the accelerated form that its worker serves
     successor: Successor | None = None
     moved_digest: str = ""  # of the files in another folder that the last successor was started for
@@ -129,7 +130,11 @@ class Model:
         """The versions whose files need no more looking at."""
         states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
         base_path = self.base_path.rstrip("/")
-        return frozenset(n for n in self.in_state(*states) if os.path.dirname(self.versions[n].path) == base_path)
+        return frozenset(
+            n
+            for n in self.in_state(*states)
+            if os.path.dirname(self.versions[n].path) == base_path and not self.versions[n].is_stale
+        )
 
     def route(self) -> ModelRoute:
         """What clients see of it, the newest version first."""

@@ -52,6 +52,7 @@ class Settler:
     _seen: dict[int, tuple[str, float]] = field(default_factory=dict)  # version → digest, since when (monotonic)
     _paths: dict[int, str] = field(default_factory=dict)  # of the versions that are there, or were just before
     _gone: dict[int, float] = field(default_factory=dict)  # version → since when its folder has been missing
+    _returned: set[int] = field(default_factory=set)  # versions that went and came back, and have not settled since
     _had_versions: bool = False
     _first: bool = True
     due: float | None = None  # monotonic time at which the next version may have settled
@@ -59,6 +60,11 @@ class Settler:
     def lost_mount(self, scan: Scan) -> bool:
         """Whether `scan` shows an empty folder of another device where versions were: `umount -l`, not a deletion."""
         return self._had_versions and not scan.versions and scan.device != self._device
+
+    @property
+    def to_fingerprint(self) -> frozenset[int]:
+        """The versions whose files are to be looked at although they are loaded: they went, and may be back."""
+        return frozenset(self._returned | self._gone.keys())
 
     def observe(self, scan: Scan, now: float, wall_now: float) -> dict[int, Observed]:
         """The version folders of `scan`, each with whether it has settled. `now` is monotonic.
@@ -90,6 +96,8 @@ class Settler:
             if not settled:
                 self.due = min(self.due or float("inf"), since + self.settle_seconds)
                 reason = f"its files changed {quiet:.1f} s ago; waiting until they rest for {self.settle_seconds:g} s"
+            else:
+                self._returned.discard(version)
             observed[version] = Observed(path, fingerprint.digest, settled, reason, fingerprint.names)
         self._first = False
         return observed
@@ -97,6 +105,7 @@ class Settler:
     def _still_there(self, scan: Scan, now: float) -> dict[int, Observed]:
         """The versions that were there and are not in `scan`, for `settle_seconds`."""
         self._paths.update(scan.paths)
+        self._returned |= self._gone.keys() & scan.versions.keys()
         self._gone = {version: self._gone.get(version, now) for version in self._paths if version not in scan.versions}
         observed: dict[int, Observed] = {}
         for version, since in self._gone.items():
@@ -105,4 +114,5 @@ class Settler:
                 observed[version] = Observed(self._paths[version], None, settled=False)
             else:
                 del self._paths[version]
+                self._returned.discard(version)
         return observed

@@ -352,7 +352,7 @@ class Source:
         path = target.path
         while self._poll_seconds >= 0:
             try:
-                skip = self._listener.loaded_versions(name)
+                skip = self._listener.loaded_versions(name) - settler.to_fingerprint
                 scan = await self._look(
                     target,
                     lambda skip=skip: scan_base_path(path, skip),  # type: ignore[misc]  # mypy cannot infer it

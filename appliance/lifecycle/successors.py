@@ -74,6 +74,11 @@ class Successors:
         version.moved_digest = digest
         return self._succeed(version, Successor(path, digest))
 
+    def replace(self, version: Version, digest: str) -> list[Action]:
+        """Other files, with `digest`, lie where those lay that the version, which is served, was loaded from."""
+        version.is_stale = False
+        return self._succeed(version, Successor(version.path, digest))
+
     def stay(self, version: Version) -> list[Action]:
         """The version is asked for in the folder that it is served from: what was to come from another is forgotten."""
         version.moved_digest = ""
@@ -92,6 +97,7 @@ class Successors:
         old, successor = version.worker, version.successor
         assert successor is not None
         moved, reformed = successor.path != version.path, successor.form != version.form
+        replaced = not moved and successor.digest != version.digest
         version.worker, version.successor = successor.worker, None
         version.path, version.digest, version.form = successor.path, successor.digest, successor.form
         version.retry_at = None
@@ -105,6 +111,8 @@ class Successors:
         version.reason = ""
         if moved:
             self._servables.say(version, f"now served from {version.path}")
+        if replaced:
+            self._servables.say(version, "now served from the files that have replaced those before")
         if reformed:
             by = "its own model" if version.form is None else version.form.backend
             self._servables.say(version, f"now served by {by}")
@@ -121,7 +129,12 @@ class Successors:
         successor = version.successor
         assert successor is not None
         actions = self.dismiss(version)
-        if successor.form is None and successor.path != version.path:
+        if successor.form is None and successor.path == version.path and successor.digest != version.digest:
+            version.reason = (
+                f"its files were replaced, and it is served as they were before: they do not load: {reason}"
+            )
+            self._servables.say(version, version.reason, is_warning=True)
+        elif successor.form is None and successor.path != version.path:
             version.reason = f"still served from {version.path}: {successor.path} does not load: {reason}"
             self._servables.say(version, version.reason)
         else:
