@@ -284,6 +284,35 @@ def test_a_reload_answers_at_its_deadline_although_a_model_still_loads(
     assert server.predict("good", {"instances": [1.0]})[0] == 200
 
 
+def test_a_model_that_is_added_again_while_it_still_drains_is_served(
+    drop: Drop, tmp_path: Path, controlled: Any
+) -> None:
+    server, reload = controlled
+    drop("held", source="gate")
+    models, opened = tmp_path / "models", tmp_path / "opened"
+    assert reload(config(entry(models, "held")))[0] == "OK"
+    held: list[tuple[int, Any]] = []
+    client = threading.Thread(target=lambda: held.append(server.predict("held", {"instances": [str(opened)]})))
+    client.start()
+    (worker,) = server.pids("ds-worker")
+    stat = Path(f"/proc/{worker}/stat")
+    ticks = int(stat.read_text().rpartition(")")[2].split()[11])
+    # The model looks for the file on one busy core, and is at little else.
+    eventually(lambda: int(stat.read_text().rpartition(")")[2].split()[11]) > ticks + 20, "the request runs")
+    assert reload(config()) == ("OK", "")
+    assert server.wait_for("held", 1, "draining") == "the model was removed"
+    answers: list[tuple[str, str]] = []
+    again = threading.Thread(target=lambda: answers.append(reload(config(entry(models, "held")))))
+    again.start()
+    eventually(lambda: server.log().count("reloaded by RPC: added held") == 2, "the model is asked for again")
+    opened.touch()
+    client.join(60)
+    again.join(60)
+    assert held == [(200, {"predictions": [1]})]
+    assert answers == [("OK", "")]
+    assert server.predict("held", {"instances": [""]}) == (200, {"predictions": [1]})
+
+
 def test_a_reload_tells_by_how_much_the_metrics_that_it_names_have_grown(
     drop: Drop, tmp_path: Path, controlled: Any
 ) -> None:
