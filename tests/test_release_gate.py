@@ -1,0 +1,84 @@
+"""Versions that cannot answer never replace one that does, and one that keeps dying gives way, under load."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.models.broken import BROKEN, broken_models
+from tests.server import ModelServer, Server, eventually
+from tests.test_nothing_is_lost import Load, Rooted, drop
+
+
+def drop_broken(root: Path, model: str, kind: str, version: int) -> None:
+    incoming = root / model / f".incoming-{version}"
+    shutil.copytree(broken_models() / kind, incoming)
+    os.rename(incoming, root / model / str(version))
+
+
+@pytest.mark.timeout(400)
+def test_no_version_that_cannot_answer_replaces_one_that_does(zoo: Path, tmp_path: Path) -> None:
+    kinds = dict(enumerate(sorted(BROKEN), 2))
+    drop(zoo, tmp_path, "half_plus_two", "good")
+    with Rooted(
+        tmp_path,
+        max_num_load_retries=0,
+        incomplete_after_seconds=0.5,
+        warmup_timeout_seconds=5,
+        merge_waiting_requests=False,
+    ) as server:
+        server.wait_for("good", 1)
+        with Load(server, "good", rest=1) as load:
+            for version, kind in kinds.items():
+                drop_broken(tmp_path, "good", kind, version)
+            # The highest is tried first, and each is left for the next below it.
+            for version in reversed(kinds):
+                server.wait_for("good", version, "failed")
+            load.more(20)
+        assert load.failures == []
+        assert load.resets == []
+        assert set(load.answers) == {2.5}
+        states = server.versions("good")
+        assert states[1][0] == "available"
+        wrong = {
+            kind: states[version][1]
+            for version, kind in kinds.items()
+            if not re.search(BROKEN[kind].reason, states[version][1], re.IGNORECASE)
+        }
+        assert wrong == {}
+
+
+def test_a_version_that_cannot_answer_is_served_alone_where_the_operator_wants_it(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    drop_broken(tmp_path, "m", "missing_file", 1)
+    with ModelServer(f"--model_base_path={tmp_path / 'm'}", "--model_name=m") as server:
+        server.wait_for("m", 1)
+        status, answer = server.predict("m", {"instances": [1.0]})
+        assert status == 404
+        assert "not_there.txt" in answer["error"]
+        drop(zoo, tmp_path, "half_plus_two", "m", 2)
+        server.wait_for("m", 2)
+        drop_broken(tmp_path, "m", "missing_file", 3)
+        assert "not_there.txt" in server.wait_for("m", 3, "failed")
+        assert server.predict("m", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_version_that_keeps_dying_gives_way_to_the_one_before(zoo: Path, tmp_path: Path) -> None:
+    drop(zoo, tmp_path, "half_plus_two", "m", 1)
+    drop(zoo, tmp_path, "half_plus_three", "m", 2)
+    with Server(model_root=tmp_path) as server:
+        server.wait_for("m", 2)
+        for _ in range(3):
+            server.wait_for("m", 2)
+            (worker,) = server.pids("ds-worker")
+            os.kill(worker, signal.SIGSEGV)
+            eventually(lambda old=worker: old not in server.pids("ds-worker"), "its worker has died")
+        server.wait_for("m", 1)
+        reason = server.wait_for("m", 2, "ended")
+        assert re.search("its worker died 3 times within .* s, the last time: .*SIGSEGV", reason)
+        assert server.predict("m", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
