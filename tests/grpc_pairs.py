@@ -415,6 +415,22 @@ _MULTI = [
         Call("MultiInference", _tasks(*tasks), " ".join(_RESULT[task] for task in tasks))
         for tasks in ([_R], [_C], [_R, _R2], [_R, _C], [_C, _R], [_R, _C, _R2])
     ],
+    # Each signature of a TensorFlow 2 export has an input tensor of its own; each gets the same examples.
+    Call(
+        "MultiInference",
+        _tasks(
+            ("parsed_examples", "classify_text", "classify"),
+            ("parsed_examples", "regress_column", "regress"),
+            ("parsed_examples", "", "classify"),
+            examples="input { example_list { examples { features { feature { key: 'n' value { int64_list { value: 7 } } } "
+            "feature { key: 'f' value { float_list { value: 0.5 } } } } } } }",
+        ),
+        f"results {{ {_spec('parsed_examples', 1, 'classify_text')} classification_result {{ classifications {{ "
+        "classes { label: '7' } classes { label: '0.50' } classes { } } } } "
+        f"results {{ {_spec('parsed_examples', 1, 'regress_column')} regression_result {{ {_values(7.5)} }} }} "
+        f"results {{ {_spec('parsed_examples', 1)} classification_result {{ classifications {{ "
+        "classes { label: '7' score: 7 } classes { label: '0.50' score: 0.5 } classes { score: 7 } } } }",
+    ),
     Call("MultiInference", _tasks(_R, examples=""), (INVALID, "Input is empty.")),
     Call("MultiInference", _tasks(_R, _C, examples="input { example_list { } }"), (INVALID, "Input is empty.")),
     Call(
@@ -437,7 +453,7 @@ _MULTI = [
     Call(
         "MultiInference",
         _tasks(_R, ("test_model", "regress_x2_to_y3", "regress")),
-        (INVALID, "Input tensor must be the same for all Signatures."),
+        (INVALID, "Expects arg[1] to be float but string is provided"),
     ),
     Call(
         "MultiInference",

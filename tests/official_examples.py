@@ -102,6 +102,9 @@ def main(port: int) -> dict[str, Any]:
         "multi": multi(both, xs),
         "multi reversed": multi(both[::-1], xs),
         "multi context": multi([(parsed, "", CLASSIFY), (parsed, "classify_text", CLASSIFY)], [{"f": 0.5}], {"n": 1}),
+        "multi inputs": multi(
+            [(parsed, "classify_text", CLASSIFY), (parsed, "regress_column", REGRESS)], [{"n": 2, "f": 0.5}, {"n": 3}]
+        ),
         "many": len(regress(half, "regress_x_to_y", [{"x": float(i)} for i in range(5000)])["result"]["regressions"]),
         "errors": {
             "no model": call(stub.Classify, classification()),
@@ -124,8 +127,8 @@ def main(port: int) -> dict[str, Any]:
             "a task's unknown signature": multi([(half, "nope", CLASSIFY)], xs),
             "a task's unknown method": multi([(half, "serving_default", "tensorflow/serving/predict")], xs),
             "a task's unknown model": multi([("unknown", "", CLASSIFY)], xs),
-            "tasks with different inputs": multi(
-                [(parsed, "classify_text", CLASSIFY), (parsed, "regress_column", REGRESS)], [{"n": 1}]
+            "a task that parses nothing": multi(
+                [(parsed, "classify_text", CLASSIFY), (parsed, "not_parsed", REGRESS)], [{"n": 1}]
             ),
             "tasks without examples": multi(both, []),
         },

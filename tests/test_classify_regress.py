@@ -93,6 +93,19 @@ def test_several_tasks_are_answered_in_their_order(answers: dict[str, Any]) -> N
     assert answers["multi reversed"] == {"results": [labels, regression]}
 
 
+def test_tasks_whose_signatures_have_input_tensors_of_their_own_get_the_same_examples(answers: dict[str, Any]) -> None:
+    labels = classes([("2", 0), ("0.50", 0), ("", 0)], [("3", 0), ("0.00", 0), ("", 0)])
+    assert answers["multi inputs"] == {
+        "results": [
+            {"modelSpec": spec("parsed_examples", "classify_text"), "classificationResult": labels},
+            {
+                "modelSpec": spec("parsed_examples", "regress_column"),
+                "regressionResult": {"regressions": [{"value": 2.5}, {"value": 3.0}]},
+            },
+        ]
+    }
+
+
 ERRORS = [
     ("no model", "INVALID_ARGUMENT", "Missing ModelSpec"),
     ("no name", "INVALID_ARGUMENT", "ModelSpec has no name specified."),
@@ -114,7 +127,7 @@ ERRORS = [
     ("a task's unknown signature", "INVALID_ARGUMENT", "Requested signature not found in model graph: nope"),
     ("a task's unknown method", "UNIMPLEMENTED", "Unsupported signature method_name: tensorflow/serving/predict"),
     ("a task's unknown model", "NOT_FOUND", "Servable not found for request: Latest(unknown)"),
-    ("tasks with different inputs", "INVALID_ARGUMENT", "Input tensor must be the same for all Signatures."),
+    ("a task that parses nothing", "INVALID_ARGUMENT", "to be float but string is provided"),
     ("tasks without examples", "INVALID_ARGUMENT", "Input is empty."),
 ]
 

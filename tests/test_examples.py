@@ -181,7 +181,7 @@ def test_examples_that_are_no_examples_are_left_for_the_model_to_refuse(examples
 )
 def test_a_signature_with_the_right_names_is_taken(method: Method, outputs: str, asked: tuple[str, ...]) -> None:
     found = task(method, "s", {"s": signature(outputs=outputs)}, check_method_name=False)
-    assert found == Task(method, "s", "tf_example:0", asked)
+    assert found == Task(method, "s", asked)
 
 
 def test_the_default_signature_is_serving_default() -> None:
@@ -250,12 +250,19 @@ SIGNATURES = {
     "regress": signature(outputs="outputs"),
     "elsewhere": Signature({"inputs": TensorSpec("string", (-1,), "other:0")}, {"outputs": ANY}),
     "numbers": Signature({"inputs": TensorSpec("float32", (-1,), "numbers:0")}, {"outputs": ANY}),
+    "x2": Signature({"inputs": TensorSpec("float32", (-1,), "x2:0")}, {"outputs": ANY}),
 }
 
 
 def test_several_tasks_keep_their_order() -> None:
     found = tasks([("m", "regress", REGRESS.value), ("m", "", CLASSIFY.value)], SIGNATURES, check_method_name=False)
     assert [(one.method, one.signature_name) for one in found] == [(REGRESS, "regress"), (CLASSIFY, "serving_default")]
+
+
+def test_tasks_on_different_input_tensors_run_together() -> None:
+    wanted = [("m", "elsewhere", REGRESS.value), ("m", "regress", REGRESS.value), ("m", "", CLASSIFY.value)]
+    found = tasks(wanted, SIGNATURES, check_method_name=False)
+    assert [one.signature_name for one in found] == ["elsewhere", "regress", "serving_default"]
 
 
 @pytest.mark.parametrize(
@@ -273,11 +280,6 @@ def test_several_tasks_keep_their_order() -> None:
             "Unsupported signature method_name: tensorflow/serving/predict",
         ),
         ([("m", "regress", "")], Code.UNIMPLEMENTED, "Unsupported signature method_name: "),
-        (
-            [("m", "regress", REGRESS.value), ("m", "elsewhere", REGRESS.value)],
-            Code.INVALID_ARGUMENT,
-            "Input tensor must be the same for all Signatures.",
-        ),
         ([("m", "regress", CLASSIFY.value)], Code.INVALID_ARGUMENT, "Expected classification signature outputs to"),
         (
             [("m", "regress", REGRESS.value), ("n", "", CLASSIFY.value)],
@@ -297,9 +299,14 @@ def test_several_tasks_keep_their_order() -> None:
         (
             [("m", "regress", REGRESS.value), ("m", "numbers", REGRESS.value)],
             Code.INVALID_ARGUMENT,
-            "Input tensor must be the same for all Signatures.",
+            "Expects arg[0] to be float but string is provided",
         ),
         ([("m", "numbers", REGRESS.value)], Code.INVALID_ARGUMENT, "Expects arg[0] to be float but string is provided"),
+        (  # The tensors are counted in the order of their names: tf_example:0, then x2:0.
+            [("m", "x2", REGRESS.value), ("m", "regress", REGRESS.value), ("m", "", CLASSIFY.value)],
+            Code.INVALID_ARGUMENT,
+            "Expects arg[1] to be float but string is provided",
+        ),
     ],
 )
 def test_tasks_that_cannot_run_together_say_why(wanted: list[tuple[str, str, str]], code: Code, message: str) -> None:
@@ -329,7 +336,7 @@ def test_a_request_for_several_tasks_is_read() -> None:
 
 
 def ran(method: Method, **outputs: np.ndarray) -> Classification | Regression:
-    return result_of(Task(method, "s", "", tuple(outputs)), outputs, 2)
+    return result_of(Task(method, "s", tuple(outputs)), outputs, 2)
 
 
 def strings(*rows: list[str]) -> np.ndarray:
@@ -418,11 +425,11 @@ def test_labels_that_are_no_text_are_refused() -> None:
 @given(st.lists(st.floats(width=32), min_size=1, max_size=300), st.integers(1, 2))
 def test_every_float_arrives_as_it_is(values: list[float], columns: int) -> None:
     array = np.array(values, np.float32)
-    regression = Task(REGRESS, "s", "", ("outputs",))
+    regression = Task(REGRESS, "s", ("outputs",))
     message = protos.RegressionResponse.FromString(encode_response("m", 1, regression, Regression(array)))
     np.testing.assert_array_equal([one.value for one in message.result.regressions], array)
     scores = np.tile(array, (columns, 1))
-    data = encode_response("m", 1, Task(CLASSIFY, "s", "", ("scores",)), Classification(None, scores))
+    data = encode_response("m", 1, Task(CLASSIFY, "s", ("scores",)), Classification(None, scores))
     rows = protos.ClassificationResponse.FromString(data).result.classifications
     np.testing.assert_array_equal([[one.score for one in row.classes] for row in rows], scores)
 

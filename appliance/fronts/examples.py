@@ -6,7 +6,7 @@ TensorFlow Serving's (`tensorflow_serving/servables/tensorflow/{util,classifier,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -70,7 +70,6 @@ class Task:
 
     method: Method
     signature_name: str
-    input_tensor: str  # its name in the graph
     outputs: tuple[str, ...]
 
 
@@ -91,7 +90,7 @@ def task(method: Method, signature_name: str, signatures: Mapping[str, Signature
     if signature is None:
         raise _refusal(f"No signature was found with the name: {_cut(name)}", _known(signatures))
     checked = _checked(method, name, signature, check_method_name)
-    _check_parses(checked, signature)
+    _check_parse([checked], signatures)
     return checked
 
 
@@ -99,11 +98,12 @@ def tasks(
     wanted: Sequence[tuple[str, str, str]], signatures: Mapping[str, Signature], check_method_name: bool
 ) -> tuple[Task, ...]:
     """MultiInference's tasks, from the names of each one's model, signature and method; `signatures` are of the first
-    one's model.
+    one's model. Each signature gets the same examples, whatever its input tensor is called in the graph: every
+    signature of a TensorFlow 2 export has one of its own.
 
     Raises ServingError, for the first task that is wrong: INVALID_ARGUMENT where it names no model or another one,
-    where its signature occurs twice, does not exist, does not allow its method, or reads another tensor than those
-    before; UNIMPLEMENTED for other methods. Last, INVALID_ARGUMENT where a signature does not parse examples.
+    where its signature occurs twice, does not exist, or does not allow its method; UNIMPLEMENTED for other methods.
+    Last, INVALID_ARGUMENT where a signature does not parse examples.
     """
     found: dict[str, Task] = {}
     for model, signature_name, method_name in wanted:
@@ -127,12 +127,8 @@ def tasks(
                 f"Unsupported signature method_name: {_cut(method_name)}",
                 f"use {' or '.join(method.value for method in Method)}",
             )
-        added = _checked(methods[0], name, signature, check_method_name)
-        if any(added.input_tensor != other.input_tensor for other in found.values()):
-            raise _refusal("Input tensor must be the same for all Signatures.", "ask for them one by one")
-        found[name] = added
-    for added in found.values():
-        _check_parses(added, signatures[added.signature_name])
+        found[name] = _checked(methods[0], name, signature, check_method_name)
+    _check_parse(found.values(), signatures)
     return tuple(found.values())
 
 
@@ -165,18 +161,25 @@ def _checked(method: Method, name: str, signature: Signature, check_method_name:
         raise _refusal(f"No {noun} outputs found in SignatureDef: {text}", f'the output has to be called "{OUTPUTS}"')
     else:
         outputs = (OUTPUTS,)
-    return Task(method, name, signature.inputs[INPUTS].tensor_name, outputs)
+    return Task(method, name, outputs)
 
 
-def _check_parses(checked: Task, signature: Signature) -> None:
-    """Refuses a task whose signature takes no serialized examples: what TensorFlow finds out when it runs it."""
-    element = signature.inputs[INPUTS].element
-    if element is not STRING:
-        raise _refusal(
-            f"Expects arg[0] to be {element.label} but string is provided",
-            f"{checked.method.noun} sends serialized examples, which signature {_cut(checked.signature_name)} does not "
-            "parse; use predict",
-        )
+def _check_parse(checked: Collection[Task], signatures: Mapping[str, Signature]) -> None:
+    """Refuses a task whose signature takes no serialized examples: what TensorFlow finds out when it runs them.
+
+    TensorFlow Serving runs all tasks at once, and feeds each input tensor once, in the order of their names: such an
+    error counts the tensors, and tells of the first.
+    """
+    tensors = {one.signature_name: signatures[one.signature_name].inputs[INPUTS].tensor_name for one in checked}
+    order = sorted(set(tensors.values()))
+    for one in sorted(checked, key=lambda one: tensors[one.signature_name]):
+        element = signatures[one.signature_name].inputs[INPUTS].element
+        if element is not STRING:
+            raise _refusal(
+                f"Expects arg[{order.index(tensors[one.signature_name])}] to be {element.label} but string is provided",
+                f"{one.method.noun} sends serialized examples, which signature {_cut(one.signature_name)} does not "
+                "parse; use predict",
+            )
 
 
 def _text(signature: Signature) -> str:
