@@ -59,6 +59,7 @@ def one(feature: str) -> bytes:
         ("[1e300, -1e300, 1e-300]", "float_list", [math.inf, -math.inf, 0.0]),
         ("[18446744073709551616]", "float_list", [2.0**64]),
         ("[Infinity, -Infinity]", "float_list", [math.inf, -math.inf]),
+        ("[Inf, -Inf, 1.5]", "float_list", [math.inf, -math.inf, 1.5]),
         ('"text"', "bytes_list", [b"text"]),
         ('["grün", "", "\\u0000"]', "bytes_list", ["grün".encode(), b"", b"\0"]),
         ('{"b64": "/wA="}', "bytes_list", [b"\xff\0"]),

@@ -23,6 +23,19 @@ FAULTS = [
     (b"[1, ]", "Invalid value. at offset: 4"),
     (b'{"instances": [1.0,}', "Invalid value. at offset: 19"),
     (b"[NaN, ]", "Invalid value. at offset: 6"),
+    (b"[-NaN, ]", "Invalid value. at offset: 7"),
+    (b"[Inf, ]", "Invalid value. at offset: 6"),
+    (b"[+Inf]", "Invalid value. at offset: 1"),
+    (b"[inf]", "Invalid value. at offset: 1"),
+    (b"[nan]", "Invalid value. at offset: 2"),
+    (b"[INF]", "Invalid value. at offset: 2"),
+    (b"[Na]", "Invalid value. at offset: 3"),
+    (b"[In", "Invalid value. at offset: 3"),
+    (b"[-N]", "Invalid value. at offset: 3"),
+    (b"[--NaN]", "Invalid value. at offset: 2"),
+    (b"[- Inf]", "Invalid value. at offset: 2"),
+    (b"[Infi]", "Invalid value. at offset: 5"),
+    (b'{"a":-Infinit}', "Invalid value. at offset: 13"),
     (b"[", "Invalid value. at offset: 1"),
     (b'{"a":', "Invalid value. at offset: 5"),
     (b"[fals", "Invalid value. at offset: 5"),
@@ -32,17 +45,26 @@ FAULTS = [
     (b"{'a':1}", "Missing a name for object member. at offset: 1"),
     (b'{"a"', "Missing a colon after a name of object member. at offset: 4"),
     (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
+    (b"{Inf:1}", "Missing a name for object member. at offset: 1"),
+    (b'{"a":Inf', "Missing a comma or } after an object member. at offset: 8"),
     (b'{"a":1', "Missing a comma or } after an object member. at offset: 6"),
     (b'{"a":"b"', "Missing a comma or } after an object member. at offset: 8"),
     (b'{"a":1 "b":2}', "Missing a comma or } after an object member. at offset: 7"),
     (b'{"a":{"b":1]', "Missing a comma or } after an object member. at offset: 11"),
     (b'{"a": 01}', "Missing a comma or } after an object member. at offset: 7"),
     (b"[1", "Missing a comma or ] after an array element. at offset: 2"),
+    (b"[Infx]", "Missing a comma or ] after an array element. at offset: 4"),
+    (b"[NaN1]", "Missing a comma or ] after an array element. at offset: 4"),
+    (b"[Inf.5]", "Missing a comma or ] after an array element. at offset: 4"),
+    (b"[1-NaN]", "Missing a comma or ] after an array element. at offset: 2"),
+    (b"[InfInf", "Missing a comma or ] after an array element. at offset: 4"),
+    (b"[Infinity", "Missing a comma or ] after an array element. at offset: 9"),
     (b"[1 2]", "Missing a comma or ] after an array element. at offset: 3"),
     (b'[[1,"]["]', "Missing a comma or ] after an array element. at offset: 9"),
     (b'{"a":[1,2}', "Missing a comma or ] after an array element. at offset: 9"),
     ('["ü" 1]'.encode(), "Missing a comma or ] after an array element. at offset: 6"),
     (b"{} x", "The document root must not be followed by other values. at offset: 3"),
+    (b"Inf 1", "The document root must not be followed by other values. at offset: 4"),
     (b"01", "The document root must not be followed by other values. at offset: 1"),
     (b'{"a": "x', "Missing a closing quotation mark in string. at offset: 8"),
     (b'["\\"', "Missing a closing quotation mark in string. at offset: 4"),
@@ -72,12 +94,12 @@ def test_an_empty_body_is_told_as_tensorflow_serving_does() -> None:
     assert caught.value.message == "JSON Parse error: The document is empty"
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[NaN, -Infinity]", b'{"a": [1, "]"]}'])
+@pytest.mark.parametrize("body", [b"{}", b"[NaN, -Infinity]", b"[-NaN,Inf,-Inf]", b'{"a": [1, "]"]}'])
 def test_what_is_json_has_no_fault(body: bytes) -> None:
     assert syntax_fault(body) is None
 
 
-@given(st.text(st.sampled_from('{}[],:"01.eE- tnx\\NaN')) | st.text(), st.integers(0, 40))
+@given(st.text(st.sampled_from('{}[],:"01.eE- tnx\\NaNInfity')) | st.text(), st.integers(0, 40))
 def test_whatever_is_no_json_has_a_fault_or_orjsons_own_words(text: str, cut: int) -> None:
     for body in (text.encode(), json.dumps({"a": [text, 1.5], text: None}).encode()[:cut]):
         fault = syntax_fault(body)

@@ -136,6 +136,24 @@ def test_nan_and_infinity_are_numbers(blanks: bytes) -> None:
 
 
 @pytest.mark.parametrize("blanks", [b"", BLANKS])
+def test_the_short_names_of_infinity_and_a_negative_nan_are_numbers_too(blanks: bytes) -> None:
+    matrix = np.array([[np.inf, -np.inf], [np.nan, np.inf]], np.float32)
+    for body in (b'{"instances": [[Inf,-Inf],[-NaN,Infinity]]}', b'{"inputs":{"x":[[Inf,-Inf],[-NaN,Infinity]]}}'):
+        assert_same(decode(body + blanks, x="float32")["x"], matrix)
+    rows = b'{"instances": [{"x":[Inf],"s":"Inf"},{"x":[-Inf],"s":"\\"-Inf, -NaN"}]}' + blanks
+    arrays = decode(rows, x="float64", s="string")
+    assert_same(arrays["x"], np.array([[np.inf], [-np.inf]]))
+    assert arrays["s"].tolist() == [b"Inf", b'"-Inf, -NaN']
+    assert "not of expected type: int32" in refusal(b'{"instances": [-Inf]}' + blanks, x="int32")
+
+
+@pytest.mark.parametrize("text", [b"+Inf", b"inf", b"INF", b"Infin", b"--Inf", b"1Inf", b"Inf1", b"1-NaN", b"InfInf"])
+def test_what_only_resembles_infinity_is_refused(text: bytes) -> None:
+    assert refusal(b'{"instances": [' + text + b"]}", x="float32").startswith("JSON Parse error: ")
+    assert refusal(b'{"instances": [NaN, ' + text + b"]}", x="float32").startswith("JSON Parse error: ")
+
+
+@pytest.mark.parametrize("blanks", [b"", BLANKS])
 def test_64_bit_integers_are_exact(blanks: bytes) -> None:
     body = b'{"inputs": [9223372036854775807, -9223372036854775808, 9007199254740993]}' + blanks
     assert decode(body, x="int64")["x"].tolist() == [2**63 - 1, -(2**63), 2**53 + 1]
@@ -298,6 +316,9 @@ DEEP = 100_000
         b'{"instances": ["\\ud800"]}',
         b'{"instances": ["\\ud800", NaN]}',
         b'{"instances": [NaN], "signature_name": "\\udfff"}',
+        b'{"instances": [Inf, "' + b'\\"' * DEEP,
+        b'{"instances": [' + b"-Inf" * DEEP + b"]}",
+        b'{"instances": [' + b"-NaN," * DEEP + b"]}",
         b'{"instances": ["\xff"]}',
         b'{"instances": ["\xff", NaN]}',
         b'{"instances": ["' + b"x" * 1_000_000 + b'"]}',
@@ -305,7 +326,7 @@ DEEP = 100_000
         b'{"instances": [1]}\0',
         '{"instances": [1]}'.encode("utf-16"),
     ],
-    ids=range(26),
+    ids=range(29),
 )
 def test_hostile_bodies_are_refused_shortly_and_quickly(body: bytes) -> None:
     started = time.monotonic()
@@ -349,6 +370,7 @@ FRAGMENTS += [
     b"1e400",
     b"NaN",
     b"-Infinity",
+    b"-Inf",
     b"true",
     b"null",
     b"\\ud800",

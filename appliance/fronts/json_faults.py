@@ -48,8 +48,10 @@ _WORDS = (
 _MAX_BYTES = 1 << 20
 
 _BLANKS = b" \t\r\n"
-# NaN and Infinity are numbers to RapidJSON, as it is used: to orjson they are, under these masks of the same length.
-_MASKS = ((b"NaN", b"0.0"), (b"Infinity", b"0.000000"))
+# These are numbers to RapidJSON, as it is used (kParseNanAndInfFlag). To orjson each is shown as a list of the same
+# length, behind which no digit may follow either.
+_OWN_NUMBERS = re.compile(rb"-?(?:NaN|Infinity|Inf(?!i))")
+_OWN_WORDS = (b"NaN", b"Infinity")  # RapidJSON tells of the first byte that does not fit
 
 # Possessive, with an optional end: one pass even over a string that never ends.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -66,8 +68,7 @@ def syntax_fault(body: bytes) -> str | None:
     """
     if len(body) > _MAX_BYTES:
         return None
-    for word, mask in _MASKS:
-        body = body.replace(word, mask)
+    body = _OWN_NUMBERS.sub(lambda found: b"[" + b" " * (len(found[0]) - 2) + b"]", body)
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -92,6 +93,8 @@ def _translated(body: bytes, words: str, offset: int) -> tuple[str, int] | None:
         return _after_value(_container(_STRING.sub(_STRING_MARK, body[:offset]))), offset + 1 + body.startswith(
             b"-", offset
         )
+    if ("a JSON value" in words or "after sign" in words) and body[offset : offset + 1] in (b"N", b"I"):
+        return _VALUE, offset + max(_common(body, offset, word) for word in _OWN_WORDS)
     if "invalid literal" in words:
         return _VALUE, offset + max(_common(body, offset, word) for word in _LITERALS)
     if ("escape" in words and body[offset : offset + 2] == b"\\u") and "surrogate" not in words:

@@ -28,6 +28,8 @@ BOM = b"\xef\xbb\xbf"
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Possessive, with an optional end: one pass even over a string that never ends.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+# What RapidJSON reads as a number and Python's json does not, and strings, in which it is text. "Infi" is neither.
+_OWN_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|-NaN|Inf(?!i)', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -41,7 +43,7 @@ def load(body: bytes) -> Any:
         with _no_garbage_collection():
             return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        if b"NaN" in body or b"Infinity" in body:
+        if b"NaN" in body or b"Inf" in body:
             return _load_with_nan(body)
         raise _syntax_refusal(body, error) from None
 
@@ -72,22 +74,36 @@ def _load_with_nan(body: bytes) -> Any:
     depth = _depth(body)
     if depth > _MAX_LENIENT_DEPTH:
         raise refusal(
-            f"JSON Parse error: {depth} levels of nesting; beside NaN or Infinity, {_MAX_LENIENT_DEPTH} are allowed"
+            f"JSON Parse error: {depth} levels of nesting; beside NaN or Inf, {_MAX_LENIENT_DEPTH} are allowed"
         )
+    text = _for_python(body)
     try:
-        value = json.loads(body.decode(), parse_float=_finite)
+        value = json.loads(text.decode(), parse_float=_finite)
         if _SURROGATE.search(body):
             # Python's strings can hold half of a surrogate pair; UTF-8, and so a tensor or an answer, cannot.
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise _syntax_refusal(body, error) from None
+        raise _syntax_refusal(body, error if text is body else None) from None
     except (ValueError, RecursionError) as error:  # numbers out of range, invalid UTF-8; a caller's deep stack
         raise refusal(f"JSON Parse error: {cut(str(error))}") from None
     return value
 
 
-def _syntax_refusal(body: bytes, error: json.JSONDecodeError) -> ServingError:
-    fault = syntax_fault(body) or f"{error.msg} at offset: {error.pos}"
+def _for_python(body: bytes) -> bytes:
+    """`body` with its numbers as Python's json writes them: Inf, -Inf and -NaN (kParseNanAndInfFlag in RapidJSON's
+    `reader.h`) become Infinity, -Infinity and NaN. The very same object where it has none of them."""
+    if b"-NaN" not in body and body.count(b"Inf") == body.count(b"Infinity"):
+        return body
+    return _OWN_NUMBERS.sub(_python_number, body)
+
+
+def _python_number(found: re.Match[bytes]) -> bytes:
+    return {b"Inf": b"Infinity", b"-NaN": b"NaN"}.get(found[0], found[0])
+
+
+def _syntax_refusal(body: bytes, error: json.JSONDecodeError | None) -> ServingError:
+    """`error` is what a parser of `body` said; None where it read another text."""
+    fault = syntax_fault(body) or ("Invalid value." if error is None else f"{error.msg} at offset: {error.pos}")
     return refusal(f"JSON Parse error: {fault}")
 
 
