@@ -90,6 +90,11 @@ def load(
     raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 
 
+def has_profiler(backend: str) -> bool:
+    """Whether the framework of `backend` can trace itself."""
+    return backend == "tensorflow"
+
+
 def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int]) -> dict[str, Any]:
     """Traces what this process's framework does for `seconds`, or until `end_profile`, and writes the XSpace (a
     serialized protocol buffer) to the new file `path`: its "bytes", and whether it "has_events". `levels` are the

@@ -10,20 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from appliance.errors import Code, ServingError
 from appliance.fronts import protos
 from appliance.fronts.peers import Peer
 from appliance.fronts.profiler import check_may_profile, file_names, tracer_levels
-from tests.grpc_calls import code_of, half_plus_two, method
+from tests.grpc_calls import code_of, half_plus_two, method, predict
 from tests.server import ROOT, Server, eventually
 
 SERVICE = "/tensorflow.ProfilerService"
@@ -71,14 +72,18 @@ def client(*arguments: str) -> Any:
 
 
 @contextmanager
-def requests_for(channel: grpc.Channel) -> Iterator[None]:
+def requests_for(
+    channel: grpc.Channel,
+    ask: Callable[[grpc.Channel], list[float]] = half_plus_two,
+    answer: Sequence[float] = (2.5, 3.0, 4.5),
+) -> Iterator[None]:
     """Sends one request after the other meanwhile; each has to be answered right."""
     stop = threading.Event()
 
     def send() -> int:
         sent = 0
         while not stop.is_set():
-            assert half_plus_two(channel) == [2.5, 3.0, 4.5]
+            assert ask(channel) == list(answer)
             sent += 1
         return sent
 
@@ -109,10 +114,25 @@ def test_the_official_client_saves_a_trace_of_the_model_that_ran(
     with requests_for(channel):
         got = client("trace", f"grpc://localhost:{server.grpc_port}", str(tmp_path), "500")
     assert got["error"] == ""
-    # The idle model's worker has no events, and LiteRT's has no profiler.
+    # The workers of the idle models have no events.
     assert list(got["files"]) == [f"localhost_{server.grpc_port}.half_plus_two-1.xplane.pb"]
     (events,) = got["files"].values()
     assert any("SessionRun" in name or "ExecutorState::Process" in name for name in events), events
+
+
+def test_the_official_client_saves_a_trace_of_a_server_that_is_busy_without_tensorflow(
+    server: Server, channel: grpc.Channel, tmp_path: Path
+) -> None:
+    def lite_old(channel: grpc.Channel) -> list[float]:
+        return [float(y) for y in predict(channel, "lite_old", x=np.array([[1.0]], "f4"))["Identity"].flat]
+
+    with requests_for(channel, lite_old, [3.5]):
+        # As tensorflow_serving/model_servers/profiler_client.py asks: without a scheme.
+        got = client("trace", f"localhost:{server.grpc_port}", str(tmp_path), "500")
+    assert got == {
+        "error": "",
+        "files": {f"localhost_{server.grpc_port}.lite_old-1.xplane.pb": ["serving_default"]},
+    }
 
 
 def test_the_official_client_hears_that_an_idle_server_has_no_events(server: Server, tmp_path: Path) -> None:
@@ -133,16 +153,14 @@ def test_the_folder_that_a_request_names_is_never_written_to(
     assert files_of_traces(server) == []
 
 
-def test_a_trace_in_the_answer_holds_the_planes_of_every_tensorflow_worker(
-    channel: grpc.Channel, tmp_path: Path
-) -> None:
+def test_a_trace_in_the_answer_holds_the_planes_of_every_worker(channel: grpc.Channel, tmp_path: Path) -> None:
     with requests_for(channel):
         response = profile(channel, 300, emit_xspace=True)
     assert not response.tool_data
     (tmp_path / "xspace").write_bytes(response.xspace)
     (events,) = client("events", str(tmp_path / "xspace"))
     assert events
-    assert response.xspace.count(b"/host:CPU") == 2
+    assert response.xspace.count(b"/host:CPU") == 3
 
 
 @pytest.mark.parametrize(
@@ -282,14 +300,14 @@ def test_monitor_says_that_it_is_for_tpus(channel: grpc.Channel) -> None:
     assert "TPU" in details
 
 
-def test_without_a_tensorflow_worker_there_is_nothing_to_trace(zoo: Path, tmp_path: Path) -> None:
-    shutil.copytree(zoo / "lite_old", tmp_path / "lite" / "1")
-    with Server(model_root=tmp_path, enable_profiler=True) as server:
-        server.wait_for("lite", 1)
-        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            code, details = code_of(lambda: profile(channel, 10))
+def test_without_a_worker_there_is_nothing_to_trace(tmp_path: Path) -> None:
+    with (
+        Server(model_root=tmp_path, enable_profiler=True) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        code, details = code_of(lambda: profile(channel, 10))
     assert code == "FAILED_PRECONDITION"
-    assert "no model is served by TensorFlow" in details
+    assert "no model is served now" in details
 
 
 def test_the_service_is_not_there_unless_asked_for(zoo: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from appliance.dataplane import shared
 from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, RequestQueue
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.merging import Call, Merging, Outcome, joined
+from appliance.dataplane.run_trace import RunTracer
 from appliance.dataplane.warmup import source_of, warm_up
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
@@ -55,7 +56,7 @@ from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
 from backends.contract import Backend, BackendError, Code, IncompleteError, Placed
-from backends.registry import check_complete, end_profile, load, profile
+from backends.registry import check_complete, end_profile, has_profiler, load, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
 # nothing for so long is broken: its connection is closed.
@@ -193,6 +194,7 @@ class Worker:
         self.merging = Merging(backend, mergeable if options.merge_waiting_requests else frozenset(), batching)
         methods = {name: signature.method_name for name, signature in backend.signatures.items()}
         self.merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
+        self._tracer = RunTracer(self.merging)
         self._running = 0
         self._draining = False
         self._drained = False
@@ -325,8 +327,9 @@ class Worker:
         def run() -> None:
             try:
                 if command["method"] == "profile":
-                    answer["result"] = profile(self._task.backend, **command["params"])
+                    answer["result"] = self._profile(**command["params"])
                 elif command["method"] == "end_profile":
+                    self._tracer.end(**command["params"])
                     answer["result"] = end_profile(self._task.backend, **command["params"])
                 else:
                     raise BackendError(Code.UNIMPLEMENTED, f"a worker cannot {command['method']}")
@@ -341,6 +344,11 @@ class Worker:
                     data = data[self._control.send(data) :]
 
         threading.Thread(target=run, daemon=True, name="answer").start()
+
+    def _profile(self, seconds: float, path: str, levels: Mapping[str, int]) -> Mapping[str, Any]:
+        if has_profiler(self._task.backend):
+            return profile(self._task.backend, seconds=seconds, path=path, levels=levels)
+        return self._tracer.profile(seconds, path)
 
     def _on_connect(self) -> None:
         with contextlib.suppress(BlockingIOError):

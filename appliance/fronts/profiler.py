@@ -44,7 +44,7 @@ class ProfilerFront:
         }
 
     async def profile(self, data: bytes, seconds: float) -> bytes:
-        """Traces all workers that run TensorFlow, for the time asked for; a client that hangs up ends that."""
+        """Traces all workers, for the time asked for; a client that hangs up ends that."""
         request = _parse(protos.ProfileRequest, data)
         duration = (request.opts.duration_ms or request.duration_ms) / 1000
         if not 0 < duration <= MAX_SECONDS:

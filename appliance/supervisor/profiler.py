@@ -1,4 +1,4 @@
-"""Traces of the workers that run TensorFlow: one at a time, of all of them at once."""
+"""Traces of the workers: one at a time, of all of them at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from appliance.supervisor.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-MAX_WORKERS = 16
 MAX_BYTES = 512 << 20  # of one trace: a busy worker gives some 2 MB a second
 COLLECT_SECONDS = 60.0  # to bring together what was traced
 _END_SECONDS = 10.0
@@ -50,22 +49,16 @@ class Profiler:
         "version", the "path" of its XSpace for the caller to read and to remove within a minute, its "bytes" and
         whether it "has_events". `levels` are TensorFlow's options. A worker that fails is left out, and logged.
 
-        Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION where nothing runs TensorFlow, RESOURCE_EXHAUSTED where
+        Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION where nothing is served, RESOURCE_EXHAUSTED where
         the traces are too large, and what the first worker answers where none has a trace.
         """
         if self._running is not None:
             raise ServingError(Code.ALREADY_EXISTS, "another trace runs already", "try again when it has ended")
-        found = self._workers.serving_on("tensorflow")
+        found = {number: servable for number, (servable, _) in self._workers.serving().items()}
         if not found:
-            raise ServingError(
-                Code.FAILED_PRECONDITION,
-                "no model is served by TensorFlow now, and nothing else has a profiler",
-                "load a SavedModel first",
-            )
+            raise ServingError(Code.FAILED_PRECONDITION, "no model is served now", "load a model first")
         folder = tempfile.mkdtemp(prefix="profile-", dir=self._directory)
-        running = self._running = _Trace(session, dict(sorted(found.items())[:MAX_WORKERS]), folder)
-        if len(found) > MAX_WORKERS:
-            logger.warning("a trace covers the first %d of %d workers that run TensorFlow", MAX_WORKERS, len(found))
+        running = self._running = _Trace(session, found, folder)
         keep = False
         try:
             traces = await self._ask_all(running, seconds, levels)

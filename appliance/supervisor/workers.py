@@ -173,14 +173,6 @@ class Workers:
             if worker.serving and worker.pid is not None
         }
 
-    def serving_on(self, backend: str) -> dict[int, ServableId]:
-        """The workers that serve on `backend`: number → what."""
-        return {
-            number: worker.action.servable
-            for number, worker in self._workers.items()
-            if worker.serving and worker.backend == backend
-        }
-
     def by_pid(self) -> dict[int, ServableId]:
         """What each living worker is for, by process number."""
         return {w.pid: w.action.servable for w in self._workers.values() if w.pid is not None}
