@@ -51,7 +51,7 @@ def configured_models(settings: Settings, configs: Sequence[ModelConfig] | None)
     """Every model that is named, by its name. `configs` is the list of a model_config_file or of a reload: it stands
     instead of model_name and model_base_path. Tables [models.NAME] with a base_path come besides.
 
-    Raises ConfigError for labels that no version can satisfy.
+    Raises ConfigError for labels that no version can satisfy, unless they may point at unavailable versions.
     """
     options = settings.options
     found: dict[str, ConfiguredModel] = {}
@@ -66,12 +66,14 @@ def configured_models(settings: Settings, configs: Sequence[ModelConfig] | None)
         if "base_path" in table and name not in found:
             found[name] = ConfiguredModel(name, _trimmed(table["base_path"]), settings.of_model(name))
     for model in found.values():
-        check_labels(model)
+        check_labels(model, options.allow_version_labels_for_unavailable_models)
     return found
 
 
-def check_labels(model: ConfiguredModel) -> None:
-    """Raises ConfigError where a label points at a version that the policy excludes."""
+def check_labels(model: ConfiguredModel, may_be_unavailable: bool = False) -> None:
+    """Raises ConfigError where a label cannot be named, or points at a version that the policy excludes and that
+    therefore is never available: with `may_be_unavailable`, requests that name such a label get NOT_FOUND, as in
+    TensorFlow Serving."""
     policy = model.options.policy
     for label, version in model.labels.items():
         if not label or "/" in label or ":" in label:
@@ -80,12 +82,13 @@ def check_labels(model: ConfiguredModel) -> None:
             )
         if version < 0:
             raise ConfigError(f"model {model.name}: label {label} points at version {version}", "versions begin at 0")
-        if isinstance(policy, Specific) and version not in policy.versions:
+        if isinstance(policy, Specific) and version not in policy.versions and not may_be_unavailable:
             listed = ", ".join(map(str, sorted(policy.versions)))
             raise ConfigError(
                 f"model {model.name}: label {label} points at version {version}, "
                 f"which its model_version_policy does not serve (specific: {listed})",
-                f"add versions: {version} to the policy, or point the label at one of those",
+                f"add versions: {version} to the policy, or point the label at one of those; "
+                "--allow_version_labels_for_unavailable_models starts all the same, and such a label is not found",
             )
 
 

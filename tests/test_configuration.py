@@ -40,6 +40,8 @@ def test_a_label_must_point_at_a_version_that_the_policy_serves() -> None:
     configured_models(Settings(Options()), [listed("a", stable=1)])
     with pytest.raises(ConfigError, match=r"label canary points at version 3, .* \(specific: 1, 2\); add versions: 3"):
         configured_models(Settings(Options()), [listed("a", policy=both, canary=3)])
+    allowing = Settings(Options(allow_version_labels_for_unavailable_models=True))
+    assert configured_models(allowing, [listed("a", policy=both, canary=3)])["a"].labels == {"canary": 3}
 
 
 @pytest.mark.parametrize(("label", "version"), [("", 1), ("a/b", 1), ("a:b", 1), ("x", -1)])

@@ -237,7 +237,14 @@ class ManagerMachine(RuleBasedStateMachine):
             self.loads_stay_within_their_limit()
         wanted = {name: aspired_versions(policy, self.world.disk[name]) for name, policy in self.world.policies.items()}
         for name, aspired in wanted.items():
-            labels = {label: v for label, v in self.world.labels[name].items() if v in self.world.disk[name]}
+            policy = self.world.policies[name]
+            # Those on a version that a specific policy leaves out ask for nothing.
+            asking = {
+                label: v
+                for label, v in self.world.labels[name].items()
+                if not isinstance(policy, Specific) or v in policy.versions
+            }
+            labels = {label: v for label, v in asking.items() if v in self.world.disk[name]}
             route = self.manager.routes()[name]
             served = {v.version for v in route.versions if v.available}
             assert served == aspired | set(labels.values())
@@ -248,8 +255,8 @@ class ManagerMachine(RuleBasedStateMachine):
             paths = {p.path for p in self.world.processes.values() if p.servable.model == name}
             assert paths == {f"{self.world.bases[name]}/{version}" for version in served}
             standing, reason = self.manager.standing(name)
-            missing = set(self.world.labels[name].values()) - served
-            if isinstance(policy := self.world.policies[name], Specific):
+            missing = set(asking.values()) - served
+            if isinstance(policy, Specific):
                 missing |= policy.versions - served
             assert (standing is Standing.LIVE) == bool(served and not missing), reason
             assert standing is not Standing.PENDING

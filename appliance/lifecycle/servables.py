@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from appliance.errors import Code
 from appliance.lifecycle.actions import StartWorker, StateChange
-from appliance.lifecycle.policy import VersionPolicy
+from appliance.lifecycle.policy import Specific, VersionPolicy
 from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
 from appliance.routes import ModelRoute, VersionRoute
@@ -117,6 +117,13 @@ class Model:
     seen: bool = False  # its folder has been looked at
     tried: bool = False  # a first attempt has ended, one way or the other
     due: float | None = None  # when the next attempt at a version that is wanted may begin
+
+    @property
+    def labelled(self) -> frozenset[int]:
+        """The versions to serve because a label points at them. A specific policy has the last word: a label on another
+        version, which is allowed for versions that are not available, makes nothing of it."""
+        numbers = frozenset(self.labels.values())
+        return numbers & self.policy.versions if isinstance(self.policy, Specific) else numbers
 
     def in_state(self, *states: State) -> set[int]:
         """The numbers of the versions that are in one of `states`."""

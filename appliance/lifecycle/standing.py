@@ -30,7 +30,7 @@ def standing(model: Model, is_waiting: bool) -> tuple[Standing, str]:
     if is_waiting:
         return Standing.PENDING, "it waits for other models to load"
     specific = model.policy.versions if isinstance(model.policy, Specific) else frozenset[int]()
-    needed = set(specific | frozenset(model.labels.values()))
+    needed = set(specific | model.labelled)
     if not available:
         needed |= aspired_versions(model.policy, present)
     coming = {n for n in needed & present.keys() if present[n].state is State.SETTLING}
