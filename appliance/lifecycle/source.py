@@ -340,11 +340,17 @@ class Source:
     async def _look(self, target: _Target, function: Callable[[], T], stalled: Callable[[], None]) -> T:
         """Calls `function` in a thread; says `stalled` where it does not answer, and keeps waiting."""
         call = asyncio.ensure_future(self._threads.call(function))
-        done, _ = await asyncio.wait([call], timeout=_STALLED_SECONDS)
-        if not done:
-            logger.warning("%s has not answered for %g s; is its file system there?", target.path, _STALLED_SECONDS)
-            stalled()
-        return await call
+        try:
+            done, _ = await asyncio.wait([call], timeout=_STALLED_SECONDS)
+            if not done:
+                logger.warning("%s has not answered for %g s; is its file system there?", target.path, _STALLED_SECONDS)
+                stalled()
+            return await call
+        finally:
+            # Where the model was removed meanwhile, its folder too most likely, nobody waits for this any more: asyncio
+            # would report what it raises as never retrieved.
+            if not call.cancel() and not call.cancelled():
+                call.exception()
 
     # -- truth -----------------------------------------------------------------------------------------------
 
