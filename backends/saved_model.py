@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from backends.contract import BackendError, Code, IncompleteError
 from backends.crc32c import masked_crc32c
+from backends.folder_hints import hint
 from backends.reading import VARINT, Reader, Schema, open_file
 
 # Which fields of which message hold messages worth descending into. A file that was allocated but not yet written is
@@ -65,7 +66,7 @@ def _check(path: str) -> None:
             "SaveOptions(experimental_image_format=True)",
         )
     else:
-        raise IncompleteError("saved_model.pb is missing")
+        raise IncompleteError(f"saved_model.pb is missing{hint(path)}")
     for asset in assets:
         _check_asset(path, asset)
     # TensorFlow 2 writes a saver (unless told experimental_skip_saver) and variables/; for a graph without variables,

@@ -369,6 +369,16 @@ def test_a_model_without_a_version_folder_is_told_what_to_do(server: Folder) -> 
     eventually(lambda: "move it to" in server.model("flat").get("reason", ""), "the status says where to move it")
 
 
+def test_a_version_folder_with_something_else_in_it_is_told_what_to_do(server: Folder) -> None:
+    base = server.root / "other"
+    (base / "1").mkdir(parents=True)
+    (base / "1" / "classifier.onnx").write_bytes(b"graph")
+    eventually(
+        lambda: "rename it to model.onnx" in server.versions("other").get(1, ("", ""))[1],
+        "the status says how to make a model of it",
+    )
+
+
 # -- what goes ---------------------------------------------------------------------------------------------------
 
 
