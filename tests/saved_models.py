@@ -618,6 +618,29 @@ def lite_gather(tf: Any, out: str) -> None:
     _lite(tf, out, {"serving_default": (lambda x, index: {"rows": tf.gather(x, index)}, inputs)})
 
 
+def _lite_frames(tf: Any, out: str, window: int) -> None:
+    """Writes samples float32[-1, -1] → frames float32[-1, n, 1, 1], sums of windows that begin 160 samples apart."""
+
+    def frames(samples: Any) -> dict[str, Any]:
+        column = tf.expand_dims(tf.expand_dims(samples, -1), -1)
+        return {"frames": tf.nn.conv2d(column, tf.ones([window, 1, 1, 1]), [160, 1], "VALID")}
+
+    _lite(tf, out, {"serving_default": (frames, [tf.TensorSpec([None, None], tf.float32, "samples")])})
+
+
+@_lite_model
+def lite_audio(tf: Any, out: str) -> None:
+    """model.tflite of audio of any length: see `_lite_frames`. XNNPACK refuses less than a window, 512 samples;
+    LiteRT's own kernels find no frames in 193 to 511, and refuse less."""
+    _lite_frames(tf, out, 512)
+
+
+@_lite_model
+def lite_long_audio(tf: Any, out: str) -> None:
+    """lite_audio with windows of 40,000 samples."""
+    _lite_frames(tf, out, 40_000)
+
+
 @_lite_model
 def lite_custom_op(tf: Any, out: str) -> None:
     """model.tflite with an operator that LiteRT has not: text string[-1] → upper."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from backends import litert_backend
 from backends.artifact import Artifact, ArtifactSignature, write_artifact
-from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
+from backends.contract import Backend, BackendError, Code, Placed, Signature, TensorSpec
 from backends.dtypes import DTYPES, DType
 from backends.interpreter_pool import InterpreterPool
 from backends.registry import check_complete
@@ -174,6 +174,40 @@ def test_where_a_model_fixes_no_size_any_shape_is_tried(load: Callable[[str], Ba
         assert y.tolist() == np.full(shape, 4.0).tolist()
 
 
+@pytest.mark.parametrize("name", ["lite_audio", "lite_long_audio"])
+def test_audio_of_any_length_is_framed(load: Callable[[str], Backend], name: str) -> None:
+    """What is no longer than a window has no frames for LiteRT's own kernels, and is refused by XNNPACK."""
+    window = {"lite_audio": 512, "lite_long_audio": 40_000}[name]
+    backend = load(name)
+    for size in (window + 3 * 160, window, window - 1, 10 * window, window - 100, window - 1, window):
+        (frames,) = backend.run(SERVING, {"samples": np.ones((2, size), np.float32)}, ["frames"])
+        assert frames.shape == (2, max(0, (size - window) // 160 + 1), 1, 1)
+        assert (frames == window).all()
+
+
+def test_a_length_that_no_kernel_takes_is_refused_in_its_words_and_the_next_request_is_served(
+    load: Callable[[str], Backend],
+) -> None:
+    backend = load("lite_audio")
+    for _ in range(3):
+        error = refusal(backend, SERVING, {"samples": np.ones((1, 100), np.float32)}, "frames")
+        assert (error.code, error.message) == (Code.INVALID_ARGUMENT, "Node number 2 (CONV_2D) failed to prepare.")
+        (frames,) = backend.run(SERVING, {"samples": np.ones((1, 512), np.float32)}, ["frames"])
+        assert frames.tolist() == [[[[512.0]]]]
+
+
+def test_a_model_of_which_no_made_up_size_can_be_planned_is_loaded_and_says_so(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_long_audio")
+    assert isinstance(backend, Placed)
+    (remark,) = backend.remarks
+    assert "the shapes of the first request decide" in remark
+    assert "CONV_2D" in remark
+    for name in ("lite", "lite_old", "lite_audio", "lite_conv"):
+        found = load(name)
+        assert isinstance(found, Placed)
+        assert found.remarks == ()
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 3, 1), (), (0, 0)])
 def test_a_shape_that_contradicts_the_model_is_refused(load: Callable[[str], Backend], shape: tuple[int, ...]) -> None:
     inputs = {"a": np.ones(shape, np.float32), "b": np.ones(2, np.int32)}
@@ -223,7 +257,7 @@ SHAPES = st.lists(st.integers(0, 5), max_size=9).map(tuple)
 
 
 @settings(max_examples=150, deadline=None)
-@given(name=st.sampled_from(["lite", "lite_old", "lite_conv", "lite_gather"]), data=st.data())
+@given(name=st.sampled_from(["lite", "lite_old", "lite_conv", "lite_gather", "lite_audio"]), data=st.data())
 def test_no_shape_harms_the_process_or_the_next_request(name: str, data: st.DataObject) -> None:
     backend = FUZZED.setdefault(name, litert_backend.load(str(model_zoo() / name), interpreters=1))
     signature = data.draw(st.sampled_from(sorted(backend.signatures)))
@@ -301,6 +335,7 @@ def test_the_pool_survives_what_cannot_be_made() -> None:
 def test_an_operator_that_litert_has_not_is_named_with_a_remedy(zoo: Path) -> None:
     with pytest.raises(BackendError) as caught:
         litert_backend.load(str(zoo / "lite_custom_op"))
+    assert caught.value.code == Code.UNIMPLEMENTED
     assert "unresolved custom op: StringUpper" in caught.value.message
     assert "serve the SavedModel" in caught.value.message
 
@@ -309,8 +344,9 @@ def test_a_file_that_went_or_is_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"model\.tflite is missing"):
         litert_backend.load(str(tmp_path))
     (tmp_path / "model.tflite").write_bytes(b"\x1c\0\0\0nope" + bytes(100))
-    with pytest.raises(BackendError, match=f"cannot load {tmp_path}"):
+    with pytest.raises(BackendError, match=f"cannot load {tmp_path}") as caught:
         litert_backend.load(str(tmp_path))
+    assert caught.value.code == Code.INTERNAL
 
 
 # -- converted models ------------------------------------------------------------------------------------------
@@ -373,6 +409,15 @@ def test_a_converted_file_with_one_signature_is_mapped_by_its_names(zoo: Path, t
     expected = litert_backend.load(str(zoo / source)).run(SERVING, inputs, list(own.outputs))
     results = backend.run("s0", {f"my_{name}": array for name, array in inputs.items()}, list(signature.outputs))
     assert [result.tolist() for result in results] == [result.tolist() for result in expected]
+
+
+def test_a_converted_model_leaves_to_tensorflow_what_xnnpack_refuses(zoo: Path, tmp_path: Path) -> None:
+    signature = Signature({"samples": TensorSpec("float32", (-1, -1))}, {"frames": TensorSpec("float32", None)})
+    entry = ArtifactSignature("0.tflite", signature, {"samples": "samples"}, {"frames": "frames"})
+    backend = converted(zoo, tmp_path, "lite_audio", entry)
+    assert backend.run("s0", {"samples": np.ones((1, 512), np.float32)}, ["frames"])[0].shape == (1, 1, 1, 1)
+    error = refusal(backend, "s0", {"samples": np.ones((1, 511), np.float32)}, "frames")
+    assert (error.code, "XNNPack" in error.message) == (Code.INVALID_ARGUMENT, True)
 
 
 def test_a_converted_file_that_does_not_fit_its_signature_is_refused(zoo: Path, tmp_path: Path) -> None:

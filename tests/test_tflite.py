@@ -20,7 +20,10 @@ from tests.server import Server, eventually
 
 Drop = Callable[..., Path]
 
-LITE_MODELS = ("lite", "lite_and_full", "lite_old", "lite_in_metadata", "lite_dtypes", "lite_conv", "lite_gather")
+LITE_MODELS = (
+    *("lite", "lite_and_full", "lite_old", "lite_in_metadata", "lite_dtypes", "lite_conv", "lite_gather"),
+    "lite_audio",
+)
 
 
 # -- whether the file is whole ---------------------------------------------------------------------------------
@@ -169,6 +172,13 @@ def maps_of(server: Server) -> list[str]:
 def test_the_preferred_model_is_served_and_the_saved_model_where_there_is_none(server: Server) -> None:
     assert half_plus(server, "lite_and_full") == 3.0
     assert half_plus(server, "tiny_tf2") == 2.0
+
+
+def test_the_first_requests_of_an_audio_model_decide_its_length(server: Server) -> None:
+    status, answer = server.predict("lite_audio", {"instances": [[1.0] * 100]})
+    assert (status, "CONV_2D" in answer["error"]) == (400, True)
+    status, answer = server.predict("lite_audio", {"instances": [[1.0] * 672, [0.5] * 672]})
+    assert (status, answer) == (200, {"predictions": [[[[512.0]], [[512.0]]], [[[256.0]], [[256.0]]]]})
 
 
 def test_no_worker_of_a_lite_model_loads_tensorflow(server: Server) -> None:
