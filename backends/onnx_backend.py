@@ -10,7 +10,7 @@ import ctypes
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from backends import onnx_model
+from backends import onnx_model, text_locale
 from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
 from backends.contract import BackendError, Code, IncompleteError, Signature, TensorSpec
 from backends.default_values import default_arrays
@@ -69,6 +69,11 @@ _STATUS = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution:
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _CONDITION = re.compile(r"\S*onnxruntime_src/\S+:\d+ .* was (?:false|true)\. (?=\S)")
 _SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ ")
+# What ONNX Runtime says while it loads a model that needs what it has not.
+_NOT_THERE = re.compile(
+    r"No Op registered|is not a registered function/op|Could not find an implementation|Unsupported model IR version"
+    r"|only \*guarantees\* support for models stamped with official released onnx opset versions"
+)
 _NO_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _GPU_FAILED = re.compile(r"\b(CUDA|CUDNN|CUBLAS|CUFFT|CUDNN_FE)\b.*fail", re.IGNORECASE)
 
@@ -202,8 +207,13 @@ class _Session:
                 return session
         if reason:
             self._remark_fallback(reason)
-        with _refusing():
-            return _new_session(model, settings, [_CPU])
+        try:
+            with _refusing(_code_of_load):
+                return _new_session(model, settings, [_CPU])
+        except BackendError as error:
+            if not model.doubt:
+                raise
+            raise BackendError(error.code, f"{error.message} ({model.doubt})") from error
 
     def _remark_fallback(self, reason: str) -> None:
         self.remarks.append(f"it runs on the CPU, because CUDA cannot be used: {reason}")
@@ -251,10 +261,21 @@ def _new_session(model: onnx_model.OnnxModel, settings: SessionSettings, provide
         options.add_external_initializers_from_files_in_memory(
             list(model.weights), list(model.weights.values()), [len(mapped) for mapped in model.weights.values()]
         )
-    session = onnxruntime.InferenceSession(model.content, options, providers=providers)
+    session = _made_session(model.path or model.content, options, providers)
     session.disable_fallback()  # it would make another session while requests run on this one
     session._model_bytes = None  # it keeps them for that only, beside the weights
     return session
+
+
+def _made_session(source: str | bytes, options: Any, providers: list[Any]) -> Any:
+    """The session; once more where it lacked a locale that this process can be given."""
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=providers)
+    except _REFUSALS as error:
+        name = text_locale.named_in(str(error))
+        if not name or not text_locale.provide(name):
+            raise
+    return onnxruntime.InferenceSession(source, options, providers=providers)
 
 
 def _cuda_options(settings: SessionSettings) -> dict[str, str]:
@@ -335,14 +356,12 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """What ONNX Runtime raises becomes a BackendError."""
+def _refusing(code: Callable[[Exception], Code] | None = None) -> Iterator[None]:
+    """What ONNX Runtime raises becomes a BackendError, whose code is by default that of a run."""
     try:
         yield
-    except _REFUSALS as error:
-        raise BackendError(_code(error), _message(error)) from error
-    except (RuntimeError, ValueError) as error:  # as the bindings raise it
-        raise BackendError(_code(error), _message(error)) from error
+    except (*_REFUSALS, RuntimeError, ValueError) as error:  # the last two as the bindings raise them
+        raise BackendError((code or _code)(error), _message(error)) from error
     except MemoryError as error:
         raise BackendError(Code.RESOURCE_EXHAUSTED, "there is not enough memory for these inputs") from error
 
@@ -361,11 +380,23 @@ def _code(error: Exception) -> Code:
     return Code.INTERNAL
 
 
+def _code_of_load(error: Exception) -> Code:
+    """Nobody's input is to blame for what does not load."""
+    text = str(error)
+    if _NO_MEMORY.search(text):
+        return Code.RESOURCE_EXHAUSTED
+    if type(error).__name__ == "NotImplemented" or _NOT_THERE.search(text):
+        return Code.UNIMPLEMENTED
+    return Code.FAILED_PRECONDITION if text_locale.named_in(text) else Code.INTERNAL
+
+
 def _message(error: Exception) -> str:
     text = _STATUS.sub("", str(error))
     text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
     text = " ".join(_SOURCE.sub("", _CONDITION.sub("", text)).split())
-    return f"{text[:_MAX_MESSAGE]}..." if len(text) > _MAX_MESSAGE else text
+    text = f"{text[:_MAX_MESSAGE]}..." if len(text) > _MAX_MESSAGE else text
+    name = text_locale.named_in(text)
+    return f"{text}; {text_locale.remedy(name)}, and load the model again" if name else text
 
 
 def _load_model(path: str, settings: SessionSettings) -> OnnxBackend:

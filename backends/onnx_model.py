@@ -1,6 +1,9 @@
 """Whether an ONNX file and the files of weights that it names are all there, without ONNX Runtime: they may be
 half-copied, or hostile.
 
+ONNX Runtime is the judge of what can be loaded. Here only two things are found: evidence that a copy is not finished,
+and which files of weights can be handed over in memory. What is not understood counts as unknown.
+
 Sources of the formats: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and its docs/ExternalData.md.
 """
 
@@ -23,9 +26,8 @@ _MAX_BYTES = (1 << 31) - 1
 
 # Bounds for hostile files. Protobuf's parsers stop at 100 messages in one another.
 _MAX_DEPTH = 100
-_MAX_TEXT_BYTES = 4096
 _MAX_RANK = 64
-_MAX_EXTERNAL_FILES = 10_000
+_MAX_EXTERNAL_FILES = 10_000  # that are mapped and looked at
 
 _Kind: TypeAlias = "dict[int, _Kind]"
 """Which fields of a message hold messages that are walked, and of what kind. A graph holds graphs."""
@@ -53,31 +55,40 @@ _BITS = (
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
     """An ONNX file in memory. `weights` are the contents of the files that it names, by the names that it uses;
-    `without_shape` are its inputs and outputs of which it tells no shape."""
+    `without_shape` are its inputs and outputs of which it tells no shape.
+
+    `path` is the file, where ONNX Runtime must read it and what it names by itself: it has weights that cannot be
+    handed over, or something that was not understood. `doubt` is what looked unfinished or wrong about it, if anything.
+    """
 
     content: bytes
     weights: Mapping[str, mmap.mmap]
     without_shape: frozenset[str]
+    path: str | None = None
+    doubt: str = ""
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a walk found. `external` is how long each file of weights must be."""
+    """What a walk found. `external` is how long each file of weights must be, `by_path` whether there is more than can
+    be handed over in memory: see `OnnxModel`."""
 
     external: dict[str, int] = field(default_factory=dict)
     without_shape: set[str] = field(default_factory=set)
+    by_path: bool = False
 
 
 def check_complete(path: str, name: str = FILE) -> None:
     """Returns if ONNX Runtime would find a whole model in the file `name` of the folder `path`, and the weights beside.
 
     Raises IncompleteError saying what is missing; damage is reported so too, because a file that is being written looks
-    the same. Zeros inside of weights cannot be told from weights. Raises BackendError for what no copying can mend,
-    such as weights that are outside of the folder.
+    the same. Zeros inside of weights cannot be told from weights. Raises BackendError for what no copying can mend and
+    ONNX Runtime refuses too, such as weights that are outside of the folder.
     """
     try:
         with open_file(path, name) as reader:
-            found = _inspect(reader)
+            found = _Found()
+            _inspect(reader, found)
         for location, size in sorted(found.external.items()):
             with _open_weights(path, name, location, size):
                 pass
@@ -86,24 +97,39 @@ def check_complete(path: str, name: str = FILE) -> None:
 
 
 def read(path: str, name: str = FILE) -> OnnxModel:
-    """The model, to be loaded. Checks the bytes that it returns as `check_complete` does, and raises the same.
+    """The model, to be loaded; what looks unfinished about it is its `doubt`.
 
     The weights beside the file are mapped: ONNX Runtime copies what it takes of them, so let go of them after it has.
+    Raises IncompleteError where the file itself cannot be read, and BackendError as `check_complete`.
     """
+    found = _Found()
+    weights: dict[str, mmap.mmap] = {}
+    doubt = ""
     try:
         with open_file(path, name) as reader:
             if reader.size > _MAX_BYTES:
                 raise _too_large(reader)
             content = reader.read(0, reader.size)
-        found = _inspect(Reader(io.BytesIO(content), name, len(content)))
-        weights = {}
+    except OSError as error:
+        raise IncompleteError(f"{name} cannot be read: {error.strerror}") from error
+    try:
+        _inspect(Reader(io.BytesIO(content), name, len(content)), found)
         for location, size in sorted(found.external.items()):
             with _open_weights(path, name, location, size) as reader:
                 if reader.size:
                     weights[location] = reader.mapped()
+    except IncompleteError as error:
+        doubt = str(error)
     except OSError as error:
-        raise IncompleteError(f"{name} cannot be read: {error.strerror}") from error
-    return OnnxModel(content, weights, frozenset(found.without_shape))
+        doubt = f"{name} cannot be read: {error.strerror}"
+    by_path = found.by_path or bool(doubt)
+    return OnnxModel(
+        content,
+        {} if by_path else weights,
+        frozenset(found.without_shape),
+        os.path.join(path, name) if by_path else None,
+        doubt,
+    )
 
 
 def _too_large(reader: Reader) -> BackendError:
@@ -114,10 +140,19 @@ def _too_large(reader: Reader) -> BackendError:
     )
 
 
-def _inspect(reader: Reader) -> _Found:
-    """Walks the whole of the file."""
+def _inspect(reader: Reader, found: _Found) -> None:
+    """Walks the whole of the file, within the bounds for hostile ones."""
     if reader.size > _MAX_BYTES:
         raise _too_large(reader)
+    try:
+        _look(reader, found)
+    except BackendError as error:
+        if error.code is not Code.RESOURCE_EXHAUSTED:
+            raise
+        found.by_path = True  # more than is worth a look: the rest is unknown
+
+
+def _look(reader: Reader, found: _Found) -> None:
     fields = list(reader.fields(0, reader.size))
     ir_version = next((value for number, kind, value, _ in fields if (number, kind) == (1, VARINT)), 0)
     graphs = [(value, stop) for number, kind, value, stop in fields if (number, kind) == (7, BYTES)]
@@ -127,15 +162,13 @@ def _inspect(reader: Reader) -> _Found:
         raise IncompleteError(
             f"{reader.name} has {reader.size:,} bytes, but no {missing}: it is cut off, or no ONNX model"
         )
-    found = _Found()
-    _walk(reader, 0, reader.size, _MODEL, 0, found)
     for graph in graphs:
         for number, kind, start, end in list(reader.fields(*graph)):
             if number in (11, 12) and kind == BYTES:
                 name, has_shape = _value_info(reader, start, end)
                 if not has_shape:
                     found.without_shape.add(name)
-    return found
+    _walk(reader, 0, reader.size, _MODEL, 0, found)
 
 
 def _walk(reader: Reader, start: int, end: int, kind: _Kind, depth: int, found: _Found) -> None:
@@ -147,14 +180,17 @@ def _walk(reader: Reader, start: int, end: int, kind: _Kind, depth: int, found: 
         if number not in kind or wire_type != BYTES:
             continue
         if kind[number] is _TENSOR:
-            # The initializers of the graph that is not in another one.
-            _check_tensor(reader, value, stop, found, may_be_external=kind is _GRAPH and number == 5 and depth == 1)
+            # From memory only the initializers of the graph that is not in another one (ONNX Runtime 1.26).
+            _check_tensor(reader, value, stop, found, in_memory=kind is _GRAPH and number == 5 and depth == 1)
         else:
             _walk(reader, value, stop, kind[number], depth + 1, found)
 
 
-def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, may_be_external: bool) -> None:
-    """A TensorProto: dims 1, data_type 2, external_data 13 (key 1, value 2), data_location 14 (EXTERNAL is 1)."""
+def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, in_memory: bool) -> None:
+    """A TensorProto: dims 1, data_type 2, external_data 13 (key 1, value 2), data_location 14 (EXTERNAL is 1).
+
+    `in_memory`: whether ONNX Runtime would take its weights from memory.
+    """
     data_type = data_location = 0
     dims: list[int] = []
     entries: list[tuple[int, int]] = []
@@ -170,29 +206,16 @@ def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, may_be
         elif (number, wire_type) == (14, VARINT):
             data_location = value
         if len(dims) > _MAX_RANK or len(entries) > _MAX_RANK:
-            raise BackendError(Code.INVALID_ARGUMENT, f"{reader.name} has a tensor of more than {_MAX_RANK} dimensions")
+            found.by_path = True
+            return
     if data_location != 1:
         return
-    if not may_be_external:  # ONNX Runtime 1.26 would look for the file by itself, in the working directory
-        raise BackendError(
-            Code.UNIMPLEMENTED,
-            f"{reader.name} has weights of a branch, a loop, a function or a constant in another file: export it with "
-            "all weights in the one file",
-        )
     about = dict(_entry(reader, *entry) for entry in entries)
     location = about.get("location", "")
-    # "*": ONNX Runtime marks what is in memory already by it, and would take the offset for an address.
-    if (
-        not location.isprintable()
-        or "*" in location
-        or "\\" in location
-        or any(part in ("", ".", "..") for part in location.split("/"))
-    ):
-        raise BackendError(
-            Code.INVALID_ARGUMENT,
-            f"{reader.name} has weights in a file of a forbidden name: {location!r}; they must be in the folder of the "
-            "model, and their name must say so",
-        )
+    if not in_memory or not _is_plain(location):
+        found.by_path = True
+    if not location or "\0" in location:
+        return
     size = _number(reader, about, "offset")
     if "length" in about:
         size += _number(reader, about, "length")
@@ -206,6 +229,17 @@ def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, may_be
         raise BackendError(
             Code.RESOURCE_EXHAUSTED, f"{reader.name} has weights in more than {_MAX_EXTERNAL_FILES:,} files"
         )
+
+
+def _is_plain(location: str) -> bool:
+    """Whether ONNX Runtime finds weights by this name in memory. It changes names such as "./w.bin" before it looks;
+    "*" begins its marks for what is in memory already, of which it would take the offset for an address."""
+    return (
+        location.isprintable()
+        and "*" not in location
+        and "\\" not in location
+        and not any(part in ("", ".", "..") for part in location.split("/"))
+    )
 
 
 def _packed(reader: Reader, at: int, end: int) -> list[int]:
@@ -225,15 +259,14 @@ def _entry(reader: Reader, start: int, end: int) -> tuple[str, str]:
 
 
 def _text(reader: Reader, start: int, end: int) -> str:
-    if end - start > _MAX_TEXT_BYTES:
-        raise BackendError(Code.INVALID_ARGUMENT, f"{reader.name} has a name of {end - start:,} bytes")
     return reader.read(start, end - start).decode("utf-8", "surrogateescape")
 
 
 def _number(reader: Reader, about: Mapping[str, str], key: str) -> int:
+    """The number of a file's extent. ONNX Runtime refuses what is none, too."""
     text = about.get(key, "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BackendError(Code.INVALID_ARGUMENT, f"{reader.name} has weights with the {key} {text!r}")
+        raise BackendError(Code.INVALID_ARGUMENT, f"{reader.name} has weights with the {key} {text[:100]!r}")
     return int(text)
 
 
@@ -250,9 +283,17 @@ def _value_info(reader: Reader, start: int, end: int) -> tuple[str, bool]:
 
 
 def _open_weights(path: str, name: str, location: str, size: int) -> Reader:
-    """Opens a file of weights. A link may not lead out of the folder either."""
-    root = os.path.realpath(path)
-    if not os.path.realpath(os.path.join(root, location)).startswith(os.path.join(root, "")):
+    """Opens a file of weights. As for ONNX Runtime, it must lie in the folder, or in that which a link from the model's
+    own file leads to (where Hugging Face's cache has all files); a link may lead to no other place."""
+    if os.path.isabs(location) or os.path.normpath(location).split("/")[0] == "..":
+        raise BackendError(
+            Code.INVALID_ARGUMENT,
+            f"{name} has weights in a file of a forbidden name: {location!r}; they must be in the folder of the model, "
+            "and their name must say so",
+        )
+    place = os.path.realpath(os.path.join(path, location))
+    roots = {os.path.realpath(path), os.path.dirname(os.path.realpath(os.path.join(path, name)))}
+    if not any(place.startswith(os.path.join(root, "")) for root in roots):
         raise BackendError(
             Code.INVALID_ARGUMENT, f"{name} has weights in {location}, which leads out of the folder: copy them into it"
         )

@@ -16,10 +16,11 @@ from backends.contract import BackendError, Code, IncompleteError
 Schema = Mapping[int, "Schema"]
 """Which fields of a message hold messages, and of those which."""
 
-VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 are groups, which none of our messages has
+VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5  # wire types
 
 # A bound for hostile files. Pure Python walks about a million fields a second; real graphs have up to a few million.
 _MAX_FIELDS = 20_000_000
+_MAX_GROUPS = 100  # in one another, as protobuf's parsers
 
 
 class Reader:
@@ -58,9 +59,11 @@ class Reader:
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """The fields of the protobuf message in the bytes [start, end): (number, wire type, value, stop).
 
-        `value` is the number itself of a varint, else the position of the bytes that end at `stop`.
+        `value` is the number itself of a varint, else the position of the bytes that end at `stop`. Groups are left
+        out: none of our messages has any, but a parser takes those that it does not know.
         """
         at = start
+        groups: list[int] = []  # the numbers of those that are open
         while at < end:
             self._fields_left -= 1
             if self._fields_left < 0:
@@ -68,6 +71,14 @@ class Reader:
             self._file.seek(at)
             tag = self._varint()
             number, wire_type = tag >> 3, tag & 7
+            if number and wire_type == _GROUP and len(groups) < _MAX_GROUPS:
+                groups.append(number)
+                at = self._file.tell()
+                continue
+            if number and wire_type == _GROUP_END and groups[-1:] == [number]:
+                groups.pop()
+                at = self._file.tell()
+                continue
             if number == 0 or wire_type not in (VARINT, _FIXED64, BYTES, _FIXED32):
                 raise self.damaged(at, "no field begins there")
             if wire_type == VARINT:
@@ -81,7 +92,8 @@ class Reader:
                 raise IncompleteError(f"{self.name} is cut off at byte {self.size:,}, before byte {stop:,}")
             if stop > end:
                 raise self.damaged(at, "a field ends outside its message")
-            yield number, wire_type, value, stop
+            if not groups:
+                yield number, wire_type, value, stop
             at = stop
 
     def messages(self, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:

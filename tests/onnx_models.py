@@ -73,6 +73,12 @@ def expand() -> onnx.ModelProto:
     return model([op("Expand", "x s", "y")], [port("x"), port("s", INT64, ["r"])], [port("y", FLOAT, None)])
 
 
+def normalizer(case: str = "LOWER", **attributes: object) -> onnx.ModelProto:
+    """y = x in lower case, as scikit-learn's text vectorizers have it when skl2onnx has converted them."""
+    node = op("StringNormalizer", "x", "y", case_change_action=case, **attributes)
+    return model([node], [port("x", STRING, ["n"])], [port("y", STRING, ["m"])])
+
+
 def branching(weights_in_branch: onnx.TensorProto) -> onnx.ModelProto:
     """x plus a constant that lies in the branch of an If."""
     branches = [
