@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.acceleration_models import acceleration_zoo
+from tests.onnx_models import normalizer, write
 from tests.rpm import hosts
 from tests.rpm.hosts import HERE, InstalledServer, run
 from tests.server import eventually
@@ -109,6 +111,12 @@ def serves_everything(root: Path, zoo: Path, launcher: tuple[str, ...] = (), all
         owners = {os.stat(f"/proc/{pid}").st_uid for pid in server.processes()}
         assert owners == {uid}
         assert official_answers(server) == {"y": [2.5]}
+
+        with tempfile.TemporaryDirectory() as folder:
+            hosts.drop(root, write(Path(folder), normalizer()), "text", 1)
+        server.wait_for("text", 1)
+        assert server.predict("text", {"instances": ["ÄB", "c"]}) == (200, {"predictions": ["äb", "c"]})
+        assert any("/opt/dropserve/runtime/lib/locale/en_US.utf8/" in path for path in server.maps())
 
         hosts.drop(root, acceleration_zoo() / "conv", "conv", 1)
         server.wait_for("conv", 1)

@@ -20,10 +20,11 @@ PREFIX = "opt/dropserve"
 RUNTIME = f"{PREFIX}/runtime"
 SITE_PACKAGES = f"{RUNTIME}/lib/python3.11/site-packages"
 
-# Debian's packages. gcc-12-base and base-files are there for the licences that the others refer to. Left out, with the
+# Debian's packages. gcc-12-base and base-files are there for the licences that the others refer to, locales for the
+# sources of _LOCALE. Left out, with the
 # modules that need them: readline, ncurses, Berkeley DB; and tzdata, since nothing here computes in local time.
 DEBS = (
-    *("libc6", "libc-bin", "libcrypt1", "libgcc-s1", "libstdc++6", "libgomp1", "gcc-12-base", "base-files"),
+    *("libc6", "libc-bin", "locales", "libcrypt1", "libgcc-s1", "libstdc++6", "libgomp1", "gcc-12-base", "base-files"),
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libexpat1", "zlib1g", "libbz2-1.0"),
     *("liblzma5", "libffi8", "libsqlite3-0", "libssl3", "libuuid1"),
 )
@@ -40,6 +41,9 @@ _UNUSED_LIBRARIES = {
     *("libBrokenLocale.so.1", "libc_malloc_debug.so.0", "libmemusage.so", "libpcprofile.so", "libthread_db.so.1"),
     *("libnsl.so.1", "libnss_compat.so.2", "libnss_hesiod.so.2", "libexpatw.so.1"),
 }
+
+# What ONNX Runtime asks for to make text lower case; C.utf8 comes ready with libc-bin.
+_LOCALE, _CHARSET = "en_US", "UTF-8"
 
 # Wheels that others ask for, and nothing imports while it serves or converts.
 UNUSED_WHEELS = {"libclang", "wheel"}
@@ -112,9 +116,23 @@ def _place_libraries(extracted: Path, target: Path) -> None:
         patches.apply(target / name, changes)
     (target / "ossl-modules").mkdir()
     shutil.copy2(extracted / "usr/lib/x86_64-linux-gnu/ossl-modules/legacy.so", target / "ossl-modules")
-    shutil.copytree(extracted / "usr/lib/locale/C.utf8", target / "locale/C.utf8")
+    _place_locales(extracted, target / "locale")
     (target.parent / "so").symlink_to("lib")  # the name that fits into the place of a longer one: see rpmkit.patches
-    (target.parent.parent / "C.utf8").symlink_to("runtime/lib/locale/C.utf8")
+
+
+def _place_locales(extracted: Path, target: Path) -> None:
+    """The locales, and beside the runtime the links by which its C library finds them: see rpmkit.patches."""
+    shutil.copytree(extracted / "usr/lib/locale/C.utf8", target / "C.utf8")
+    made = target / f"{_LOCALE}.utf8"
+    library, sources = extracted / "lib/x86_64-linux-gnu", extracted / "usr/share/i18n"
+    # By the C library that will read it, on whichever machine this is built.
+    localedef = [library / "ld-linux-x86-64.so.2", "--library-path", library, extracted / "usr/bin/localedef"]
+    run(
+        [*localedef, "--no-archive", "--no-hard-links", "-i", _LOCALE, "-f", _CHARSET, made],
+        environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "I18NPATH": str(sources)},
+    )
+    for path in target.iterdir():
+        (target.parents[2] / path.name).symlink_to(f"runtime/lib/locale/{path.name}")
 
 
 def _place_python(extracted: Path, root: Path) -> None:
