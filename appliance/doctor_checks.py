@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from appliance.doctor_facts import SERVICE_CONFIG, Facts, Folder
+from backends import text_locale
 
 __all__ = ["CHECKS", "Finding", "Level", "findings"]
 
@@ -356,6 +357,18 @@ def _libraries(facts: Facts) -> _Found:
         yield Level.OK, f"the C library is {machine.libc}", ""
 
 
+def _locale(facts: Facts) -> _Found:
+    machine = facts.machine
+    missing = f"the locale {text_locale.ENGLISH} is missing"
+    if machine.english_locale:
+        yield Level.OK, f"the locale {text_locale.ENGLISH} is there", ""
+    elif machine.locale_source:
+        yield Level.OK, f"{missing}; ONNX models that make text lower case take {machine.locale_source} for it", ""
+    else:
+        text = f"{missing}: ONNX models that make text lower case (StringNormalizer) cannot be loaded"
+        yield Level.WARNING, text, text_locale.remedy()
+
+
 # -- GPUs --------------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +430,7 @@ CHECKS: dict[str, Callable[[Facts], _Found]] = {
     "inotify": _inotify,
     "selinux": _selinux,
     "libraries": _libraries,
+    "locale": _locale,
     "driver": _driver,
     "cuda": _cuda,
 }

@@ -17,6 +17,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+from backends import text_locale
+
 __all__ = ["Machine", "has_nvidia_card", "label", "listeners", "read_machine"]
 
 _SERVICE_USER = "dropserve"
@@ -41,6 +43,8 @@ class Machine:
     selinux: str  # off, permissive or enforcing
     program_label: str  # SELinux's, of the interpreter
     libc: str
+    english_locale: bool  # whether the C library has it
+    locale_source: str  # the folder of the locale that stands in for it, "" for none
     foreign_libraries: tuple[str, ...]  # that the packaged runtime has mapped and not brought along
     uid: int
     service_user: bool  # whether the service's user exists
@@ -85,6 +89,8 @@ def read_machine(begun: float) -> Machine:
         selinux={"0": "permissive", "1": "enforcing"}.get(_read("/sys/fs/selinux/enforce").strip(), "off"),
         program_label=label(os.path.realpath(sys.executable)),
         libc=f"{libc} ({os.confstr('CS_GNU_LIBC_VERSION')})",
+        english_locale=text_locale.exists(text_locale.ENGLISH),
+        locale_source=text_locale.borrowed_from(),
         foreign_libraries=_foreign(libraries),
         uid=os.geteuid(),
         service_user=service_user,

@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import shutil
+import sys
 import tempfile
 
 __all__ = ["ENGLISH", "borrowed_from", "exists", "named_in", "provide", "remedy"]
@@ -22,7 +23,8 @@ _CATEGORIES = 0x1FBF  # LC_ALL_MASK of glibc
 _NAMED = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
 # English names alone: other languages have letters of their own, as Turkish its i without a dot.
 _ENGLISH = re.compile(r"en_[A-Z]{2}(\.(UTF-8|utf8))?")
-_SYSTEM_FOLDER = "/usr/lib/locale"
+# The packaged runtime has its own, which alone fits its C library.
+_FOLDERS = (os.path.join(sys.base_prefix, "lib", "locale"), "/usr/lib/locale")
 _NEUTRAL = ("C.utf8", "C.UTF-8")
 
 _held: list[int] = []  # locales that stay loaded, so that their folder may go
@@ -51,9 +53,9 @@ def exists(name: str) -> bool:
     return bool(locale)
 
 
-def borrowed_from(folder: str = _SYSTEM_FOLDER) -> str:
+def borrowed_from() -> str:
     """The folder of a locale that can stand in for an English one; "" where there is none."""
-    paths = [os.path.join(folder, name) for name in _NEUTRAL]
+    paths = [os.path.join(folder, name) for folder in _FOLDERS for name in _NEUTRAL]
     return next((path for path in paths if os.path.isfile(os.path.join(path, "LC_CTYPE"))), "")
 
 

@@ -45,6 +45,8 @@ MACHINE = Machine(
     selinux="enforcing",
     program_label="system_u:object_r:bin_t:s0",
     libc="/opt/dropserve/runtime/lib/libc.so.6 (glibc 2.36)",
+    english_locale=True,
+    locale_source="",
     foreign_libraries=(),
     uid=990,
     service_user=True,
@@ -193,6 +195,7 @@ WRONG: list[tuple[str, Facts, Level, str]] = [
         "restorecon -Rv /m",
     ),
     ("libraries", machine(foreign_libraries=("/lib64/libz.so.1",)), Level.WARNING, "/lib64/libz.so.1"),
+    ("locale", machine(english_locale=False), Level.WARNING, "dnf install glibc-langpack-en"),
     (
         "driver",
         replace(WELL, graphics=Graphics(True, GpuStatus(reason="There is no NVIDIA driver here"))),
@@ -241,6 +244,12 @@ def test_linux_3_10_is_enough_and_the_fallbacks_are_told() -> None:
     assert finding.level is Level.OK
     assert "no O_TMPFILE" in finding.text
     assert "in use" not in the("kernel", machine(kernel="5.14.0-427.el9.x86_64")).text
+
+
+def test_a_missing_locale_for_which_another_stands_in_is_told_and_is_well() -> None:
+    finding = the("locale", machine(english_locale=False, locale_source="/usr/lib/locale/C.utf8"))
+    assert finding.level is Level.OK
+    assert "en_US.UTF-8 is missing; ONNX models that make text lower case take /usr/lib/locale/C.utf8" in finding.text
 
 
 def test_without_limits_any_number_of_files_may_be_open() -> None:
