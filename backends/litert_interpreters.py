@@ -34,7 +34,10 @@ _DELEGATE = "TfLiteXNNPackDelegate"
 _NODE = re.compile(r"(?<=\S)(?=Node number \d+ \()")
 _NO_OPERATOR = re.compile(r"unresolved custom op|Select TensorFlow op")
 # Element types are checked before LiteRT sees a request, so where a kernel lacks one it is the model that needs it.
-_NO_TYPE = re.compile(r"\btypes?\b.*\b(unsupported|not\b.*\bsupported)|\bunsupported\b.*\btypes?\b", re.IGNORECASE)
+_NO_TYPE = re.compile(
+    r"\btypes?\b.*\b(unsupported|not\b.*\bsupported)|(\bunsupported|\bnot support|n't support)\b.*\btypes?\b",
+    re.IGNORECASE,
+)
 _NO_KERNEL = re.compile(r"Didn't find op for builtin|builtin_code out of range")
 _NO_VALUE = re.compile(r"\((READ_VARIABLE|HASHTABLE_FIND|HASHTABLE_SIZE)\) failed")
 

@@ -650,5 +650,24 @@ def lite_custom_op(tf: Any, out: str) -> None:
     _write_lite(converter, out)
 
 
+@_lite_model
+def lite_custom_op_beside(tf: Any, out: str) -> None:
+    """model.tflite: text string[-1] → y = text; the signature upper is of an operator that LiteRT has not."""
+
+    def upper(text: Any) -> dict[str, Any]:
+        return {"y": tf.strings.upper(text)}
+
+    def same(text: Any) -> dict[str, Any]:
+        return {"y": tf.identity(text)}
+
+    text = tf.TensorSpec([None], tf.string, "text")
+    with tempfile.TemporaryDirectory() as scratch:
+        functions = {"serving_default": (same, [text]), "upper": (upper, [text])}
+        _save_all(tf, scratch, functions, {})
+        converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=list(functions))
+        converter.allow_custom_ops = True
+        _write_lite(converter, out)
+
+
 if __name__ == "__main__":
     build(sys.argv[1])

@@ -19,6 +19,7 @@ from backends.artifact import Artifact, ArtifactSignature, write_artifact
 from backends.contract import Backend, BackendError, Code, Placed, Signature, TensorSpec
 from backends.dtypes import DTYPES, DType
 from backends.interpreter_pool import InterpreterPool
+from backends.litert_interpreters import refusing
 from backends.registry import check_complete
 from tests.saved_models import model_zoo
 
@@ -338,6 +339,31 @@ def test_an_operator_that_litert_has_not_is_named_with_a_remedy(zoo: Path) -> No
     assert caught.value.code == Code.UNIMPLEMENTED
     assert "unresolved custom op: StringUpper" in caught.value.message
     assert "serve the SavedModel" in caught.value.message
+
+
+def test_a_signature_without_an_operator_is_not_its_inputs_fault(load: Callable[[str], Backend]) -> None:
+    backend = load("lite_custom_op_beside")
+    text = {"text": np.array([b"a"], object)}
+    assert backend.run(SERVING, text, ["y"])[0].tolist() == [b"a"]
+    error = refusal(backend, "upper", text, "y")
+    assert (error.code, "StringUpper" in error.message) == (Code.UNIMPLEMENTED, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("Type INT16 is unsupported by op Cast.Node number 3 (CAST) failed to prepare.", Code.UNIMPLEMENTED),
+        ("Currently BatchMatMul doesn't support type: INT64Node number 0 (BATCH_MATMUL) failed", Code.UNIMPLEMENTED),
+        ("Indices of type 'FLOAT32' are not supported by gather_nd.", Code.UNIMPLEMENTED),
+        ("a.cc:9 variable != nullptr was not true.Node number 1 (READ_VARIABLE) failed", Code.FAILED_PRECONDITION),
+        ("gather index out of boundsNode number 0 (GATHER) failed to invoke.", Code.INVALID_ARGUMENT),
+        ("a.cc:77 num_input_elements != num_output_elements (6 != 4)", Code.INVALID_ARGUMENT),
+    ],
+)
+def test_the_words_of_litert_say_whose_fault_it_is(said: str, code: Code) -> None:
+    with pytest.raises(BackendError) as caught, refusing():
+        raise RuntimeError(said)
+    assert caught.value.code == code
 
 
 def test_a_file_that_went_or_is_no_model_is_an_error(tmp_path: Path) -> None:
