@@ -1,18 +1,23 @@
 """Whether a SavedModel folder is all there, without TensorFlow: the folder may be half-copied, or hostile.
 
+TensorFlow's loader is the judge of a model. This look only finds what a copy that has not ended leaves behind: a file
+that is missing or too short, zeros or an end where more must come, a checksum that does not match. What it does not
+understand, or what is over its bounds, is unknown and passes.
+
 Sources of the formats: `tensorflow/core/protobuf/saved_model.proto`, `meta_graph.proto` and `tensor_bundle.proto`;
-`xla/tsl/lib/io/format.cc` and `table_format.txt` (LevelDB's table); https://protobuf.dev/programming-guides/encoding.
+https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-import struct
+import re
 from collections.abc import Iterator
 
-from backends.contract import BackendError, Code, IncompleteError
-from backends.crc32c import masked_crc32c
+from backends import table
+from backends.contract import BackendError, IncompleteError
 from backends.folder_hints import hint
 from backends.reading import VARINT, Reader, Schema, open_file
 
@@ -25,21 +30,18 @@ _COLLECTION: Schema = {1: {}, 2: {}, 5: {1: {}}}  # node_list, bytes_list, any_l
 _META_GRAPH: Schema = {1: {}, 2: _GRAPH, 3: {}, 4: {2: _COLLECTION}, 5: {2: {}}, 6: {}, 7: {1: {}}}
 _SAVED_MODEL: Schema = {2: _META_GRAPH}
 
-_TABLE_MAGIC = 0xDB4775248B80FB57
-_FOOTER_BYTES = 48
-_BLOCK_TRAILER_BYTES = 5
+_MAX_ASSET_NAME_BYTES = 4096  # a path is no longer
 
-# Bounds for hostile files.
-_MAX_INDEX_BYTES = 64 << 20  # about 100 bytes for each variable
-_MAX_ASSET_NAME_BYTES = 4096
+# What the first generation of checkpoints is called, which has no index.
+_OLD_VARIABLES = re.compile(r"variables(-\d{5}-of-\d{5})?")
 
 
 def check_complete(path: str) -> None:
-    """Returns if TensorFlow would find all it reads in the SavedModel folder `path`.
+    """Returns if nothing shows that the copy of the SavedModel folder `path` has not ended.
 
     Raises IncompleteError naming the file and what is missing of it; damage is reported so too, because a file that is
-    being written looks the same. Raises BackendError for what no further copying can mend. Not compared are the
-    checksums of the variables, which TensorFlow does on loading (DATA_LOSS).
+    being written looks the same. Not compared are the checksums of the variables, which TensorFlow does on loading
+    (DATA_LOSS). Raises BackendError where a file is something else, such as a named pipe, that no loader reads.
     """
     if not os.path.isdir(path):
         raise IncompleteError(f"{path} is not a folder")
@@ -50,37 +52,35 @@ def check_complete(path: str) -> None:
 
 
 def _check(path: str) -> None:
+    assets: list[bytes] = []
+    has_saver = False
     if os.path.lexists(os.path.join(path, "saved_model.pb")):
-        with open_file(path, "saved_model.pb") as reader:
+        with open_file(path, "saved_model.pb") as reader, contextlib.suppress(BackendError):  # it has too many fields
             assets, has_saver = _check_graph(reader)
     # TensorFlow's loader reads this form if there is no other. It is rare: only that it was written is checked.
     elif os.path.lexists(os.path.join(path, "saved_model.pbtxt")):
         with open_file(path, "saved_model.pbtxt") as reader:
             if not reader.read(max(0, reader.size - 1), min(1, reader.size)).strip(b"\0"):
                 raise IncompleteError("saved_model.pbtxt ends in nothing: it is not written to its end")
-        assets, has_saver = [], False
-    elif os.path.lexists(os.path.join(path, "saved_model.cpb")):
-        raise BackendError(
-            Code.UNIMPLEMENTED,
-            "saved_model.cpb: TensorFlow's loader does not read the split form; export without "
-            "SaveOptions(experimental_image_format=True)",
-        )
-    else:
+    elif not os.path.lexists(os.path.join(path, "saved_model.cpb")):  # which the loader refuses, with a reason
         raise IncompleteError(f"saved_model.pb is missing{hint(path)}")
     for asset in assets:
         _check_asset(path, asset)
     # TensorFlow 2 writes a saver (unless told experimental_skip_saver) and variables/; for a graph without variables,
     # TensorFlow 1 writes no saver and an empty variables/. The loader restores wherever there is a saver.
-    if has_saver or _lists_something(os.path.join(path, "variables")):
-        _check_variables(path)
+    listed = _listed(os.path.join(path, "variables"))
+    is_old = "variables.index" not in listed and any(map(_OLD_VARIABLES.fullmatch, listed))
+    if (has_saver or listed) and not is_old:
+        with contextlib.suppress(table.UnknownFormatError):
+            _check_variables(path)
 
 
-def _lists_something(folder: str) -> bool:
+def _listed(folder: str) -> list[str]:
+    """What the folder holds; itself, where it is something that cannot be listed: why shows when it is read."""
     try:
-        with os.scandir(folder) as entries:
-            return any(entries)
+        return os.listdir(folder)
     except OSError:
-        return os.path.lexists(folder)  # what it is that cannot be listed shows when it is read
+        return [folder] if os.path.lexists(folder) else []
 
 
 def _check_graph(reader: Reader) -> tuple[list[bytes], bool]:
@@ -96,9 +96,7 @@ def _check_graph(reader: Reader) -> tuple[list[bytes], bool]:
         asset_files = list(reader.messages(*meta_graph, 6)) or list(_collected_assets(reader, *meta_graph))
         for asset_file in asset_files:
             for start, stop in reader.messages(*asset_file, 2):
-                if stop - start > _MAX_ASSET_NAME_BYTES:
-                    raise BackendError(Code.INVALID_ARGUMENT, "saved_model.pb has an asset of too long a name")
-                assets.append(reader.read(start, stop - start))
+                assets.append(reader.read(start, min(stop - start, _MAX_ASSET_NAME_BYTES + 1)))
     return assets, has_saver
 
 
@@ -114,10 +112,12 @@ def _collected_assets(reader: Reader, start: int, end: int) -> Iterator[tuple[in
 
 def _check_asset(path: str, asset: bytes) -> None:
     # isprintable: the name goes into messages and logs; of bytes that are not UTF-8, what replaces them does not pass.
+    # What TensorFlow does with other names, and with paths that leave the folder, is its business.
     name = asset.decode("utf-8", "surrogateescape")
-    if not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
-        raise BackendError(Code.INVALID_ARGUMENT, f"saved_model.pb has an asset of a forbidden name: {asset!r}")
-    with open_file(path, f"assets/{name}"):
+    is_odd = not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/"))
+    if is_odd or len(asset) > _MAX_ASSET_NAME_BYTES:
+        return
+    with contextlib.suppress(BackendError), open_file(path, f"assets/{name}"):
         pass
 
 
@@ -126,80 +126,34 @@ def _check_variables(path: str) -> None:
 
     The index is a table from the names of variables to BundleEntryProtos; the first entry, of the empty name, is the
     BundleHeaderProto (`tensorflow/core/util/tensor_bundle/tensor_bundle.h`).
+
+    Raises UnknownFormatError where the index is written in another way.
     """
     shards = 0
     needed: dict[int, int] = {}
     with open_file(path, "variables/variables.index") as index:
-        for position, (key_bytes, value) in enumerate(_table(index)):
-            # BundleHeaderProto: num_shards 1. BundleEntryProto: shard_id 3, offset 4, size 5.
-            message = Reader(io.BytesIO(value), f"{index.name}, entry {position:,}", len(value))
-            fields = {number: n for number, kind, n, _ in message.fields(0, len(value)) if kind == VARINT}
+        for position, (key_bytes, value) in enumerate(table.entries(index)):
+            fields = _numbers(value)
             if position == 0:
-                shards = fields.get(1, 0)
+                shards = fields.get(1, 0)  # BundleHeaderProto: num_shards 1
                 if key_bytes or not shards:
-                    raise IncompleteError(f"{index.name} is damaged: it does not begin with a header")
+                    raise table.UnknownFormatError(f"{index.name} does not begin with a header")
                 continue
+            # BundleEntryProto: shard_id 3, offset 4, size 5.
             shard = fields.get(3, 0)
             if shard >= shards:
-                raise IncompleteError(f"{index.name} is damaged: entry {position:,} is in shard {shard} of {shards}")
+                raise table.UnknownFormatError(f"{index.name}: entry {position:,} is in shard {shard} of {shards}")
             needed[shard] = max(needed.get(shard, 0), fields.get(4, 0) + fields.get(5, 0))
-        if not shards:
-            raise IncompleteError(f"{index.name} is damaged: it has no entries")
     for shard, size in sorted(needed.items()):
         with open_file(path, f"variables/variables.data-{shard:05d}-of-{shards:05d}") as data:
             if data.size < size:
                 raise IncompleteError(f"{data.name} has {data.size:,} of {size:,} bytes")
 
 
-def _table(reader: Reader) -> Iterator[tuple[int, bytes]]:
-    """The entries of a LevelDB table, in order: the length of the key (nothing here needs the keys), and the value."""
-    if reader.size < _FOOTER_BYTES:
-        raise IncompleteError(
-            f"{reader.name} is cut off: it has {reader.size:,} bytes, and its footer alone {_FOOTER_BYTES}"
-        )
-    (magic,) = struct.unpack("<Q", reader.read(reader.size - 8, 8))
-    if magic != _TABLE_MAGIC:
-        raise IncompleteError(f"{reader.name} is cut off, or not written yet: it does not end in a table's footer")
-    if reader.size > _MAX_INDEX_BYTES:
-        raise BackendError(
-            Code.RESOURCE_EXHAUSTED, f"{reader.name} has {reader.size:,} bytes, over {_MAX_INDEX_BYTES:,}"
-        )
-    # The footer: handles (offset and size, varints) of the meta index block and of the index block, padding, magic.
-    _, _, offset, size = reader.varints(reader.size - _FOOTER_BYTES, 4)
-    free = 0
-    for _, handle in _block(reader, offset, size):
-        offset, size = Reader(io.BytesIO(handle), f"{reader.name}, index block", len(handle)).varints(0, 2)
-        if offset < free:  # the same block a million times over would keep us busy
-            raise reader.damaged(offset, "blocks overlap")
-        free = offset + size
-        yield from _block(reader, offset, size)
-
-
-def _block(reader: Reader, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """The entries of the block at `offset`; `size` leaves out the trailer: type of compression, masked crc32c."""
-    if offset + size + _BLOCK_TRAILER_BYTES > reader.size - _FOOTER_BYTES or size < 4:
-        raise reader.damaged(min(offset, reader.size), "a block does not fit in front of the footer")
-    data = reader.read(offset, size + _BLOCK_TRAILER_BYTES)
-    if data[size] != 0:
-        raise reader.damaged(offset + size, f"a block is compressed (type {data[size]}), which TensorFlow never writes")
-    (masked,) = struct.unpack_from("<I", data, size + 1)
-    if masked_crc32c(data[: size + 1]) != masked:
-        raise reader.damaged(offset, "a block does not match its checksum")
-    # After the entries: the offsets of restart points, and their number, 32 bits each.
-    (restarts,) = struct.unpack_from("<I", data, size - 4)
-    end = size - 4 - 4 * restarts
-    if end < 0:
-        raise reader.damaged(offset, "a block has more restart points than bytes")
-    block = Reader(io.BytesIO(data[:end]), f"{reader.name}, block at byte {offset:,}", end)
-    at = key_bytes = 0
-    while at < end:
-        # An entry: how much of the last key it shares, the lengths of the rest of its key and of its value, both.
-        shared, unshared, value_bytes = block.varints(at, 3)
-        if shared > key_bytes:
-            raise block.damaged(at, "a key shares more than its predecessor has")
-        key_bytes = shared + unshared
-        value_at = block.position() + unshared
-        at = value_at + value_bytes
-        if at > end:
-            raise block.damaged(end, "an entry ends outside its block")
-        yield key_bytes, block.read(value_at, value_bytes)
+def _numbers(message: bytes) -> dict[int, int]:
+    """The varints of a protocol buffer, by their fields' numbers."""
+    reader = Reader(io.BytesIO(message), "an entry", len(message))
+    try:
+        return {number: n for number, kind, n, _ in reader.fields(0, len(message)) if kind == VARINT}
+    except IncompleteError as error:  # its block has matched its checksum: it was written so
+        raise table.UnknownFormatError(str(error)) from error

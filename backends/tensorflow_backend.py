@@ -6,6 +6,7 @@ Only worker processes import this module: it imports TensorFlow.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def load(
     # are what Python raises on a graph that contradicts itself.
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         session.close()
-        raise BackendError(Code.INVALID_ARGUMENT, f"cannot load {path}: {error}") from error
+        split = " The split form, saved_model.cpb, is not read: export without experimental_image_format."
+        remedy = split if os.path.exists(os.path.join(path, "saved_model.cpb")) else ""
+        raise BackendError(Code.INVALID_ARGUMENT, f"cannot load {path}: {error}{remedy}") from error
     return TensorFlowBackend(session, meta_graph)
 
 

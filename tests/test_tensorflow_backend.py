@@ -20,6 +20,7 @@ from backends import tensorflow_backend
 from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMPY, DTYPES, DType
 from tests.saved_models import model_zoo
+from tests.tables import SNAPPY, blocks_of, copies, literals, table_of
 
 SERVING = "serving_default"
 
@@ -97,6 +98,23 @@ def test_keras_export_with_its_trained_weights(load: Callable[[str], Backend], n
 def test_table_is_filled_from_its_asset(load: Callable[[str], Backend]) -> None:
     (ids,) = load("assets_vocab").run(SERVING, {"words": texts(b"gamma", b"alpha", b"nope")}, ["ids"])
     assert ids.tolist() == [2, 0, -1]
+
+
+@pytest.mark.parametrize("encode", [literals, copies])
+def test_compressed_index_of_variables_as_older_exporters_wrote_it(
+    zoo: Path, tmp_path: Path, encode: Callable[[bytes], bytes]
+) -> None:
+    model = Path(shutil.copytree(zoo / "half_plus_two", tmp_path / "m"))
+    index = model / "variables/variables.index"
+    index.write_bytes(table_of(*((encode(block), SNAPPY) for block in blocks_of(index.read_bytes()))))
+    (y,) = tensorflow_backend.load(str(model)).run(SERVING, {"x": floats(1, 2, 5)}, ["y"])
+    np.testing.assert_array_equal(y, floats(2.5, 3, 4.5))
+
+
+def test_split_form_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.cpb").write_bytes(b"riegeli")
+    with pytest.raises(BackendError, match=r"does not exist.*experimental_image_format"):
+        tensorflow_backend.load(str(tmp_path))
 
 
 def test_unknown_tags_are_refused_with_those_there_are(zoo: Path) -> None:
