@@ -120,15 +120,20 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class Placed(Protocol):
+class Remarked(Protocol):
+    """A backend that tells more of itself."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What its operator should know, such as why it is not on the GPU."""
+        ...
+
+
+@runtime_checkable
+class Placed(Remarked, Protocol):
     """A backend that chose what it runs on."""
 
     @property
     def device(self) -> str:
         """cpu or cuda."""
-        ...
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        """What its operator should know, such as why it is not on the GPU."""
         ...

@@ -6,8 +6,6 @@ Only worker processes import this module: it imports TensorFlow.
 from __future__ import annotations
 
 import functools
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,24 +17,13 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMBER
+from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
 
 # A callable holds compiled executors, and clients choose output filters: without a bound, they would choose our memory.
 _MAX_CALLABLES = 64
 
 # Every front knows the defaults of every signature: they are metadata.
 _MAX_DEFAULTS_BYTES = 16 << 20
-
-# Entries of signature_def that are ops to run, not functions to serve (tensorflow/python/saved_model/constants.py).
-_OP_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
-
-# What Session.run puts around the message of the C++ runtime (python/framework/error_interpolation.py).
-_PYTHON_TRACE = re.compile(
-    r"^Graph execution error:\s*"
-    r"|^Detected at node .*? defined at \(most recent call last\):.*?(?=^Node: |\Z)"
-    r"|^Node: '[^\n]*'\n"
-    r"|\s*^(?:Original stack trace for|Errors may have originated from) .*\Z",
-    re.MULTILINE | re.DOTALL,
-)
 
 
 def load(
@@ -48,27 +35,13 @@ def load(
 ) -> TensorFlowBackend:
     """Loads the graph of the SavedModel in the folder `path` that carries exactly `tags`; runs its initialisers.
 
-    0 threads leave the number to `session_config_file` (a ConfigProto in protobuf's text format), and without it to
+    What `backends.tensorflow_loading` does beyond TensorFlow Serving's way, the backend's remarks tell. 0 threads leave
+    the number to `session_config_file` (a ConfigProto in protobuf's text format), and without it to
     TensorFlow: one for each core. The first load of a process decides for all.
     Raises BackendError where TensorFlow refuses the model.
     """
-    # Each load would log that loader.load is deprecated and which file it restores.
-    tf.get_logger().setLevel("ERROR")
-    config = _session_config(session_config_file, intra_op_threads, inter_op_threads)
-    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-    try:
-        meta_graph = tf.compat.v1.saved_model.loader.load(session, list(tags), path)
-    except tf.errors.OpError as error:
-        session.close()
-        raise _backend_error(error, f"cannot load {path}: ") from error
-    # What the loader's Python raises is nowhere specified: OSError, RuntimeError and ValueError were seen, the others
-    # are what Python raises on a graph that contradicts itself.
-    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        session.close()
-        split = " The split form, saved_model.cpb, is not read: export without experimental_image_format."
-        remedy = split if os.path.exists(os.path.join(path, "saved_model.cpb")) else ""
-        raise BackendError(Code.INVALID_ARGUMENT, f"cannot load {path}: {error}{remedy}") from error
-    return TensorFlowBackend(session, meta_graph)
+    found = opened(path, tags, _session_config(session_config_file, intra_op_threads, inter_op_threads))
+    return TensorFlowBackend(found.session, found.meta_graph, found.remarks, found.kept)
 
 
 def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> config_pb2.ConfigProto:
@@ -95,18 +68,21 @@ def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> 
 
 
 class TensorFlowBackend:
-    """A SavedModel in a session of its own; see `load`. Implements `backends.contract.Backend`.
+    """A SavedModel in a session of its own; see `load`. Implements `backends.contract.Backend` and `Remarked`.
 
     `signatures` are those that can be served; `unsupported` says of each other one why not: sparse tensors and element
     types outside `backends.dtypes`, which TensorFlow Serving cannot carry either.
     """
 
-    def __init__(self, session: Any, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
+    def __init__(
+        self, session: Any, meta_graph: meta_graph_pb2.MetaGraphDef, remarks: Sequence[str] = (), kept: Any = None
+    ) -> None:
+        self.remarks = tuple(remarks)
         self.signatures: dict[str, Signature] = {}
         self.unsupported: dict[str, str] = {}
         self._defaults: dict[str, dict[str, np.ndarray]] = {}
         for name, signature_def in sorted(meta_graph.signature_def.items()):
-            if name in _OP_SIGNATURES:
+            if name in OP_SIGNATURES:
                 continue
             try:
                 found = _signature(signature_def)
@@ -115,6 +91,7 @@ class TensorFlowBackend:
             except _UnsupportedTensorError as error:
                 self.unsupported[name] = str(error)
         self._session = session
+        self._kept = kept  # what has to live as long as the session
         self._plan = functools.lru_cache(_MAX_CALLABLES)(self._make_plan)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
@@ -139,7 +116,7 @@ class TensorFlowBackend:
             try:
                 fetched = [_as_array(value) for value in plan.execute(*feeds)]
             except tf.errors.OpError as error:
-                raise _backend_error(error) from error
+                raise backend_error(error) from error
             except UnicodeDecodeError as error:
                 # The runtime's message quotes bytes of an input, and TensorFlow's binding fails to decode it; the
                 # status code is lost on the way.
@@ -189,7 +166,7 @@ class TensorFlowBackend:
         try:
             return self._session._make_callable_from_options(options)
         except tf.errors.OpError as error:
-            raise _backend_error(error) from error
+            raise backend_error(error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +223,3 @@ def _as_array(value: Any) -> np.ndarray:
     array = np.empty((), object if isinstance(value, bytes) else value.dtype)
     array[()] = value
     return array
-
-
-def _backend_error(error: tf.errors.OpError, context: str = "") -> BackendError:
-    return BackendError(Code(error.error_code), context + _PYTHON_TRACE.sub("", error.message).strip())

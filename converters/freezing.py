@@ -20,6 +20,7 @@ from tensorflow.python.grappler import tf_optimizer
 
 from backends.artifact import ArtifactSignature
 from backends.contract import Signature, TensorSpec
+from backends.tensorflow_loading import opened
 from converters.plugin import Converted, Failed, Task, shared
 
 __all__ = ["FREEZERS", "Freezer", "FrozenSignature", "converted", "first_line", "frozen", "shape_of"]
@@ -124,11 +125,9 @@ def converted(
 
 
 def freeze_session(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """By the session that TensorFlow Serving would run, its variables replaced by their values."""
-    tf.get_logger().setLevel("ERROR")
-    graph = tf.Graph()
-    session = tf.compat.v1.Session(graph=graph)
-    tf.compat.v1.saved_model.loader.load(session, list(task.tags), task.path)
+    """By the session in which it is served, its variables replaced by their values."""
+    found = opened(task.path, task.tags)
+    session, graph = found.session, found.session.graph
     graph_def = graph.as_graph_def()
     for node in graph_def.node:
         node.device = ""

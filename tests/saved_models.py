@@ -505,6 +505,76 @@ def keras3(tf: Any, out: str) -> None:
     model.export(out, verbose=False)
 
 
+def _dense(tf: Any) -> Any:
+    layers = tf.keras.layers
+    return tf.keras.Sequential([layers.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
+
+
+@_model
+def keras3_saved(tf: Any, out: str) -> None:
+    """inputs float32[-1, 4] → output_0 float32[-1, 3], written by tf.saved_model.save: each variable is there twice."""
+    tf.saved_model.save(_dense(tf), out)
+
+
+@_model
+def keras3_saved_with_signatures(tf: Any, out: str) -> None:
+    """x float32[-1, 4] → y float32[-1, 3], and half the same under the signature half."""
+    model, x = _dense(tf), tf.TensorSpec([None, 4], tf.float32, "x")
+    signatures = {
+        "serving_default": tf.function(lambda x: {"y": model(x)}).get_concrete_function(x),
+        "half": tf.function(lambda x: {"y": model(x) / 2.0}).get_concrete_function(x),
+    }
+    tf.saved_model.save(model, out, signatures=signatures)
+
+
+@_model
+def keras3_in_module(tf: Any, out: str) -> None:
+    """x float32[-1, 4] → y float32[-1, 3] by a Keras 3 model inside a tf.Module."""
+    model = _dense(tf)
+    _save(tf, out, lambda x: {"y": model(x)}, tf.TensorSpec([None, 4], tf.float32, "x"), model=model)
+
+
+@_model
+def keras3_trained(tf: Any, out: str) -> None:
+    """inputs float32[-1, 5, 4] → output_0 float32[-1, 3]: LSTM and batch normalisation, trained with Adam."""
+    layers = tf.keras.layers
+    model = tf.keras.Sequential(
+        [layers.Input((5, 4)), layers.LSTM(8), layers.BatchNormalization(momentum=0.5), layers.Dense(3)]
+    )
+    model.compile("adam", "mse")
+    x = tf.random.stateless_normal([16, 5, 4], [1, 2])
+    model.fit(x, tf.reduce_sum(x, axis=2)[:, :3], epochs=2, verbose=0)
+    tf.saved_model.save(model, out)
+
+
+@_model
+def keras3_text(tf: Any, out: str) -> None:
+    """text string[-1], kind string[-1, 1] → output_0 float32[-1, 2]: TextVectorization, StringLookup, Embedding."""
+    layers = tf.keras.layers
+    words = layers.TextVectorization(max_tokens=20, output_sequence_length=6)
+    words.adapt(["the cat sat", "on the mat"])
+    text, kind = layers.Input((), dtype="string", name="text"), layers.Input((1,), dtype="string", name="kind")
+    mean = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4)(words(text)))
+    kinds = layers.StringLookup(vocabulary=["a", "b", "c"], output_mode="one_hot")(kind)
+    output = layers.Dense(2)(layers.Concatenate()([mean, kinds]))
+    tf.saved_model.save(tf.keras.Model({"text": text, "kind": kind}, output), out)
+
+
+@_model
+def without_saver(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x / 2 + 2, and the table's number of "b" · x as z. Only the object graph says which value a
+    variable has."""
+    a, b = tf.Variable(0.5), tf.Variable(2.0)
+    numbers = tf.lookup.KeyValueTensorInitializer(["a", "b"], [1.0, 2.0])
+    table = tf.lookup.StaticHashTable(numbers, 0.0)
+    module = tf.Module()
+    module.a, module.b, module.table = a, b, table
+    function = tf.function(lambda x: {"y": a * x + b, "z": table.lookup(tf.constant("b")) * x})
+    signature = function.get_concrete_function(tf.TensorSpec([None], tf.float32, "x"))
+    options = tf.saved_model.SaveOptions(experimental_skip_saver=True)
+    tf.saved_model.save(module, out, signatures={"serving_default": signature}, options=options)
+
+
 def _lite(
     tf: Any,
     out: str,

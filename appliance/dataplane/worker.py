@@ -55,7 +55,7 @@ from appliance.errors import ConfigError
 from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
-from backends.contract import Backend, BackendError, Code, IncompleteError, Placed
+from backends.contract import Backend, BackendError, Code, IncompleteError, Placed, Remarked
 from backends.registry import check_complete, end_profile, has_profiler, load, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
@@ -614,7 +614,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         warm = warm_up(backend, task.path, task.options, seconds_left)
         if source == "recorded":
             metrics.warmed_up(task.path, warm.seconds)
-        remarks = backend.remarks if isinstance(backend, Placed) else ()
+        remarks = backend.remarks if isinstance(backend, Remarked) else ()
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
