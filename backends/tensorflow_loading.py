@@ -5,7 +5,6 @@ Only processes that have imported TensorFlow import this module.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -86,6 +85,11 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
     found = Opened(session, meta_graph)
     try:
         return _with_values(found, path, tags, config)
+    except RecursionError:  # its functions are nested too deep to be looked into: requests will tell
+        return found
+    except tf.errors.OpError as error:
+        session.close()
+        raise backend_error(error, f"cannot load {path}: ") from error
     except BaseException:
         session.close()
         raise
@@ -133,6 +137,14 @@ def _by_object_graph(path: str, tags: Sequence[str], config: config_pb2.ConfigPr
             v1 = tf.compat.v1
             session.run(v1.global_variables_initializer())
             session.run(v1.tables_initializer())
+        remark = f"loaded by its object graph, as tf.saved_model.load does, because {why}"
+        found = Opened(session, meta_graph, (remark,), loaded)
+        reads = Reads(graph.as_graph_def())
+        held = _held(reads, meta_graph)
+        return _judged(found, _lacking(found, reads, held, frozenset().union(*held.values())), path)
+    except BackendError:
+        session.close()
+        raise
     except tf.errors.OpError as error:
         session.close()
         raise backend_error(error, f"cannot load {path} by its object graph: ") from error
@@ -141,11 +153,6 @@ def _by_object_graph(path: str, tags: Sequence[str], config: config_pb2.ConfigPr
         raise BackendError(
             Code.INVALID_ARGUMENT, f"cannot load {path} by its object graph: {type(error).__name__}: {error}"
         ) from error
-    remark = f"loaded by its object graph, as tf.saved_model.load does, because {why}"
-    found = Opened(session, meta_graph, (remark,), loaded)
-    reads = Reads(graph.as_graph_def())
-    held = _held(reads, meta_graph)
-    return _judged(found, _lacking(found, reads, held, frozenset().union(*held.values())), path)
 
 
 def _meta_graph(path: str, tags: Sequence[str]) -> Any:
@@ -162,7 +169,8 @@ def _called(loaded: Any, written: Any) -> Any:
         if name in OP_SIGNATURES or name not in loaded.signatures:
             continue
         inputs = {
-            alias: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape))
+            # Of the name in the file, which GetModelMetadata tells.
+            alias: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape), info.name.partition(":")[0])
             for alias, info in signature.inputs.items()
         }
         outputs = loaded.signatures[name](**inputs)
@@ -195,14 +203,12 @@ def _lacking(
 ) -> Mapping[str, Mapping[str, Read]]:
     """By signature: those of the variables `suspects` without a value that it reads, or may read."""
     lacking: dict[str, dict[str, Read]] = {}
-    # RecursionError: its functions are nested too deep. Then it is not told here; requests will tell.
-    with contextlib.suppress(tf.errors.OpError, RecursionError):
-        without = unset(found.session, sorted(suspects))
-        for name, definition in _served(found.meta_graph).items():
-            uses = reads.of(held[name] & without, *_tensors(definition)) if held[name] & without else {}
-            uses = {variable: read for variable, read in uses.items() if read.always or read.perhaps}
-            if uses:
-                lacking[name] = uses
+    without = unset(found.session, sorted(suspects))
+    for name, definition in _served(found.meta_graph).items():
+        uses = reads.of(held[name] & without, *_tensors(definition)) if held[name] & without else {}
+        uses = {variable: read for variable, read in uses.items() if read.always or read.perhaps}
+        if uses:
+            lacking[name] = uses
     return lacking
 
 

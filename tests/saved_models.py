@@ -575,6 +575,25 @@ def without_saver(tf: Any, out: str) -> None:
     tf.saved_model.save(module, out, signatures={"serving_default": signature}, options=options)
 
 
+@_model
+def never_set(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x / 2 + a variable that is not in the checkpoint: every request fails."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        a, b = v1.Variable(0.5, name="a"), v1.Variable(2.0, name="never_set")
+        x = v1.placeholder(tf.float32, [None], name="x")
+        session.run(v1.global_variables_initializer())
+        info = v1.saved_model.build_tensor_info
+        signature = v1.saved_model.build_signature_def(
+            {"x": info(x)}, {"y": info(a * x + b)}, "tensorflow/serving/predict"
+        )
+        builder = v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], {"serving_default": signature}, saver=v1.train.Saver([a])
+        )
+        builder.save()
+
+
 def _lite(
     tf: Any,
     out: str,

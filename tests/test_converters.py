@@ -38,11 +38,16 @@ JOBS: dict[str, dict[str, Any]] = {
     "unknown_operator": {},
     "keras2": {},
     "keras3": {"policy": "tflite"},
+    "keras3_saved": {"policy": "tflite"},
+    "keras3_trained": {"policy": "onnx"},
     "multi_io": {},
     "fails": {"policy": "onnx"},
     "crash_on_positive": {"policy": "onnx"},
     "half_plus_two": {},
 }
+
+
+PROVEN = ("conv", "any_size", "lstm", "embedding", "keras2", "keras3", "keras3_saved", "keras3_trained", "multi_io")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +77,7 @@ def candidate(report: Report, name: str) -> Candidate:
 # -- what is converted
 
 
-@pytest.mark.parametrize("name", ["conv", "any_size", "lstm", "embedding", "keras2", "keras3", "multi_io"])
+@pytest.mark.parametrize("name", PROVEN)
 def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
     outcome = jobs(name)
     report = outcome.report
