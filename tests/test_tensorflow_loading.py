@@ -103,6 +103,25 @@ def test_object_graph_refuses_like_the_session(loaded: Callable[[str], TensorFlo
     assert "Traceback" not in caught.value.message
 
 
+def test_initialiser_that_reads_what_the_restore_has_left_unset(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.number = tf.Variable([2.0])
+    numbers = tf.lookup.KeyValueTensorInitializer(tf.constant(["a"]), tf.constant([2.0]))
+    numbers._values = module.number  # no initialiser of TensorFlow's own reads a variable
+    module.table = tf.lookup.StaticHashTable(numbers, 0.0)
+    function = tf.function(lambda x: {"y": x * module.table.lookup(tf.constant("a"))})
+    signatures = {SERVING: function.get_concrete_function(tf.TensorSpec([None], tf.float32, "x"))}
+    options = tf.saved_model.SaveOptions(experimental_skip_saver=True)
+    tf.saved_model.save(module, str(tmp_path), signatures, options)
+    values, remark = run(str(tmp_path))
+    assert values == [2.0, 4.0]
+    assert "loaded by its object graph, as tf.saved_model.load does, because the session's way fails" in remark
+
+
+def test_names_of_inputs_are_those_of_the_file(loaded: Callable[[str], TensorFlowBackend]) -> None:
+    assert loaded("without_saver").signatures[SERVING].inputs["x"].tensor_name == "serving_default_x:0"
+
+
 # --- Models of TensorFlow 1 whose saver leaves a variable out
 
 
