@@ -71,7 +71,8 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
         session.close()
         refusal = backend_error(error, f"cannot load {path}: ")
         try:
-            return _by_object_graph(path, tags, config, f"the session's way fails: {refusal.message}")
+            why = f"the session's way fails: {backend_error(error).message.partition(chr(10))[0]}"
+            return _by_object_graph(path, tags, config, why)
         except BackendError:
             raise refusal from error
     except tf.errors.OpError as error:
@@ -85,11 +86,9 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
     found = Opened(session, meta_graph)
     try:
         return _with_values(found, path, tags, config)
-    except RecursionError:  # its functions are nested too deep to be looked into: requests will tell
-        return found
-    except tf.errors.OpError as error:
-        session.close()
-        raise backend_error(error, f"cannot load {path}: ") from error
+    except (*_LOADERS_ERRORS, tf.errors.OpError) as error:  # RuntimeErrors: functions that are nested too deep
+        # TensorFlow has loaded it, and that is what counts.
+        return replace(found, remarks=(f"its variables could not be looked at: {type(error).__name__}: {error}",))
     except BaseException:
         session.close()
         raise
@@ -168,14 +167,16 @@ def _called(loaded: Any, written: Any) -> Any:
     for name, signature in written.signature_def.items():
         if name in OP_SIGNATURES or name not in loaded.signatures:
             continue
+        entry = meta_graph.signature_def[name]
+        entry.CopyFrom(signature)
+        if any(info.WhichOneof("encoding") != "name" for info in (*entry.inputs.values(), *entry.outputs.values())):
+            continue  # sparse: no protocol can carry it
         inputs = {
             # Of the name in the file, which GetModelMetadata tells.
             alias: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape), info.name.partition(":")[0])
             for alias, info in signature.inputs.items()
         }
         outputs = loaded.signatures[name](**inputs)
-        entry = meta_graph.signature_def[name]
-        entry.CopyFrom(signature)
         for infos, tensors in ((entry.inputs, inputs), (entry.outputs, outputs)):
             for alias, info in infos.items():
                 info.name = tensors[alias].name
