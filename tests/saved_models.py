@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -450,7 +450,9 @@ def fails(tf: Any, out: str) -> None:
     _save(tf, out, root, tf.TensorSpec([None], tf.float32, "x"))
 
 
-def _crash(tf: Any, out: str, what: str, condition: Callable[[Any], Any]) -> None:
+def _crash(
+    tf: Any, out: str, what: str, condition: Callable[[Any], Any], shape: Sequence[int | None] = (None,)
+) -> None:
     def maybe_abort(x: Any) -> dict[str, Any]:
         def abort() -> Any:
             with tf.control_dependencies([tf.raw_ops.Abort(error_msg=what)]):
@@ -458,7 +460,7 @@ def _crash(tf: Any, out: str, what: str, condition: Callable[[Any], Any]) -> Non
 
         return {"y": tf.cond(tf.reduce_any(condition(x)), abort, lambda: tf.identity(x))}
 
-    _save(tf, out, maybe_abort, tf.TensorSpec([None], tf.float32, "x"))
+    _save(tf, out, maybe_abort, tf.TensorSpec(shape, tf.float32, "x"))
 
 
 @_model
@@ -471,6 +473,111 @@ def crash_on_negative(tf: Any, out: str) -> None:
 def crash_on_positive(tf: Any, out: str) -> None:
     """x float32[-1] → y = x; a positive x, as warm-up makes it up, aborts the whole process (SIGABRT)."""
     _crash(tf, out, "a positive x", lambda x: x > 0.0)
+
+
+@_model
+def crash_always(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x: whatever x is, it aborts the whole process (SIGABRT)."""
+    _crash(tf, out, "any x", lambda x: x == x)  # noqa: PLR0124 - the optimiser must not see through it
+
+
+@_model
+def crash_on_one(tf: Any, out: str) -> None:
+    """x float32[-1, -1] → y = x; rows of one value, as warm-up makes them first, abort the whole process."""
+    _crash(tf, out, "a row of one", lambda x: tf.equal(tf.shape(x)[1], 1), [None, None])
+
+
+@_model
+def crash_on_three_rows(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x; three rows, as the trials of merging have them, abort the whole process."""
+    _crash(tf, out, "three rows", lambda x: tf.equal(tf.size(x), 3))
+
+
+def _from_graph(tf: Any, out: str, build: Callable[[], tuple[Any, Any]]) -> None:
+    """Exports a graph of TensorFlow 1 that nothing initialises, from the tensor "x" to "y", as `build` returns them."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x, y = build()
+        v1.saved_model.simple_save(session, out, {"x": x}, {"y": y})
+
+
+@_model
+def unset_table(tf: Any, out: str) -> None:
+    """x string[-1] → y int64[-1]: each request is FAILED_PRECONDITION, since no init op fills the table."""
+
+    def build() -> tuple[Any, Any]:
+        x = tf.compat.v1.placeholder(tf.string, [None])
+        initial = tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 2], tf.int64))
+        return x, tf.lookup.StaticHashTable(initial, -1).lookup(x)
+
+    _from_graph(tf, out, build)
+
+
+@_model
+def no_kernel(tf: Any, out: str) -> None:
+    """x float32[3, 1, 4] → y: an LSTM of cuDNN, which TensorFlow has no kernel for on a CPU."""
+
+    def lstm(x: Any) -> dict[str, Any]:
+        state = tf.zeros([1, 1, 4])
+        return {"y": tf.raw_ops.CudnnRNN(input=x, input_h=state, input_c=state, params=tf.zeros([200]))[0]}
+
+    _save(tf, out, lstm, tf.TensorSpec([3, 1, 4], tf.float32, "x"))
+
+
+@_model
+def hangs(tf: Any, out: str) -> None:
+    """x float32[-1] → y: waits for what nobody puts into a queue."""
+
+    def build() -> tuple[Any, Any]:
+        x = tf.compat.v1.placeholder(tf.float32, [None])
+        return x, x + tf.queue.FIFOQueue(10, [tf.float32], [[]]).dequeue()
+
+    _from_graph(tf, out, build)
+
+
+@_model
+def endless(tf: Any, out: str) -> None:
+    """x float32[-1] → y: computes for days."""
+
+    def count(x: Any) -> dict[str, Any]:
+        start = (tf.constant(0, tf.int64), x)
+        return {"y": tf.while_loop(lambda i, _: i < 10**12, lambda i, y: (i + 1, y + 1.0), start)[1]}
+
+    _save(tf, out, count, tf.TensorSpec([None], tf.float32, "x"))
+
+
+@_model
+def on_device_training(tf: Any, out: str) -> None:
+    """infer: x float32[-1] → y = w x; restore: checkpoint_path string[] → w float32[], of that checkpoint."""
+    w = tf.Variable(2.0)
+
+    def restore(checkpoint_path: Any) -> dict[str, Any]:
+        return {
+            "w": w.assign(
+                tf.raw_ops.RestoreV2(
+                    prefix=checkpoint_path, tensor_names=["w"], shape_and_slices=[""], dtypes=[tf.float32]
+                )[0]
+            )
+        }
+
+    functions: dict[str, Any] = {
+        "infer": (lambda x: {"y": w * x}, [tf.TensorSpec([None], tf.float32, "x")]),
+        "restore": (restore, [tf.TensorSpec([], tf.string, "checkpoint_path")]),
+    }
+    _save_all(tf, out, functions, {"w": w})
+
+
+@_model
+def image_bytes(tf: Any, out: str) -> None:
+    """bytes string[-1] → mean float32[-1, 3] of each JPEG."""
+
+    def mean(image: Any) -> Any:
+        return tf.reduce_mean(tf.cast(tf.io.decode_jpeg(image, channels=3), tf.float32), axis=[0, 1])
+
+    def means(images: Any) -> dict[str, Any]:
+        return {"mean": tf.map_fn(mean, images, fn_output_signature=tf.TensorSpec([3], tf.float32))}
+
+    _save(tf, out, means, tf.TensorSpec([None], tf.string, "bytes"))
 
 
 @_model

@@ -10,39 +10,41 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from appliance.dataplane.learned_examples import LearnedExamples
+from appliance.dataplane.attempts import Attempt, Made
 from appliance.dataplane.merge_proof import Draw, Run, Verdict, has_rows, prove, trial_rows
+from appliance.dataplane.running import Running
+from appliance.dataplane.trials import (
+    MAX_SIGNATURES,
+    NOTHING_FATAL,
+    PROOF,
+    Announce,
+    Fatal,
+    by_importance,
+    tell_nobody,
+    try_out,
+)
 from appliance.dataplane.warmup_records import Call, calls_of, recorded_requests, records_path
 from appliance.errors import ServingError
-from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
-from backends.made_inputs import TooLargeError, made_inputs
+from appliance.trials import Outcome, Trial, Trials
+from backends.contract import Backend, BackendError, Signature, TensorSpec
+from backends.made_inputs import TooLargeError
 
-__all__ = ["WarmupOptions", "WarmupReport", "source_of", "warm_up"]
+__all__ = ["WarmupOptions", "WarmupReport", "source_of", "try_others", "warm_up"]
 
 RECORDED, MADE, NONE = "recorded", "made", "none"
 
-# More signatures than this are not tried: a client would not call them all, and a backend keeps no more callables.
-_MAX_SIGNATURES = 64
 # A model that needs longer for its trials gains least from merging on a CPU, and a load must not take much longer.
 _PROOF_SECONDS = 3.0
-_MAX_LESSONS = 200  # refusals to learn from, for one signature
+_TRIAL_SECONDS = 10.0  # where made-up requests are for the trials only
 _MAX_KEPT_ROWS = 64  # of recorded requests, for trials
 _MAX_KEPT_BYTES = 16 << 20
-_UNKNOWN_SIZES = (1, 8, 32, 224)
-_ID_RANGES = (10, 2)
-_STRINGS = (
-    (b"", b"0", b"1", b"-1.5", b"a", b"alpha", b"Zz", b"\xc3\xa9", b"the quick brown fox"),
-    (b"0", b"1", b"7", b"25"),
-)
 
 
 class WarmupOptions(Protocol):
@@ -65,13 +67,15 @@ class WarmupOptions(Protocol):
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
     """What warm-up did. `source` is where its requests came from, and `message` says what was left out, and why;
-    requests of the signatures in `mergeable` give the same answers when they run together."""
+    requests of the signatures in `mergeable` give the same answers when they run together. `trials` says what came of
+    each signature that was run."""
 
     requests: int = 0
     seconds: float = 0.0
     source: str = NONE
     message: str = ""
     mergeable: frozenset[str] = frozenset()
+    trials: Trials = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,82 +96,93 @@ def source_of(path: str, options: WarmupOptions) -> str:
     return MADE if options.warmup_timeout_seconds > 0 else NONE
 
 
-def warm_up(backend: Backend, path: str, options: WarmupOptions, seconds_left: float = math.inf) -> WarmupReport:
+def warm_up(
+    backend: Backend,
+    path: str,
+    options: WarmupOptions,
+    seconds_left: float = math.inf,
+    fatal: Fatal = NOTHING_FATAL,
+    announce: Announce = tell_nobody,
+) -> WarmupReport:
     """Warms up `backend`, loaded from the version folder `path`.
 
     Recorded requests take the time that they take; all else ends within `warmup_timeout_seconds`, and within
-    `seconds_left`, though a run that hangs goes on in its thread. Raises BackendError where a recorded request is
-    malformed or fails: the message names the file and the record.
+    `seconds_left`, though a run that hangs goes on in its thread. What is `fatal` is left out. Raises BackendError
+    where a recorded request is malformed or fails: the message names the file and the record.
     """
     source = source_of(path, options)
     if source == NONE:
         return WarmupReport()
     started = time.monotonic()
     requests, remarks = 0, ""
+    draws: Draws = {}
+    outcomes: dict[str, Trial] = {}
+    is_busy = False
     if source == RECORDED:
-        requests, draws = _run_recorded(backend, path, max(options.num_request_iterations_for_warmup, 1))
+        requests, run, draws = _run_recorded(backend, path, max(options.num_request_iterations_for_warmup, 1))
+        outcomes = {name: Trial(Outcome.ANSWERED) for name in sorted(run)}
     elapsed = time.monotonic() - started
-    runner = _Runner(backend, time.monotonic() + min(options.warmup_timeout_seconds, seconds_left - elapsed))
+    deadline = time.monotonic() + min(options.warmup_timeout_seconds, seconds_left - elapsed)
     if source == MADE:
-        draws, remarks = _run_made(runner, backend.signatures)
+        names = by_importance(backend.signatures)
+        trials = try_out(backend, names, deadline, fatal, announce)
+        draws = {trial.name: [trial.draw] for trial in trials if trial.draw is not None}
+        requests = len(draws)
+        outcomes = {trial.name: trial.outcome() for trial in trials}
+        remarks = _remarks(outcomes, [trial.name for trial in trials if trial.is_running], len(names))
+        is_busy = any(trial.is_running for trial in trials)
+    runner = _Runner(backend, deadline)
     mergeable: frozenset[str] = frozenset()
-    if options.merge_waiting_requests and not options.enable_batching:
+    if options.merge_waiting_requests and not options.enable_batching and not is_busy:
         runner.deadline = min(runner.deadline, time.monotonic() + _PROOF_SECONDS)
-        mergeable = _proven(runner, backend.signatures, draws, options.max_merged_batch_size)
-    runner.close()
-    return WarmupReport(requests + runner.requests, time.monotonic() - started, source, remarks, mergeable)
+        sound = {name: sources for name, sources in draws.items() if PROOF not in fatal.of(name) and not fatal.too_many}
+        mergeable = _proven(runner, backend.signatures, sound, options.max_merged_batch_size, announce)
+    seconds = time.monotonic() - started
+    return WarmupReport(requests + runner.requests, seconds, source, remarks, mergeable, outcomes)
+
+
+def try_others(
+    backend: Backend,
+    known: Collection[str],
+    options: WarmupOptions,
+    seconds_left: float = math.inf,
+    fatal: Fatal = NOTHING_FATAL,
+    announce: Announce = tell_nobody,
+) -> Trials:
+    """Tries the signatures that are not `known` from the warm-up, also where there is none."""
+    made_up = options.warmup_timeout_seconds if options.enable_model_warmup else 0.0
+    deadline = time.monotonic() + min(made_up or _TRIAL_SECONDS, seconds_left)
+    names = [name for name in by_importance(backend.signatures) if name not in known]
+    if len(known) >= MAX_SIGNATURES:
+        return {}
+    return {trial.name: trial.outcome() for trial in try_out(backend, names, deadline, fatal, announce)}
 
 
 class _LateError(Exception):
-    """The deadline has come; `during` a run that goes on in its thread, or between runs."""
-
-    def __init__(self, during: bool) -> None:
-        super().__init__()
-        self.during = during
+    """The deadline has come, during a run that goes on in its thread, or between runs."""
 
 
 class _Runner:
-    """Runs requests in a thread of its own, one at a time, and waits for each until `deadline` at most.
-
-    After a _LateError it runs nothing more: its thread may be busy for ever.
-    """
+    """Runs requests one at a time, and waits for each until `deadline` at most. After a _LateError it runs nothing
+    more: the model may be busy for ever."""
 
     def __init__(self, backend: Backend, deadline: float) -> None:
         self.deadline = deadline
         self.requests = 0
         self._backend = backend
         self._late = False
-        self._jobs: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[list[np.ndarray] | BackendError] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="warm-up", daemon=True).start()
 
     def run(self, call: Call) -> list[np.ndarray]:
         """Raises BackendError whatever the model raises, and _LateError."""
         if self._late or time.monotonic() >= self.deadline:
-            raise _LateError(during=False)
-        self._jobs.put(call)
-        try:
-            answer = self._answers.get(timeout=max(self.deadline - time.monotonic(), 0.0))
-        except queue.Empty:
+            raise _LateError
+        running = Running(self._backend, call.signature, call.inputs, call.outputs)
+        if not running.wait(self.deadline):
             self._late = True
-            raise _LateError(during=True) from None
-        if isinstance(answer, BackendError):
-            raise answer
+            raise _LateError
+        answer = running.answer()
         self.requests += 1
         return answer
-
-    def close(self) -> None:
-        """Ends the thread, after the run that it may be at."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (call := self._jobs.get()) is not None:
-            try:
-                self._answers.put(self._backend.run(call.signature, call.inputs, call.outputs))
-            except BackendError as error:
-                self._answers.put(error)
-            except Exception as error:  # noqa: BLE001 - the loop of this thread: whatever a model raises is its refusal
-                self._answers.put(BackendError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
 
 Draws = dict[str, list[Draw]]
@@ -177,10 +192,12 @@ Draws = dict[str, list[Draw]]
 # -- recorded requests
 
 
-def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, Draws]:
+def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, set[str], Draws]:
+    """How many requests were run, of which signatures, and what draws rows of them."""
     file = records_path(path)
     assert file is not None
     requests = 0
+    run: set[str] = set()
     kept: dict[str, list[Mapping[str, np.ndarray]]] = {}
     for number, log in enumerate(recorded_requests(file), 1):
         try:
@@ -191,6 +208,7 @@ def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, Dr
         except (BackendError, ServingError) as error:
             raise BackendError(error.code, f"warm-up request {number} of {file} failed: {error.message}") from error
         for call in calls:
+            run.add(call.signature)
             if has_rows(backend.signatures[call.signature]):
                 _keep_rows(kept.setdefault(call.signature, []), call.inputs)
     draws: Draws = {}
@@ -198,8 +216,8 @@ def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, Dr
         if parts:
             rows = {alias: np.concatenate([part[alias] for part in parts]) for alias in parts[0]}
             shaped = _with_shapes(backend.signatures[name], rows)
-            draws[name] = [_Recorded(rows), _Made(shaped, _Attempt())]
-    return requests, draws
+            draws[name] = [_Recorded(rows), Made(shaped, Attempt())]
+    return requests, run, draws
 
 
 def _keep_rows(kept: list[Mapping[str, np.ndarray]], inputs: Mapping[str, np.ndarray]) -> None:
@@ -244,94 +262,24 @@ class _Recorded:
 # -- made-up inputs
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """What is left open by a signature: sizes of unknown dimensions, ranges of values, strings (the plainest first)."""
-
-    unknown: int = 1
-    id_range: int = _ID_RANGES[0]
-    float_range: float = 1.0
-    strings: tuple[bytes, ...] = _STRINGS[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """Draws inputs made from a signature; those with a default are left out, as most clients do."""
-
-    signature: Signature
-    attempt: _Attempt
-    examples: LearnedExamples = field(default_factory=LearnedExamples)
-
-    def __call__(self, count: int, seed: int) -> Mapping[str, np.ndarray]:
-        strings: Sequence[bytes] = self.attempt.strings if seed else self.attempt.strings[:1]
-        if self.examples:
-            strings = [self.examples.example(number) for number in range(8)]
-        attempt = self.attempt
-        inputs = {name: spec for name, spec in self.signature.inputs.items() if name not in self.signature.defaults}
-        return made_inputs(
-            Signature(inputs, {}),
-            count,
-            seed,
-            attempt.unknown,
-            id_range=attempt.id_range,
-            float_range=attempt.float_range,
-            strings=strings,
-        )
-
-
-def _run_made(runner: _Runner, signatures: Mapping[str, Signature]) -> tuple[Draws, str]:
-    """Runs each signature once: what draws its inputs, and which signatures were not warmed, and why."""
-    draws: Draws = {}
-    remarks = []
-    names = sorted(signatures, key=lambda name: (name != "serving_default", name))
-    if len(names) > _MAX_SIGNATURES:
-        remarks.append(f"{len(names) - _MAX_SIGNATURES} of {len(names)} signatures were left out")
-    for position, name in enumerate(names[:_MAX_SIGNATURES]):
-        try:
-            draw, refusal = _first_that_runs(runner, name, signatures[name])
-        except _LateError as late:
-            what = "still runs in the background" if late.during else "was not begun"
-            others = len(names) - position - 1
-            remarks.append(f"{name} {what} when the time was up" + (f", {others} more were left out" if others else ""))
-            break
-        if draw is None:
-            remarks.append(f"{name} refused made-up inputs: {refusal}")
-        else:
-            draws[name] = [draw]
-    return draws, "; ".join(remarks)
-
-
-def _first_that_runs(runner: _Runner, name: str, signature: Signature) -> tuple[Draw | None, str]:
-    """The first of several attempts that the model takes, or None and what it said last. Raises _LateError."""
-    refusal = ""
-    for attempt in _attempts(signature):
-        draw = _Made(signature, attempt)
-        for _ in range(_MAX_LESSONS):
-            try:
-                runner.run(Call(name, draw(1, 0), tuple(signature.outputs)))
-                return draw, ""
-            except TooLargeError as error:
-                refusal = str(error)
-                break
-            except BackendError as error:
-                refusal = error.message.splitlines()[0][:300] if error.message else error.code.name
-                if not draw.examples.learn(error.message):
-                    break
-    return None, refusal
-
-
-def _attempts(signature: Signature) -> Iterator[_Attempt]:
-    """The plainest first; only what the signature leaves open varies."""
-    specs = signature.inputs.values()
-    open_sizes = any(spec.shape is not None and -1 in spec.shape[1:] for spec in specs)
-    ids = any(spec.element.numpy.kind in "iu" and spec.dtype != "uint8" for spec in specs)
-    texts = any(spec.dtype == "string" for spec in specs)
-    for strings, unknown, id_range in itertools.product(
-        _STRINGS if texts else _STRINGS[:1],
-        _UNKNOWN_SIZES if open_sizes else _UNKNOWN_SIZES[:1],
-        _ID_RANGES if ids else _ID_RANGES[:1],
-    ):
-        yield _Attempt(unknown, id_range, strings=strings)
+def _remarks(trials: Trials, running: Sequence[str], signatures: int) -> str:
+    """Which of so many signatures were not warmed up, and why; requests of those in `running` are not over."""
+    left_out = signatures - len(trials)
+    remarks = [f"{left_out} of {signatures} signatures were left out"] if left_out else []
+    waiting = [name for name, trial in trials.items() if trial.outcome is Outcome.LATE and name not in running]
+    remarks += [
+        f"{name} refused made-up inputs: {trial.message}"
+        for name, trial in trials.items()
+        if trial.outcome in (Outcome.REFUSED, Outcome.FAILED) and name not in running
+    ]
+    if running:
+        verb = "still runs" if len(running) == 1 else "still run"
+        more = f", {len(waiting)} more were left out" if waiting else ""
+        remarks.append(f"{', '.join(running)} {verb} in the background when the time was up{more}")
+    elif waiting:
+        more = f", {len(waiting) - 1} more were left out" if len(waiting) > 1 else ""
+        remarks.append(f"{waiting[0]} was not begun when the time was up{more}")
+    return "; ".join(remarks)
 
 
 # -- merging
@@ -341,13 +289,16 @@ class _NotWorthItError(Exception):
     """The trials of a signature would not be done in time."""
 
 
-def _proven(runner: _Runner, signatures: Mapping[str, Signature], draws: Draws, max_rows: int) -> frozenset[str]:
+def _proven(
+    runner: _Runner, signatures: Mapping[str, Signature], draws: Draws, max_rows: int, announce: Announce
+) -> frozenset[str]:
     """The signatures of which the trials have shown that their requests may run together, while there was time."""
     found = set()
     for name, sources in draws.items():
         signature = signatures[name]
         if not has_rows(signature):
             continue
+        announce(name, PROOF)
         try:
             if _is_proven(sources, functools.partial(_timed, runner, name, signature, max_rows), max_rows):
                 found.add(name)
@@ -366,7 +317,7 @@ def _is_proven(sources: Sequence[Draw], new_run: Callable[[], Run], max_rows: in
         if verdict is Verdict.REFUTED:
             return False
         proven = proven or verdict is Verdict.PROVEN
-        if not proven and isinstance(draw, _Made):
+        if not proven and isinstance(draw, Made) and draw.attempt.float_range:
             # Floats that the model takes for ids, as Keras's embeddings do, are all 0 below 1.
             wide = replace(draw, attempt=replace(draw.attempt, float_range=float(draw.attempt.id_range)))
             proven = prove(new_run(), wide, max_rows) is Verdict.PROVEN

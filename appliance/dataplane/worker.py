@@ -35,7 +35,8 @@ from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, Req
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.merging import Call, Merging, Outcome, joined
 from appliance.dataplane.run_trace import RunTracer
-from appliance.dataplane.warmup import source_of, warm_up
+from appliance.dataplane.trials import Fatal
+from appliance.dataplane.warmup import source_of, try_others, warm_up
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
@@ -63,7 +64,7 @@ from backends.registry import check_complete, end_profile, has_profiler, load, p
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
-_READY_SECONDS = 1.0  # made-up warm-up ends so long before load_timeout_seconds, which it must not break
+_READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, which it must not break
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class WorkerTask:
     max_concurrent_requests: int  # the option's value, worked out
     shared_memory_bytes: int
     options: ModelOptions
+    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -610,15 +612,25 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         source = source_of(task.path, task.options)
         if source != "none":
             report("progress", stage="warming up", source=source)
-        seconds_left = started + task.options.load_timeout_seconds - _READY_SECONDS - time.monotonic()
-        warm = warm_up(backend, task.path, task.options, seconds_left)
+        warm_by = started + task.options.load_timeout_seconds - _READY_SECONDS
+        fatal = Fatal([(name, number, how) for name, number, how in task.fatal_attempts])
+
+        def announce(signature: str, attempt: int) -> None:
+            report("progress", stage="warming up", source="made", attempt=[signature, attempt])
+
+        warm = warm_up(backend, task.path, task.options, warm_by - time.monotonic(), fatal, announce)
         if source == "recorded":
             metrics.warmed_up(task.path, warm.seconds)
         remarks = backend.remarks if isinstance(backend, Remarked) else ()
+        trials = dict(warm.trials)
+        if task.options.release_gate != "off":
+            seconds_left = warm_by - time.monotonic()
+            trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce)
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
             warmup=warm.to_json(),
+            trials={name: trial.to_json() for name, trial in trials.items()},
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
             **({"device": backend.device} if isinstance(backend, Placed) else {}),
         )

@@ -38,6 +38,7 @@ from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from appliance.tls import load_ssl_config
+from appliance.trials import Trials
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
@@ -281,10 +282,11 @@ class Supervisor:
         socket_path: str,
         signatures: Mapping[str, Signature],
         form: Form | None,
+        trials: Trials,
         remarks: Sequence[str],
     ) -> None:
         now = time.monotonic()
-        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, remarks=remarks))
+        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, trials, remarks))
 
     def worker_incomplete(self, number: int, reason: str) -> None:
         self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))

@@ -13,6 +13,23 @@ logger = logging.getLogger(__name__)
 # TensorFlow's remarks (absl's I and W lines), LiteRT's (INFO), and TensorFlow's surprise that we hide the GPU from it.
 _CHATTER = re.compile(r"[IW]\d{4} |INFO: |WARNING: All log messages|.*failed call to cuInit|.*cuda_platform")
 
+# What says why a process ends; a stack of calls follows it. F: absl's fatal lines ("Check failed: …" among them).
+_REASON = re.compile(r"F\d{4} |.*\bCheck failed: |Fatal Python error|terminate called|\s*what\(\): ")
+_MAX_WORDS = 500
+
+
+class LastWords:
+    """The last line that a process has printed, or the last that says why it ends."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._is_reason = False
+
+    def hear(self, line: str) -> None:
+        is_reason = _REASON.match(line) is not None
+        if is_reason or not self._is_reason:
+            self.text, self._is_reason = line[:_MAX_WORDS], is_reason
+
 
 async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None], level: int = logging.WARNING) -> None:
     """Logs what comes from `descriptor` (a pipe, which it closes) until its end, and lets `hear` remember it."""
@@ -33,7 +50,7 @@ async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None], l
             if not text or _CHATTER.match(text):
                 logger.debug("%s says: %s", who, text[:4000])
                 continue
-            hear(text[:500])
+            hear(text)
             logger.log(level, "%s says: %s", who, text[:4000])
     finally:
         transport.close()

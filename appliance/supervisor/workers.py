@@ -23,8 +23,9 @@ from appliance.programs import ForkServer
 from appliance.questions import Questions
 from appliance.servable import Form, ServableId
 from appliance.supervisor.placement import Placement
-from appliance.supervisor.stderr import relay_stderr
+from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
+from appliance.trials import Outcome, Trial, Trials
 from backends.contract import Signature
 from backends.registry import FORKED, backend_for
 
@@ -45,6 +46,7 @@ class Reports(Protocol):
         socket_path: str,
         signatures: Mapping[str, Signature],
         form: Form | None,
+        trials: Trials,
         remarks: Sequence[str],
     ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
@@ -68,8 +70,9 @@ class _Worker:
     killed: bool = False
     draining: bool = False
     crashed: bool = False  # its process has: see processes.is_crash
-    last_words: str = ""
-    trying_inputs: bool = False  # it is warmed up with made-up inputs
+    last_words: LastWords = field(default_factory=LastWords)
+    attempt: tuple[str, int] | None = None  # the made-up request that it is at: the signature, and its number there
+    fatal_attempts: list[tuple[str, int, str]] = field(default_factory=list)  # with how the process died of each
     questions: Questions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,10 +88,10 @@ class _Worker:
 
     def forget_process(self) -> None:
         """Its process has ended, and another one is to be started for it."""
-        self.pid, self.writer, self.last_words, self.trying_inputs = None, None, "", False
+        self.pid, self.writer, self.last_words, self.attempt = None, None, LastWords(), None
 
     def hear(self, words: str) -> None:
-        self.last_words = words
+        self.last_words.hear(words)
 
     def tell(self, message: Mapping[str, Any]) -> None:
         if self.writer is not None:
@@ -215,14 +218,17 @@ class Workers:
                 worker.form, worker.may_fall_back = None, False
                 worker.forget_process()
                 how = await self._run(worker, worker.options)
-            if worker.trying_inputs and not (worker.killed or worker.draining or self._stopping):
+            while worker.attempt is not None and not (worker.killed or worker.draining or self._stopping):
+                signature, number = worker.attempt
                 logger.warning(
-                    "%s: its process ended (%s) while made-up inputs warmed it up; it starts again without warm-up",
+                    "%s: its process ended (%s) while made-up inputs warmed it up (%s); it starts again without those",
                     worker.action.servable,
                     how,
+                    f"the trials of merging {signature}" if number == 0 else f"attempt {number} at {signature}",
                 )
+                worker.fatal_attempts.append((signature, number, how))
                 worker.forget_process()
-                how = await self._run(worker, replace(worker.options, enable_model_warmup=False))
+                how = await self._run(worker, worker.options)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
             how = f"the supervisor failed: {type(error).__name__}: {error}"
@@ -258,7 +264,7 @@ class Workers:
             if worker.serving:
                 await self._hear_answers(reader, worker)
         except TimeoutError:
-            worker.trying_inputs = False
+            worker.attempt = None
             reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
             self._failed(worker, Code.DEADLINE_EXCEEDED, reason)
             self._reaper.kill(worker.pid)
@@ -277,7 +283,7 @@ class Workers:
         await asyncio.wait([stderr], timeout=1)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket_path)
-        return how + (f"; its last words: {worker.last_words}" if worker.last_words else "")
+        return how + (f"; its last words: {worker.last_words.text}" if worker.last_words.text else "")
 
     def _failed(self, worker: _Worker, code: Code, reason: str) -> None:
         if worker.may_fall_back:
@@ -316,6 +322,7 @@ class Workers:
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
                 shared_memory_bytes=self._shared_memory_bytes,
                 options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
+                fatal_attempts=worker.fatal_attempts,
             )
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
@@ -341,21 +348,27 @@ class Workers:
         that it is alive."""
         servable = worker.action.servable
         started = time.monotonic()
+        silent_until = started + _STILL_LOADING_SECONDS
         stage = "loading"
         line = asyncio.ensure_future(reader.readline())
         try:
             while True:
-                done, _ = await asyncio.wait([line], timeout=_STILL_LOADING_SECONDS)
+                done, _ = await asyncio.wait([line], timeout=max(silent_until - time.monotonic(), 0.0))
                 if not done:
                     logger.info("%s: still %s after %.0f s", servable, stage, time.monotonic() - started)
+                    silent_until = time.monotonic() + _STILL_LOADING_SECONDS
                     continue
                 report = line.result()
                 message = json.loads(report) if report else {}
                 if message.get("event") != "progress":
-                    worker.trying_inputs = worker.trying_inputs and not report
+                    if report:
+                        worker.attempt = None
                     return report
                 stage = message["stage"]
-                worker.trying_inputs = message.get("source") == "made"
+                worker.attempt = None
+                if "attempt" in message:
+                    signature, number = message["attempt"]
+                    worker.attempt = signature, number
                 line = asyncio.ensure_future(reader.readline())
         finally:
             line.cancel()
@@ -368,11 +381,16 @@ class Workers:
         number = worker.action.worker
         if report["event"] == "ready":
             signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
-            _log_warmup(worker.action.servable, report["warmup"])
+            trials = {name: Trial.from_json(value) for name, value in report["trials"].items()}
+            _log_warmup(worker.action.servable, report["warmup"], trials)
+            failed = [name for name, trial in trials.items() if trial.outcome is Outcome.FAILED]
+            if failed and worker.may_fall_back:
+                self._failed(worker, trials[failed[0]].code, f"{failed[0]}: {trials[failed[0]].message}")
+                return False  # it ends, for it is not heard any more
             if report.get("device") == "cuda":
                 logger.info("%s: runs on a GPU", worker.action.servable)
             worker.may_fall_back = False
-            self._reports.worker_ready(number, socket_path, signatures, worker.form, report.get("remarks", ()))
+            self._reports.worker_ready(number, socket_path, signatures, worker.form, trials, report["remarks"])
             return True
         if report["event"] == "incomplete" and not worker.may_fall_back:
             self._reports.worker_incomplete(number, report["message"])
@@ -390,12 +408,18 @@ class Workers:
         self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))
 
 
-def _log_warmup(servable: ServableId, warmup: Mapping[str, Any]) -> None:
-    if warmup["source"] == "none":
-        return
-    text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s ({warmup['source']})"
-    if warmup["mergeable"]:
-        text += f"; requests may be merged: {', '.join(warmup['mergeable'])}"
-    logger.info(text, extra={"fields": {"model": servable.model, "version": servable.version, "warmup": warmup}})
+def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:
+    if warmup["source"] != "none":
+        text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s"
+        text += f" ({warmup['source']})"
+        if warmup["mergeable"]:
+            text += f"; requests may be merged: {', '.join(warmup['mergeable'])}"
+        logger.info(text, extra={"fields": {"model": servable.model, "version": servable.version, "warmup": warmup}})
     if warmup["message"]:
         logger.info("%s: left out of the warm-up: %s", servable, warmup["message"])
+    for signature, trial in trials.items():
+        if trial.outcome is Outcome.FAILED:
+            what = f"{trial.code.name}: {trial.message}"
+            logger.warning("%s: signature %s fails whatever it is asked: %s", servable, signature, what)
+        elif trial.outcome is not Outcome.ANSWERED and signature not in warmup["message"]:
+            logger.info("%s: signature %s was not seen to answer (%s)", servable, signature, trial.message)
