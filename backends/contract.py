@@ -137,3 +137,11 @@ class Placed(Remarked, Protocol):
     def device(self) -> str:
         """cpu or cuda."""
         ...
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """A backend of a model that may have signatures which change what lasts: variables, tables, files."""
+
+    @property
+    def changing(self) -> frozenset[str]: ...

@@ -548,20 +548,27 @@ def endless(tf: Any, out: str) -> None:
 
 @_model
 def on_device_training(tf: Any, out: str) -> None:
-    """infer: x float32[-1] → y = w x; restore: checkpoint_path string[] → w float32[], of that checkpoint."""
+    """infer: x float32[-1] → y = w x, w = 2; train: x, t float32[-1] → loss, a step towards w x = t; restore:
+    checkpoint_path string[] → w float32[], from then on that of the checkpoint.
+    """
     w = tf.Variable(2.0)
 
-    def restore(checkpoint_path: Any) -> dict[str, Any]:
-        return {
-            "w": w.assign(
-                tf.raw_ops.RestoreV2(
-                    prefix=checkpoint_path, tensor_names=["w"], shape_and_slices=[""], dtypes=[tf.float32]
-                )[0]
-            )
-        }
+    def train(x: Any, t: Any) -> dict[str, Any]:
+        error = w * x - t
+        w.assign_sub(0.1 * tf.reduce_mean(error * x))
+        return {"loss": tf.reduce_mean(error**2)}
 
+    def restore(checkpoint_path: Any) -> dict[str, Any]:
+        names, slices = ["w"], [""]
+        (value,) = tf.raw_ops.RestoreV2(
+            prefix=checkpoint_path, tensor_names=names, shape_and_slices=slices, dtypes=[tf.float32]
+        )
+        return {"w": w.assign(value)}
+
+    x, t = (tf.TensorSpec([None], tf.float32, name) for name in ("x", "t"))
     functions: dict[str, Any] = {
-        "infer": (lambda x: {"y": w * x}, [tf.TensorSpec([None], tf.float32, "x")]),
+        "infer": (lambda x: {"y": w * x}, [x]),
+        "train": (train, [x, t]),
         "restore": (restore, [tf.TensorSpec([], tf.string, "checkpoint_path")]),
     }
     _save_all(tf, out, functions, {"w": w})

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.dataplane.attempts import attempts
 from appliance.dataplane.running import Activity, hangs
-from appliance.dataplane.trials import PROOF, Fatal, try_out
+from appliance.dataplane.trials import COPY, PROOF, Fatal, try_out
 from appliance.dataplane.warmup import WarmupReport, try_others, warm_up
 from appliance.errors import Code
 from appliance.options import ModelOptions
@@ -196,6 +196,39 @@ def test_a_process_hangs_that_neither_computes_nor_waits_for_a_processor_or_a_di
     assert hangs(before, replace(after, **change)) is is_hang  # type: ignore[arg-type]  # of two types
 
 
+# -- signatures that change what lasts
+
+
+class Counter(NumpyBackend):
+    changing = frozenset({"count"})
+
+    def __init__(self) -> None:
+        super().__init__(a=(VECTOR, identity), count=(VECTOR, identity))
+
+
+def test_what_changes_the_model_is_tried_on_a_copy(tmp_path: Path) -> None:
+    served, copy = Counter(), Counter()
+    told: list[tuple[str, int]] = []
+    report = warm_up(served, str(tmp_path), ModelOptions())
+    assert report.message == "count changes what the model keeps"
+    found = try_others(served, report.trials, ModelOptions(), load=lambda: copy, announce=lambda *at: told.append(at))
+    assert outcomes({**report.trials, **found}) == {"a": Outcome.ANSWERED, "count": Outcome.ANSWERED}
+    assert {name for name, _ in served.runs} == {"a"}
+    assert [name for name, _ in copy.runs] == ["count"]
+    assert told == [("count", COPY), ("count", 1)]
+
+
+def test_where_no_copy_can_be_had_it_is_not_tried() -> None:
+    def load() -> Counter:
+        raise BackendError(Code.RESOURCE_EXHAUSTED, "no memory")
+
+    (trial,) = try_others(Counter(), {"a"}, ModelOptions(), load=load).values()
+    assert (trial.outcome, trial.message.rpartition(": ")[2]) == (Outcome.LATE, "no memory")
+    fatal = Fatal([("count", COPY, "killed by SIGKILL (9)")])
+    (trial,) = try_others(Counter(), {"a"}, ModelOptions(), fatal=fatal, load=Counter).values()
+    assert trial.outcome is Outcome.LATE
+
+
 # -- attempts that a process has died of
 
 
@@ -359,10 +392,9 @@ def test_a_process_that_a_made_up_input_ended_starts_again_without_that_input(lo
 
 
 def test_what_is_refused_or_late_is_told(log: str) -> None:
-    left_out = "left out of the warm-up: "
-    (restore,) = of(log, "on_device_training", left_out)
-    assert restore.startswith("restore refused made-up inputs: Unsuccessful TensorSliceReader constructor")
-    (late,) = of(log, "endless", left_out)
+    (restore,) = of(log, "on_device_training", "signature restore was not seen to answer (")
+    assert restore.startswith("Unsuccessful TensorSliceReader constructor")
+    (late,) = of(log, "endless", "left out of the warm-up: ")
     assert late == "serving_default still runs in the background when the time was up"
 
 

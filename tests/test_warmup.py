@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.dataplane.warmup import WarmupReport, source_of, warm_up
+from appliance.dataplane.warmup import WarmupReport, source_of, try_others, warm_up
 from appliance.dataplane.warmup_records import recorded_requests, records_path
 from appliance.fronts import protos
 from appliance.options import ModelOptions
+from appliance.trials import Outcome
 from backends import tensorflow_backend
-from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
+from backends.contract import Backend, BackendError, Changing, Code, Signature, TensorSpec
 from backends.crc32c import masked_crc32c
 from tests import warmup_files
 from tests.server import Server
@@ -275,7 +276,7 @@ def test_a_length_beyond_the_file_is_refused_before_it_is_allocated(tmp_path: Pa
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_any_record_is_run_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("any")
     head = struct.pack("<Q", len(data))
@@ -402,6 +403,37 @@ def test_models_of_many_kinds_take_what_is_made(load: Callable[[str], Backend], 
     report = warm_up(backend, str(tmp_path), ALONE)
     assert report.message == ""
     assert report.requests == len(backend.signatures)
+
+
+def test_warm_up_trains_no_model(load: Callable[[str], Backend], tmp_path: Path) -> None:
+    backend = load("on_device_training")
+    report = warm_up(backend, str(tmp_path), ModelOptions())
+    assert report.message == "restore changes what the model keeps; train changes what the model keeps"
+    others = try_others(backend, report.trials, ModelOptions(), load=lambda: load("on_device_training"))
+    assert {name: trial.outcome for name, trial in others.items()} == {
+        "restore": Outcome.REFUSED,
+        "train": Outcome.ANSWERED,
+    }
+    assert backend.run("infer", {"x": np.ones(1, np.float32)}, ["y"])[0].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "changing"),
+    [
+        ("on_device_training", {"train", "restore"}),
+        ("runs", {"serving_default"}),
+        ("half_plus_two", set()),
+        ("keras2", set()),
+        ("keras3", set()),
+        ("unset_table", set()),
+    ],
+)
+def test_signatures_that_change_their_model_are_known(
+    load: Callable[[str], Backend], model: str, changing: set[str]
+) -> None:
+    backend = load(model)
+    assert isinstance(backend, Changing)
+    assert backend.changing == changing
 
 
 # -- merging

@@ -6,6 +6,7 @@ dies of is known by the number of its attempt: the next process is told to leave
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from appliance.dataplane.attempts import Made, attempts
 from appliance.dataplane.running import Running
 from appliance.dataplane.verdicts import Failure, verdict
 from appliance.trials import Outcome, Trial
-from backends.contract import Backend, BackendError, Code, Placed, Signature
+from backends.contract import Backend, BackendError, Changing, Code, Placed, Signature
 from backends.made_inputs import TooLargeError
 
 __all__ = [
+    "COPY",
     "MAX_SIGNATURES",
     "NOTHING_FATAL",
     "PROOF",
@@ -25,7 +27,9 @@ __all__ = [
     "Fatal",
     "SignatureTrial",
     "by_importance",
+    "changing",
     "tell_nobody",
+    "try_on_copy",
     "try_out",
 ]
 
@@ -33,6 +37,8 @@ __all__ = [
 MAX_SIGNATURES = 64
 PROOF = 0
 """The attempt whose requests are those of the proof that a signature's requests may be merged; others begin at 1."""
+COPY = -1
+"""The attempt that is to load the model a second time, see `try_on_copy`."""
 
 _MAX_LESSONS = 200  # refusals to learn from, for one signature
 _MAX_DEATHS = 4  # in all; with more, nothing is tried
@@ -70,6 +76,11 @@ def by_importance(signatures: Collection[str]) -> list[str]:
     return sorted(signatures, key=lambda name: (name != "serving_default", name))
 
 
+def changing(backend: Backend) -> frozenset[str]:
+    """The signatures that made-up requests must not be run of: they would change what clients are answered."""
+    return backend.changing if isinstance(backend, Changing) else frozenset()
+
+
 class SignatureTrial:
     """The trial of one signature."""
 
@@ -81,7 +92,7 @@ class SignatureTrial:
         """What drew the inputs that it has answered."""
         self._backend = backend
         self._signature: Signature = backend.signatures[name]
-        self._fatal = {number: how for number, how in fatal.of(name).items() if number != PROOF}
+        self._fatal = {number: how for number, how in fatal.of(name).items() if number > PROOF}
         self._excluded = fatal.too_many
         self._announce = announce
         self._failures: list[Failure] = []
@@ -189,3 +200,31 @@ def try_out(
     for trial in trials:
         trial.advance(deadline)
     return trials
+
+
+def try_on_copy(
+    load: Callable[[], Backend],
+    names: Sequence[str],
+    deadline: float,
+    fatal: Fatal = NOTHING_FATAL,
+    announce: Announce = tell_nobody,
+) -> dict[str, Trial]:
+    """Tries signatures that change what lasts, on a second load of their model, which is then dropped."""
+    names = names[:MAX_SIGNATURES]
+    why = "it changes the model, and "
+    if fatal.too_many or any(COPY in fatal.of(name) for name in names):
+        why += "the process died of loading a copy of it to try"
+    elif time.monotonic() >= deadline:
+        why += "no time was left to load a copy of it to try"
+    else:
+        announce(names[0], COPY)
+        try:
+            copy = load()
+        except BackendError as error:
+            why += f"a copy of it could not be loaded: {error.message}"
+        else:
+            found = {trial.name: trial.outcome() for trial in try_out(copy, names, deadline, fatal, announce)}
+            del copy
+            gc.collect()  # a backend may refer to itself, and what it holds is large
+            return found
+    return dict.fromkeys(names, Trial(Outcome.LATE, Code.UNAVAILABLE, why))

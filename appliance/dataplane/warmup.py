@@ -27,7 +27,9 @@ from appliance.dataplane.trials import (
     Announce,
     Fatal,
     by_importance,
+    changing,
     tell_nobody,
+    try_on_copy,
     try_out,
 )
 from appliance.dataplane.warmup_records import Call, calls_of, recorded_requests, records_path
@@ -118,24 +120,29 @@ def warm_up(
     draws: Draws = {}
     outcomes: dict[str, Trial] = {}
     is_busy = False
+    unsafe = changing(backend)
     if source == RECORDED:
         requests, run, draws = _run_recorded(backend, path, max(options.num_request_iterations_for_warmup, 1))
         outcomes = {name: Trial(Outcome.ANSWERED) for name in sorted(run)}
     elapsed = time.monotonic() - started
     deadline = time.monotonic() + min(options.warmup_timeout_seconds, seconds_left - elapsed)
     if source == MADE:
-        names = by_importance(backend.signatures)
+        names = by_importance(backend.signatures.keys() - unsafe)
         trials = try_out(backend, names, deadline, fatal, announce)
         draws = {trial.name: [trial.draw] for trial in trials if trial.draw is not None}
         requests = len(draws)
         outcomes = {trial.name: trial.outcome() for trial in trials}
-        remarks = _remarks(outcomes, [trial.name for trial in trials if trial.is_running], len(names))
+        remarks = _remarks(outcomes, [trial.name for trial in trials if trial.is_running], len(names), unsafe)
         is_busy = any(trial.is_running for trial in trials)
     runner = _Runner(backend, deadline)
     mergeable: frozenset[str] = frozenset()
     if options.merge_waiting_requests and not options.enable_batching and not is_busy:
         runner.deadline = min(runner.deadline, time.monotonic() + _PROOF_SECONDS)
-        sound = {name: sources for name, sources in draws.items() if PROOF not in fatal.of(name) and not fatal.too_many}
+        sound = {
+            name: sources
+            for name, sources in draws.items()
+            if PROOF not in fatal.of(name) and name not in changing(backend)
+        }
         mergeable = _proven(runner, backend.signatures, sound, options.max_merged_batch_size, announce)
     seconds = time.monotonic() - started
     return WarmupReport(requests + runner.requests, seconds, source, remarks, mergeable, outcomes)
@@ -148,14 +155,20 @@ def try_others(
     seconds_left: float = math.inf,
     fatal: Fatal = NOTHING_FATAL,
     announce: Announce = tell_nobody,
+    load: Callable[[], Backend] | None = None,
 ) -> Trials:
-    """Tries the signatures that are not `known` from the warm-up, also where there is none."""
+    """Tries the signatures that are not `known` from the warm-up, also where there is none. Those that change what
+    lasts are tried on what `load` returns, the same model once more, and without it not at all."""
     made_up = options.warmup_timeout_seconds if options.enable_model_warmup else 0.0
     deadline = time.monotonic() + min(made_up or _TRIAL_SECONDS, seconds_left)
     names = [name for name in by_importance(backend.signatures) if name not in known]
-    if len(known) >= MAX_SIGNATURES:
-        return {}
-    return {trial.name: trial.outcome() for trial in try_out(backend, names, deadline, fatal, announce)}
+    names = names[: max(MAX_SIGNATURES - len(known), 0)]
+    unsafe = changing(backend)
+    safe = [name for name in names if name not in unsafe]
+    trials = {trial.name: trial.outcome() for trial in try_out(backend, safe, deadline, fatal, announce)}
+    if load is not None and (rest := [name for name in names if name in unsafe]):
+        trials |= try_on_copy(load, rest, deadline, fatal, announce)
+    return trials
 
 
 class _LateError(Exception):
@@ -262,8 +275,9 @@ class _Recorded:
 # -- made-up inputs
 
 
-def _remarks(trials: Trials, running: Sequence[str], signatures: int) -> str:
-    """Which of so many signatures were not warmed up, and why; requests of those in `running` are not over."""
+def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Collection[str]) -> str:
+    """Which of so many signatures were not warmed up, and why; requests of those in `running` are not over. The
+    `unsafe` are others."""
     left_out = signatures - len(trials)
     remarks = [f"{left_out} of {signatures} signatures were left out"] if left_out else []
     waiting = [name for name, trial in trials.items() if trial.outcome is Outcome.LATE and name not in running]
@@ -272,6 +286,7 @@ def _remarks(trials: Trials, running: Sequence[str], signatures: int) -> str:
         for name, trial in trials.items()
         if trial.outcome in (Outcome.REFUSED, Outcome.FAILED) and name not in running
     ]
+    remarks += [f"{name} changes what the model keeps" for name in sorted(unsafe)]
     if running:
         verb = "still runs" if len(running) == 1 else "still run"
         more = f", {len(waiting)} more were left out" if waiting else ""

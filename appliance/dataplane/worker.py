@@ -11,6 +11,7 @@ drain and has answered everything, or when its supervisor is gone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -596,7 +597,8 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         loaded_from = task.artifact or task.path
         incomplete = _check(task, loaded_from)
         batching = of_version(task.options, task.path)
-        backend = load(
+        load_model = functools.partial(
+            load,
             task.backend,
             loaded_from,
             tags=task.options.tags,
@@ -608,6 +610,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             device=task.options.device,
             gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
         )
+        backend = load_model()
         metrics.loaded(task.path, time.monotonic() - started)
         source = source_of(task.path, task.options)
         if source != "none":
@@ -625,7 +628,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         trials = dict(warm.trials)
         if task.options.release_gate != "off":
             seconds_left = warm_by - time.monotonic()
-            trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce)
+            trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_model)
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from appliance.dataplane import spawned_worker
+from appliance.dataplane.trials import COPY, PROOF
 from appliance.dataplane.worker import WorkerTask
 from appliance.errors import Code, ServingError
 from appliance.lifecycle.actions import StartWorker
@@ -224,7 +225,8 @@ class Workers:
                     "%s: its process ended (%s) while made-up inputs warmed it up (%s); it starts again without those",
                     worker.action.servable,
                     how,
-                    f"the trials of merging {signature}" if number == 0 else f"attempt {number} at {signature}",
+                    {PROOF: "the trials of merging", COPY: "a copy to try"}.get(number, f"attempt {number} at")
+                    + f" {signature}",
                 )
                 worker.fatal_attempts.append((signature, number, how))
                 worker.forget_process()
@@ -421,5 +423,7 @@ def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials)
         if trial.outcome is Outcome.FAILED:
             what = f"{trial.code.name}: {trial.message}"
             logger.warning("%s: signature %s fails whatever it is asked: %s", servable, signature, what)
-        elif trial.outcome is not Outcome.ANSWERED and signature not in warmup["message"]:
+        elif trial.outcome is Outcome.LATE or (
+            trial.outcome is Outcome.REFUSED and trial.message not in warmup["message"]
+        ):
             logger.info("%s: signature %s was not seen to answer (%s)", servable, signature, trial.message)
