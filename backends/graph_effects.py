@@ -5,8 +5,9 @@ A function counts as running all of its nodes, as TensorFlow runs all that have 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.contract import Signature
@@ -23,8 +24,10 @@ _CHANGING = re.compile(
 
 def changing_signatures(graph: Any, signatures: Mapping[str, Signature]) -> frozenset[str]:
     """Those of `signatures` of the `tensorflow.GraphDef` that change what lasts."""
-    functions = {function.signature.name: function.node_def for function in graph.library.function}
-    changing = _changing_functions(functions)
+    functions = {function.signature.name: _called(function.node_def) for function in graph.library.function}
+    changing = {name for name, called in functions.items() if any(map(_is_changing, called))}
+    while more := {name for name, called in functions.items() if name not in changing and called & changing}:
+        changing |= more
     nodes = {node.name: node for node in graph.node}
     found = set()
     for name, signature in signatures.items():
@@ -36,35 +39,30 @@ def changing_signatures(graph: Any, signatures: Mapping[str, Signature]) -> froz
             if at in seen or at not in nodes:
                 continue
             seen.add(at)
-            if _changes(nodes[at], changing):
+            called = _called([nodes[at]])
+            if called & changing or any(map(_is_changing, called)):
                 found.add(name)
                 break
             todo.extend(_node_of(tensor) for tensor in nodes[at].input)
     return frozenset(found)
 
 
-def _changing_functions(functions: Mapping[str, Any]) -> Set[str]:
-    changing: set[str] = set()
-    while True:
-        more = {
-            name
-            for name, nodes in functions.items()
-            if name not in changing and any(_changes(node, changing) for node in nodes)
-        }
-        if not more:
-            return changing
-        changing |= more
+def _called(nodes: Iterable[Any]) -> set[str]:
+    """The names of the ops and functions of `nodes`, which share one name space."""
+    called = set()
+    for node in nodes:
+        called.add(node.op)
+        for value in node.attr.values():
+            if value.HasField("func"):
+                called.add(value.func.name)
+            elif value.HasField("list"):
+                called.update(function.name for function in value.list.func)
+    return called
 
 
-def _changes(node: Any, changing: Set[str]) -> bool:
-    if _CHANGING.match(node.op) or node.op in changing:
-        return True
-    if not changing:
-        return False
-    return any(
-        value.func.name in changing or any(function.name in changing for function in value.list.func)
-        for value in node.attr.values()
-    )
+@functools.cache
+def _is_changing(op: str) -> bool:
+    return _CHANGING.match(op) is not None
 
 
 def _node_of(tensor: str) -> str:

@@ -611,7 +611,8 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
         )
         backend = load_model()
-        metrics.loaded(task.path, time.monotonic() - started)
+        load_seconds = time.monotonic() - started
+        metrics.loaded(task.path, load_seconds)
         source = source_of(task.path, task.options)
         if source != "none":
             report("progress", stage="warming up", source=source)
@@ -621,6 +622,11 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         def announce(signature: str, attempt: int) -> None:
             report("progress", stage="warming up", source="made", attempt=[signature, attempt])
 
+        def load_again() -> Backend:
+            if time.monotonic() + 2 * load_seconds > warm_by:
+                raise BackendError(Code.DEADLINE_EXCEEDED, "load_timeout_seconds leaves no time for it")
+            return load_model()
+
         warm = warm_up(backend, task.path, task.options, warm_by - time.monotonic(), fatal, announce)
         if source == "recorded":
             metrics.warmed_up(task.path, warm.seconds)
@@ -628,7 +634,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         trials = dict(warm.trials)
         if task.options.release_gate != "off":
             seconds_left = warm_by - time.monotonic()
-            trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_model)
+            trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_again)
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
