@@ -43,8 +43,8 @@ _PYTHON_TRACE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session, and the MetaGraphDef whose signatures name its tensors. `remarks` tell how it was loaded where that
-    was not the usual way; `kept` has to live as long as the session."""
+    """A session, and the MetaGraphDef of its graph, whose signatures name its tensors. `remarks` tell how it was loaded
+    where that was not the usual way; `kept` has to live as long as the session."""
 
     session: Any
     meta_graph: Any
@@ -137,8 +137,9 @@ def _by_object_graph(path: str, tags: Sequence[str], config: config_pb2.ConfigPr
             session.run(v1.global_variables_initializer())
             session.run(v1.tables_initializer())
         remark = f"loaded by its object graph, as tf.saved_model.load does, because {why}"
+        meta_graph.graph_def.CopyFrom(graph.as_graph_def())
         found = Opened(session, meta_graph, (remark,), loaded)
-        reads = Reads(graph.as_graph_def())
+        reads = Reads(meta_graph.graph_def)
         held = _held(reads, meta_graph)
         return _judged(found, _lacking(found, reads, held, frozenset().union(*held.values())), path)
     except BackendError:
@@ -162,7 +163,8 @@ def _meta_graph(path: str, tags: Sequence[str]) -> Any:
 
 
 def _called(loaded: Any, written: Any) -> Any:
-    """A MetaGraphDef of calls of the signatures of `loaded`, in the default graph; `written` is that of the file."""
+    """A MetaGraphDef, without its graph, of calls of the signatures of `loaded`, in the default graph; `written` is
+    that of the file."""
     meta_graph = meta_graph_pb2.MetaGraphDef()
     for name, signature in written.signature_def.items():
         if name in OP_SIGNATURES or name not in loaded.signatures:
