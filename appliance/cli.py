@@ -257,7 +257,7 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
                 except ConfigError:
                     continue  # it has gone since the list was made
                 version["acceleration"] = known
-                details.append((f"{model['name']}/{version['version']}", known))
+                details.append((f"{model['name']}/{version['version']}", version))
     if as_json:
         print(json.dumps(document, indent=2))
         return 0
@@ -272,8 +272,10 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
-    for servable, known in details:
-        _print_acceleration(servable, known)
+    for servable, version in details:
+        _print_acceleration(servable, version["acceleration"])
+        for name, reason in version["unsupported"].items():
+            print(f"signature {name!r} is not served: {reason}")
     return 0
 
 

@@ -30,10 +30,16 @@ class VersionRoute:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
     accelerated: str = ""  # the backend of the accelerated form that is served, "" for the version's own model
     remarks: tuple[str, ...] = ()  # what its operator should know although it is available
+    unsupported: Mapping[str, str] = field(default_factory=dict)  # the model's other signatures: why each is not served
 
     @property
     def available(self) -> bool:
         return self.public_state is PublicState.AVAILABLE
+
+    def why_not(self, signature: str) -> str:
+        """Why the version does not serve a signature that its model has, for the end of an error; else ""."""
+        reason = self.unsupported.get(signature)
+        return "" if reason is None else f"the model has it, but it cannot be served: {reason}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +52,7 @@ class VersionRoute:
             "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
             "accelerated": self.accelerated,
             "remarks": list(self.remarks),
+            "unsupported": dict(self.unsupported),
         }
 
     @classmethod
@@ -60,6 +67,7 @@ class VersionRoute:
             {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
             value["accelerated"],
             tuple(value["remarks"]),
+            value["unsupported"],
         )
 
 

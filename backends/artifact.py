@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from backends.contract import BackendError, Code, IncompleteError, Signature
@@ -59,11 +59,15 @@ class ArtifactSignature:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A converted model: its signatures by name. `precision` is that of its weights or of its arithmetic."""
+    """A converted model: its signatures by name. `precision` is that of its weights or of its arithmetic.
+
+    `unsupported` has the signatures of the SavedModel that no backend serves, each with its reason.
+    """
 
     format: Format
     precision: Precision
     signatures: Mapping[str, ArtifactSignature]
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises BackendError where it cannot be served so."""
@@ -75,12 +79,15 @@ class Artifact:
             raise _invalid("it has no signatures")
         for name, entry in self.signatures.items():
             _check(f"its signature {name!r}", self.format, entry)
+        if not all(isinstance(reason, str) for reason in self.unsupported.values()):
+            raise _invalid(f"why it does not serve {sorted(self.unsupported)} is no text")
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format": self.format,
             "precision": self.precision,
             "signatures": {name: entry.to_json() for name, entry in self.signatures.items()},
+            "unsupported": dict(self.unsupported),
         }
 
     @classmethod
@@ -99,6 +106,7 @@ class Artifact:
                     )
                     for name, entry in value["signatures"].items()
                 },
+                dict(value.get("unsupported", {})),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _invalid(f"it has another structure: {type(error).__name__}: {error}") from error

@@ -54,23 +54,27 @@ class TensorSpec:
 
     `dtype` is a name of `backends.dtypes`; a dimension is -1 where any size fits; `shape` is None where the rank
     is unknown too. `tensor_name` is the tensor in the graph ("serving_default_x:0"), "" where there is none.
+    `is_reference`: its exporter gave it the reference type of `dtype` (DT_FLOAT_REF), as variables of TensorFlow 1
+    have.
     """
 
     dtype: str
     shape: tuple[int, ...] | None
     tensor_name: str = ""
+    is_reference: bool = False
 
     @property
     def element(self) -> DType:
         return BY_NAME[self.dtype]
 
     def to_json(self) -> list[Any]:
-        return [self.dtype, None if self.shape is None else list(self.shape), self.tensor_name]
+        plain = [self.dtype, None if self.shape is None else list(self.shape), self.tensor_name]
+        return [*plain, True] if self.is_reference else plain
 
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> TensorSpec:
-        dtype, shape, tensor_name = value
-        return cls(dtype, None if shape is None else tuple(shape), tensor_name)
+        dtype, shape, tensor_name, *is_reference = value
+        return cls(dtype, None if shape is None else tuple(shape), tensor_name, any(is_reference))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +149,13 @@ class Changing(Protocol):
 
     @property
     def changing(self) -> frozenset[str]: ...
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """A backend whose model may have signatures that cannot be served."""
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """Why, by the signature's name. None of them is in `signatures`."""
+        ...

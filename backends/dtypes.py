@@ -50,6 +50,9 @@ DTYPES: tuple[DType, ...] = (
 
 BY_NAME: dict[str, DType] = {d.name: d for d in DTYPES}
 BY_NUMBER: dict[int, DType] = {d.number: d for d in DTYPES}
+REFERENCE = 100
+"""What the number of a reference type is above that of its base type: DT_FLOAT_REF is 101."""
+
 BY_NUMPY: dict[np.dtype, DType] = {d.numpy: d for d in DTYPES}
 
 

@@ -69,7 +69,7 @@ def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> Li
                 raise BackendError(Code.UNIMPLEMENTED, f"{entry.file} cannot be served: {error}") from error
         pools[name], plan = by_file[entry.file]
         plans[name] = _mapped(name, entry, plan)
-    return LiteRTBackend(pools, plans, {}, remarks)
+    return LiteRTBackend(pools, plans, artifact.unsupported, remarks)
 
 
 def _mapped(name: str, entry: ArtifactSignature, plan: Plan) -> Mapped:

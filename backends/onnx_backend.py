@@ -109,17 +109,21 @@ def load(path: str, settings: SessionSettings) -> OnnxBackend:
 class OnnxBackend:
     """An ONNX model; see `load`. Implements `backends.contract.Backend` and `Placed`."""
 
-    def __init__(self, plans: Mapping[str, _Plan], remarks: Sequence[str]) -> None:
+    def __init__(
+        self, plans: Mapping[str, _Plan], remarks: Sequence[str], unsupported: Mapping[str, str] | None = None
+    ) -> None:
         self.signatures: dict[str, Signature] = {name: plan.signature for name, plan in plans.items()}
         self.device = "cuda" if any(plan.session.on_cuda for plan in plans.values()) else "cpu"
         self.remarks = tuple(dict.fromkeys(remarks))
+        self.unsupported = dict(unsupported or {})
         self._plans = dict(plans)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs `signature`; see `Backend.run`. Only what `outputs` need is computed."""
         plan = self._plans.get(signature)
         if plan is None:
-            raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.')
+            reason = f" It cannot be served: {self.unsupported[signature]}" if signature in self.unsupported else ""
+            raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.{reason}')
         if inputs.keys() != plan.signature.inputs.keys():
             inputs = {**{name: array.copy() for name, array in plan.defaults.items()}, **inputs}
             if inputs.keys() != plan.signature.inputs.keys():
@@ -441,7 +445,7 @@ def _load_artifact(path: str, artifact: Artifact, settings: SessionSettings) -> 
             sessions[entry.file] = _Session(onnx_model.read(path, entry.file), settings)
             remarks += sessions[entry.file].remarks
         plans[name] = _plan(name, entry, sessions[entry.file])
-    return OnnxBackend(plans, remarks)
+    return OnnxBackend(plans, remarks, artifact.unsupported)
 
 
 def _plan(name: str, entry: ArtifactSignature, session: _Session) -> _Plan:

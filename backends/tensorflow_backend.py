@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, struct_pb2
 
 from backends.contract import BackendError, Code, Signature, TensorSpec
-from backends.dtypes import BY_NUMBER
+from backends.dtypes import BY_NUMBER, REFERENCE
 from backends.graph_effects import changing_signatures
 from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
 
@@ -128,6 +129,9 @@ class TensorFlowBackend:
         results = [
             value.copy() if any(np.may_share_memory(value, feed) for feed in feeds) else value for value in fetched
         ]
+        for position in plan.references:
+            # It is the variable's own buffer, which the next request may change while this answer is written.
+            results[position] = results[position].copy()
         if plan.echoes:
             for position, name in plan.echoes:
                 results.insert(position, np.array(inputs[name], order="C"))
@@ -146,16 +150,22 @@ class TensorFlowBackend:
                 f"{{{','.join(sorted(signature.outputs))}}}.",
             )
         by_tensor = {spec.tensor_name: alias for alias, spec in signature.inputs.items()}
-        fetches, echoes = [], []
+        fetches: list[str] = []
+        echoes: list[tuple[int, str]] = []
+        references: list[int] = []
         for position, output in enumerate(outputs):
-            tensor_name = signature.outputs[output].tensor_name
+            spec = signature.outputs[output]
+            tensor_name = spec.tensor_name
             # The runtime refuses to fetch a tensor that is fed ("x:0 is both fed and fetched").
             if tensor_name in by_tensor:
                 echoes.append((position, by_tensor[tensor_name]))
             else:
+                if spec.is_reference:
+                    references.append(len(fetches))
                 fetches.append(tensor_name)
         feeds = [spec.tensor_name for spec in signature.inputs.values()]
-        return _Plan(signature.inputs, self._make_callable(feeds, fetches) if fetches else None, tuple(echoes))
+        execute = self._make_callable(feeds, fetches) if fetches else None
+        return _Plan(signature.inputs, execute, tuple(echoes), tuple(references))
 
     def _make_callable(self, feeds: Sequence[str], fetches: Sequence[str]) -> Any:
         """A function from one array per feed to one value per fetch.
@@ -175,12 +185,14 @@ class TensorFlowBackend:
 class _Plan:
     """How to run one choice of outputs: `execute` (None: nothing to fetch) takes the arrays of `inputs` in order.
 
-    An echo (position, input) is an output that is the fed tensor itself.
+    An echo (position, input) is an output that is the fed tensor itself. `references` are the places, among what is
+    fetched, of variables' own tensors.
     """
 
     inputs: Mapping[str, TensorSpec]
     execute: Any
     echoes: tuple[tuple[int, str], ...]
+    references: tuple[int, ...]
 
 
 class _UnsupportedTensorError(Exception):
@@ -210,12 +222,34 @@ def _default_arrays(signature_def: meta_graph_pb2.SignatureDef, signature: Signa
 def _tensor_spec(alias: str, info: meta_graph_pb2.TensorInfo) -> TensorSpec:
     encoding = info.WhichOneof("encoding")
     if encoding != "name":
-        raise _UnsupportedTensorError(f"the tensor {alias!r} is not dense ({encoding or 'without a name'})")
-    if info.dtype not in BY_NUMBER:
-        raise _UnsupportedTensorError(f"the tensor {alias!r} has the element type number {info.dtype}")
+        kind = {"coo_sparse": "sparse", "composite_tensor": _composite(info), None: "without a name"}[encoding]
+        raise _UnsupportedTensorError(
+            f"the tensor {alias!r} is not dense ({kind}), and the API carries dense tensors only: export a signature "
+            "that takes and gives dense ones"
+        )
+    # Variables of TensorFlow 1 are tensors of reference types; the session feeds and fetches their values.
+    is_reference = info.dtype - REFERENCE in BY_NUMBER
+    number = info.dtype - REFERENCE if is_reference else info.dtype
+    if number not in BY_NUMBER:
+        raise _UnsupportedTensorError(
+            f"the tensor {alias!r} has the element type {_type_name(info.dtype)}, which the API does not carry"
+        )
     shape = info.tensor_shape
     dimensions = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-    return TensorSpec(BY_NUMBER[info.dtype].name, dimensions, info.name)
+    return TensorSpec(BY_NUMBER[number].name, dimensions, info.name, is_reference)
+
+
+def _composite(info: meta_graph_pb2.TensorInfo) -> str:
+    spec = info.composite_tensor.type_spec
+    name = spec.type_spec_class_name or struct_pb2.TypeSpecProto.TypeSpecClass.Name(spec.type_spec_class)
+    return "ragged" if spec.type_spec_class == struct_pb2.TypeSpecProto.RAGGED_TENSOR_SPEC else name
+
+
+def _type_name(number: int) -> str:
+    try:
+        return str(types_pb2.DataType.Name(number))
+    except ValueError:
+        return f"number {number}"
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -48,7 +48,9 @@ class Converting:
         precision: str,
         evidence: Mapping[str, Evidence],
         say: _Say,
+        unsupported: Mapping[str, str],
     ) -> None:
+        """`unsupported`: the signatures that TensorFlow itself does not serve, each with its reason."""
         self.name = name
         self.folder = folder
         self.is_repeatable = True
@@ -57,6 +59,7 @@ class Converting:
         self._precision = precision
         self._evidence = evidence
         self._say = say
+        self._unsupported = unsupported
 
     def run(self) -> Candidate:
         """Tries the entry points in turn. A signature is done once a conversion of it loads and is proven: that an
@@ -173,6 +176,7 @@ class Converting:
             "format": self._converter.FORM,
             "precision": self._precision,
             "signatures": {name: entry.to_json() for name, entry in entries.items()},
+            "unsupported": dict(self._unsupported),
         }
         write_artifact(self.folder, Artifact.from_json(artifact))
 

@@ -79,6 +79,7 @@ class Reference:
         self._deaths = 0
         self._form: Form | None = load_reference(spec, log)
         self.signatures = self._form.signatures
+        self.unsupported = self._form.unsupported
 
     def __enter__(self) -> Reference:
         return self

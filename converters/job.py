@@ -178,7 +178,7 @@ class _Work:
             first = problems[0]
             reason = f"signature {first.signature!r} cannot be proven ({first.verdict}): {first.reason}"
             return Report("tensorflow", reason, signatures=served), True
-        candidates, folder, is_repeatable = self._forms(entry, evidence)
+        candidates, folder, is_repeatable = self._forms(entry, evidence, reference.unsupported)
         makers = {name: found.maker for name, found in evidence.items()}
         return self._chosen(reference, makers, candidates, folder), is_repeatable
 
@@ -217,7 +217,9 @@ class _Work:
         with open(os.path.join(self.result, _CANDIDATES), "w", encoding="utf-8") as file:
             json.dump([to_json(candidate) for candidate in candidates], file)
 
-    def _forms(self, entry: Entry | None, evidence: Mapping[str, Evidence]) -> tuple[list[Candidate], str, bool]:
+    def _forms(
+        self, entry: Entry | None, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
+    ) -> tuple[list[Candidate], str, bool]:
         """The candidates, proven on this machine, the folder of their forms, and whether nothing was ended."""
         if entry is not None:  # its files match their hashes, and another format of ours would have another key
             with open(os.path.join(entry.path, _CANDIDATES), encoding="utf-8") as file:
@@ -225,9 +227,8 @@ class _Work:
             return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
         candidates, is_repeatable = [], True
         for name, (module, precision) in self._plans.items():
-            converting = Converting(
-                self._spec, os.path.join(self.result, _FORMS, name), name, module, precision, evidence, self._say
-            )
+            folder = os.path.join(self.result, _FORMS, name)
+            converting = Converting(self._spec, folder, name, module, precision, evidence, self._say, unsupported)
             candidates.append(converting.run())
             is_repeatable &= converting.is_repeatable
         self._keep(candidates)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.contract import Backend, BackendError, Signature
+from backends.contract import Backend, BackendError, Partial, Signature
 from backends.registry import load
 from converters.child import become_child
 from converters.frames import receive, send
@@ -35,7 +35,8 @@ def serve(sock: socket.socket) -> None:
             if message["op"] == "load":
                 backend = _load(message)
                 served = {name: signature.to_json() for name, signature in backend.signatures.items()}
-                send(sock, {"signatures": served, "unsupported": getattr(backend, "unsupported", {})})
+                unsupported = dict(backend.unsupported) if isinstance(backend, Partial) else {}
+                send(sock, {"signatures": served, "unsupported": unsupported})
                 continue
             if backend is None:
                 raise RuntimeError("nothing is loaded")

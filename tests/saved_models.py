@@ -429,6 +429,78 @@ def gate(tf: Any, out: str) -> None:
 
 
 @_model
+def counter(tf: Any, out: str) -> None:
+    """TensorFlow Serving's own counter (`servables/tensorflow/testdata/export_counter.py`): signatures whose output is
+    a variable of the graph days, of the element type DT_FLOAT_REF, and change it.
+
+    get_counter, incr_counter and reset_counter take nothing int32[-1], incr_counter_by takes delta float32: all give
+    output float32. Ours: get_many and incr_many, nothing → output float32[4]; and `fed`, counter float32, which is the
+    variable itself (what is fed stands in its place) → doubled.
+    """
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        count = v1.Variable(0.0, name="counter", use_resource=False)
+        many = v1.Variable([0.0] * 4, name="many", use_resource=False)
+        nothing = v1.placeholder(tf.int32, [None], name="nothing")
+        delta = v1.placeholder(tf.float32, [], name="delta")
+        signatures = {
+            "get_counter": ({"nothing": nothing}, {"output": count}),
+            "incr_counter": ({"nothing": nothing}, {"output": count.assign_add(1.0)}),
+            "incr_counter_by": ({"delta": delta}, {"output": count.assign_add(delta)}),
+            "reset_counter": ({"nothing": nothing}, {"output": count.assign(0.0)}),
+            "get_many": ({"nothing": nothing}, {"output": many}),
+            "incr_many": ({"nothing": nothing}, {"output": many.assign_add([1.0] * 4)}),
+            "fed": ({"counter": count}, {"doubled": count * 2.0}),
+        }
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            signature_def_map={
+                name: v1.saved_model.build_signature_def(
+                    *({key: _tensor_info(tf, tensor) for key, tensor in side.items()} for side in sides),
+                    "tensorflow/serving/predict",
+                )
+                for name, sides in signatures.items()
+            },
+        )
+        builder.save()
+
+
+def _tensor_info(tf: Any, tensor: Any) -> Any:
+    """As `build_tensor_info` made it when variables were references: of a variable it takes the value now."""
+    graph_tensor = getattr(tensor, "_ref", lambda: tensor)()
+    return tf.compat.v1.saved_model.build_tensor_info(graph_tensor)
+
+
+@_model
+def sparse_beside_dense(tf: Any, out: str) -> None:
+    """serving_default: x float32[-1] → y = x / 2 + 2; and `words`, whose input is a sparse tensor, which no request can
+    carry."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], name="x")
+        words = v1.sparse_placeholder(tf.string, [None, None], name="words")
+        count = tf.size(words.values, name="count")
+        info = v1.saved_model.build_tensor_info
+        signatures = {
+            "serving_default": ({"x": info(x)}, {"y": info(tf.add(x / 2.0, 2.0, name="y"))}),
+            "words": ({"words": info(words)}, {"count": info(count)}),
+        }
+        builder = v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            signature_def_map={
+                name: v1.saved_model.build_signature_def(*sides, "tensorflow/serving/predict")
+                for name, sides in signatures.items()
+            },
+        )
+        builder.save()
+
+
+@_model
 def runs(tf: Any, out: str) -> None:
     """x float32[-1] → y = x, and run int64[-1]: for each example, which run of the model since its load this was."""
     count = tf.Variable(0, dtype=tf.int64)

@@ -184,6 +184,39 @@ def test_sparse_signature_is_set_aside_with_its_reason(zoo: Path) -> None:
     assert "not dense" in refusal(backend, "sparse", {}, "y").message
 
 
+def test_variable_of_the_graph_days_is_served_as_its_base_type(zoo: Path) -> None:
+    backend = tensorflow_backend.load(str(zoo / "counter"))
+    assert not backend.unsupported
+    assert backend.signatures["get_counter"].outputs["output"] == TensorSpec("float32", (), "counter:0", True)
+    assert backend.signatures["get_counter"].inputs["nothing"] == TensorSpec("int32", (-1,), "nothing:0")
+    nothing = {"nothing": np.zeros(0, np.int32)}
+
+    def asked(signature: str, inputs: dict[str, np.ndarray] = nothing) -> float:
+        (output,) = backend.run(signature, inputs, ["output"])
+        assert (output.dtype, output.shape) == (np.float32, ())
+        return output.item()
+
+    assert [asked("get_counter"), asked("incr_counter")] == [0.0, 1.0]
+    assert asked("incr_counter_by", {"delta": np.array(2.5, np.float32)}) == 3.5
+    assert asked("get_counter") == 3.5
+    (doubled,) = backend.run("fed", {"counter": np.array(21, np.float32)}, ["doubled"])
+    assert (doubled.item(), asked("get_counter"), asked("reset_counter")) == (42.0, 3.5, 0.0)
+
+
+def test_answer_stays_when_its_variable_changes(zoo: Path) -> None:
+    backend = tensorflow_backend.load(str(zoo / "counter"))
+    nothing = {"nothing": np.zeros(0, np.int32)}
+    (before,) = backend.run("get_many", nothing, ["output"])
+    (after,) = backend.run("incr_many", nothing, ["output"])
+    backend.run("incr_many", nothing, ["output"])
+    assert (before.tolist(), after.tolist()) == ([0.0] * 4, [1.0] * 4)
+
+
+def test_spec_of_a_reference_travels_as_one() -> None:
+    for spec in (TensorSpec("float32", (), "counter:0", True), TensorSpec("float32", None, "x:0")):
+        assert TensorSpec.from_json(spec.to_json()) == spec
+
+
 # --- What it carries
 
 

@@ -57,7 +57,7 @@ from appliance.errors import ConfigError
 from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
-from backends.contract import Backend, BackendError, Code, IncompleteError, Placed, Remarked
+from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked
 from backends.registry import check_complete, end_profile, has_profiler, load, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
@@ -638,6 +638,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
+            unsupported=dict(backend.unsupported) if isinstance(backend, Partial) else {},
             warmup=warm.to_json(),
             trials={name: trial.to_json() for name, trial in trials.items()},
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],

@@ -33,6 +33,7 @@ __all__ = [
     "Result",
     "Task",
     "TaskPlan",
+    "WhyNot",
     "decode_multi_request",
     "decode_request",
     "encode_multi_response",
@@ -73,29 +74,41 @@ class Task:
     outputs: tuple[str, ...]
 
 
-TaskPlan = Callable[[Mapping[str, Signature]], tuple[Task, ...]]
-"""What a request asks of a version, decided from its signatures; raises ServingError."""
+WhyNot = Callable[[str], str]
+"""Why a signature of the model is not served, by its name; "" for one that the model does not have."""
+
+TaskPlan = Callable[[Mapping[str, Signature], WhyNot], tuple[Task, ...]]
+"""What a request asks of a version, decided from its signatures and why it serves no others; raises ServingError."""
 
 
-def task(method: Method, signature_name: str, signatures: Mapping[str, Signature], check_method_name: bool) -> Task:
+def task(
+    method: Method,
+    signature_name: str,
+    signatures: Mapping[str, Signature],
+    check_method_name: bool,
+    why_not: WhyNot = lambda _: "",
+) -> Task:
     """`method` on the signature of that name ("": the default one).
 
     `check_method_name`: whether the method's name that the exporter gave has to fit too; models of TensorFlow 2 carry
-    predict's on every signature.
+    predict's on every signature. `why_not`: see `VersionRoute.why_not`.
 
     Raises ServingError (INVALID_ARGUMENT) where there is no such signature, or where it does not allow the method.
     """
     name = signature_name or DEFAULT_SIGNATURE
     signature = signatures.get(name)
     if signature is None:
-        raise _refusal(f"No signature was found with the name: {_cut(name)}", _known(signatures))
+        raise _refusal(f"No signature was found with the name: {_cut(name)}", why_not(name) or _known(signatures))
     checked = _checked(method, name, signature, check_method_name)
     _check_parse([checked], signatures)
     return checked
 
 
 def tasks(
-    wanted: Sequence[tuple[str, str, str]], signatures: Mapping[str, Signature], check_method_name: bool
+    wanted: Sequence[tuple[str, str, str]],
+    signatures: Mapping[str, Signature],
+    check_method_name: bool,
+    why_not: WhyNot = lambda _: "",
 ) -> tuple[Task, ...]:
     """MultiInference's tasks, from the names of each one's model, signature and method; `signatures` are of the first
     one's model. Each signature gets the same examples, whatever its input tensor is called in the graph: every
@@ -119,7 +132,8 @@ def tasks(
             raise _refusal(f"Duplicate evaluation of signature: {_cut(name)}", "name each signature once")
         signature = signatures.get(name)
         if signature is None:
-            raise _refusal(f"Requested signature not found in model graph: {_cut(name)}", _known(signatures))
+            message = f"Requested signature not found in model graph: {_cut(name)}"
+            raise _refusal(message, why_not(name) or _known(signatures))
         methods = [method for method in Method if method.value == method_name]
         if not methods:
             raise ServingError(

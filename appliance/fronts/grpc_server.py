@@ -96,7 +96,8 @@ class GrpcFront:
             name = request.signature_name or _DEFAULT_SIGNATURE
             signature = version.signatures.get(name)
             if signature is None:
-                raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name[:200]}" not found.')
+                message = f'Serving signature key "{name[:200]}" not found.'
+                raise ServingError(Code.FAILED_PRECONDITION, message, version.why_not(name))
             if self._options.enable_signature_method_name_check:
                 check_method_name(signature)
             check_names(request.names, signature)

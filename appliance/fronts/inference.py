@@ -19,6 +19,7 @@ from appliance.fronts.examples import (
     Result,
     Task,
     TaskPlan,
+    WhyNot,
     decode_multi_request,
     decode_request,
     encode_multi_response,
@@ -67,15 +68,19 @@ class Inference:
         request = decode_multi_request(data)
         asked_model.set(request.spec.model)
 
-        def plan(signatures: Mapping[str, Signature]) -> tuple[Task, ...]:
-            return tasks(request.wanted, signatures, self.check_method_name)
+        def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
+            return tasks(request.wanted, signatures, self.check_method_name, why_not)
 
         done = await self.run(request.spec, plan, request.examples, reserved, deadline_ns)
         return encode_multi_response(done.model, done.version, done.tasks, done.results)
 
     def plan(self, method: Method, signature_name: str) -> TaskPlan:
         """The plan of a request with one task."""
-        return lambda signatures: (task(method, signature_name, signatures, self.check_method_name),)
+
+        def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
+            return (task(method, signature_name, signatures, self.check_method_name, why_not),)
+
+        return plan
 
     async def run(
         self, spec: ModelSpec, plan: TaskPlan, examples: Examples, reserved: Reservation, deadline_ns: int
@@ -88,7 +93,7 @@ class Inference:
         inputs: dict[str, np.ndarray] = {}
         for last in (False,) * (_ATTEMPTS - 1) + (True,):
             model, version = self.router.snapshot.resolve(spec)
-            wanted = plan(version.signatures)
+            wanted = plan(version.signatures, version.why_not)
             if not inputs:
                 examples.check(self.max_bytes)
                 reserved.add(len(examples.context) * len(examples.examples))

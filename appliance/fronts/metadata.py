@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from appliance.fronts import protos
 from backends.contract import Signature, TensorSpec
+from backends.dtypes import REFERENCE
 
 __all__ = ["metadata_json", "signature_def_map"]
 
@@ -29,7 +30,7 @@ def signature_def_map(signatures: Mapping[str, Signature]) -> Any:
 
 def _fill(info: Any, spec: TensorSpec) -> None:
     info.name = spec.tensor_name
-    info.dtype = spec.element.number
+    info.dtype = spec.element.number + (REFERENCE if spec.is_reference else 0)
     info.tensor_shape.unknown_rank = spec.shape is None
     for size in spec.shape or ():
         info.tensor_shape.dim.add(size=size)

@@ -227,6 +227,7 @@ class RestFront:
                                 "reason": version.reason,
                                 "accelerated": version.accelerated,
                                 "remarks": list(version.remarks),
+                                "unsupported": dict(version.unsupported),
                             }
                             for version in model.versions
                         ],
@@ -361,7 +362,7 @@ def _signature(version: VersionRoute, name: str) -> Signature:
         raise ServingError(
             Code.INVALID_ARGUMENT,
             f'Serving signature name: "{name[:200]}" not found in signature def',
-            f"the model has {', '.join(sorted(version.signatures)) or 'none'}",
+            version.why_not(name) or f"the model has {', '.join(sorted(version.signatures)) or 'none'}",
         )
     return signature
 

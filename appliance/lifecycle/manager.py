@@ -173,12 +173,16 @@ class Manager:
         form: Form | None = None,
         trials: Trials | None = None,
         remarks: Sequence[str] = (),
+        unsupported: Mapping[str, str] | None = None,
     ) -> list[Action]:
         """The worker could serve, `form` or the version's own model: it does if its `trials` let it (None: there were
-        none). `remarks` are for the version's operator."""
+        none). `remarks` are for the version's operator; `unsupported` are signatures that it does not serve, with the
+        reason for each."""
         version = self._servables.version_of(worker)
         if version is not None and version.successor is not None and version.successor.worker == worker:
-            return self._successor_ready(version, socket_path, signatures, trials, remarks, now)
+            version.successor.socket_path, version.successor.signatures = socket_path, signatures
+            version.successor.remarks, version.successor.unsupported = tuple(remarks), unsupported or {}
+            return self._successor_ready(version, trials, now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         if version.state is State.LOADING:
@@ -188,6 +192,7 @@ class Manager:
             version.changes = told
         self._end_load(version)
         version.socket_path, version.signatures, version.form = socket_path, signatures, form
+        version.unsupported = unsupported or {}
         version.available_since = now
         version.attempts = 0
         version.retry_at = None
@@ -197,27 +202,19 @@ class Manager:
         self._servables.say_remarks(version)
         return self._after_load(version, now)
 
-    def _successor_ready(
-        self,
-        version: Version,
-        socket_path: str,
-        signatures: Mapping[str, Signature],
-        trials: Trials | None,
-        remarks: Sequence[str],
-        now: float,
-    ) -> list[Action]:
+    def _successor_ready(self, version: Version, trials: Trials | None, now: float) -> list[Action]:
         """A second worker of a version that is served could take over. One that has other files is judged as another
         version is."""
         successor = version.successor
         assert successor is not None
         if (successor.path, successor.digest) != (version.path, version.digest):
-            refused, successor.changes = judge(self._servables.model_of(version), version, signatures, trials)
+            refused, told = judge(self._servables.model_of(version), version, successor.signatures, trials)
             if refused is not None:
                 actions = self._successors.failed(version, refused.reason)
                 return actions + self._proceed(self._servables.model_of(version), now)
+            successor.changes = told
         else:
             successor.changes = version.changes
-        successor.socket_path, successor.signatures, successor.remarks = socket_path, signatures, tuple(remarks)
         self._servables.revision += 1
         return [] if successor.stands_by else self._take_over(version, now)
 

@@ -33,6 +33,7 @@ class Successor:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +54,7 @@ class Version:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()  # of its worker, for the operator
     changes: tuple[str, ...] = ()  # how its signatures differ from those of the version whose place it took
+    unsupported: Mapping[str, str] = field(default_factory=dict)  # signatures that are not served, and why
     attempts: int = 0
     crashes: int = 0
     deaths: list[float] = field(default_factory=list)  # when its worker died since it took over, the last few
@@ -99,6 +101,7 @@ class Version:
             self.signatures if available else {},
             "" if self.form is None else self.form.backend,
             (*self.remarks, *self.changes) if available else (),
+            self.unsupported if available else {},
         )
 
 

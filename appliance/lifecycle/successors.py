@@ -104,6 +104,7 @@ class Successors:
         if not successor.socket_path:
             return []
         version.socket_path, version.signatures = successor.socket_path, successor.signatures
+        version.unsupported = successor.unsupported
         version.available_since = now
         version.code = Code.OK
         if version.state is State.RESTARTING:

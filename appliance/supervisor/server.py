@@ -284,9 +284,10 @@ class Supervisor:
         form: Form | None,
         trials: Trials,
         remarks: Sequence[str],
+        unsupported: Mapping[str, str],
     ) -> None:
         now = time.monotonic()
-        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, trials, remarks))
+        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, trials, remarks, unsupported))
 
     def worker_incomplete(self, number: int, reason: str) -> None:
         self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))

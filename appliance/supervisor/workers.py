@@ -49,6 +49,7 @@ class Reports(Protocol):
         form: Form | None,
         trials: Trials,
         remarks: Sequence[str],
+        unsupported: Mapping[str, str],
     ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
     def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
@@ -392,7 +393,11 @@ class Workers:
             if report.get("device") == "cuda":
                 logger.info("%s: runs on a GPU", worker.action.servable)
             worker.may_fall_back = False
-            self._reports.worker_ready(number, socket_path, signatures, worker.form, trials, report["remarks"])
+            unsupported = report["unsupported"]
+            for name, reason in unsupported.items():
+                logger.warning("%s: signature %r cannot be served: %s", worker.action.servable, name, reason)
+            remarks = report["remarks"]
+            self._reports.worker_ready(number, socket_path, signatures, worker.form, trials, remarks, unsupported)
             return True
         if report["event"] == "incomplete" and not worker.may_fall_back:
             self._reports.worker_incomplete(number, report["message"])
