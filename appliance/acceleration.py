@@ -50,6 +50,7 @@ def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, ca
         threads=options.tensorflow_intra_op_parallelism,
         inter_op_threads=options.tensorflow_inter_op_parallelism,
         session_config_file=options.tensorflow_session_config_file,
+        op_libraries=options.op_libraries,
         device=options.device,
         gpu_memory_limit_bytes=options.gpu_memory_limit_bytes,
     )

@@ -18,7 +18,18 @@ from typing import Any, NoReturn
 
 from appliance import __version__, logs, model_server
 from appliance.errors import ConfigError
-from appliance.options import Options, Settings, about, from_text, option_types, read_settings, unknown_option
+from appliance.op_libraries import check_op_libraries
+from appliance.options import (
+    Options,
+    Settings,
+    about,
+    from_text,
+    no_flag,
+    option_types,
+    read_settings,
+    shown_default,
+    unknown_option,
+)
 from appliance.reference import flags_manual, flags_table, options_manual, options_page, sample
 from appliance.serving_flags import DEFAULTS, VERSION
 
@@ -45,15 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--config", default="", metavar="FILE", help="TOML file with options, and tables [models.NAME]")
     groups: dict[str, Any] = {}
-    defaults = Options()
     for name, kind in option_types(Options).items():
-        if name == "base_path":
-            continue  # of one model, in the file only
         said = about(name)
+        if said.file_only:
+            continue
         group = groups.setdefault(said.group, None) or serve.add_argument_group(said.group)
         groups[said.group] = group
-        default = getattr(defaults, name)
-        shown = f" [{str(default).lower() if kind is bool else default}]" if default != "" else ""
+        default = shown_default(name)
+        shown = f" [{default}]" if default else ""
         extra: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
         group.add_argument(
             f"--{name}",
@@ -115,7 +125,7 @@ def _main(arguments: list[str]) -> int:
         name = unknown[0].lstrip("-").partition("=")[0]
         if not unknown[0].startswith("--") or parsed.command != "serve":
             raise ConfigError(f"{unknown[0]!r} is not understood", "see dropserve --help")
-        raise unknown_option(name, ["config", *option_types(Options)], "--")
+        raise no_flag(name) or unknown_option(name, ["config", *option_types(Options)], "--")
     if parsed.command == "serve":
         return _serve(vars(parsed))
     if parsed.command == "models":
@@ -225,6 +235,7 @@ def _accelerate(parsed: argparse.Namespace) -> int:
     settings = read_settings({"cache_dir": parsed.cache_dir} if parsed.cache_dir else {}, parsed.config)
     options = settings.options
     model = settings.of_model(parsed.model) if parsed.model else options
+    check_op_libraries([model])
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import ConfigError
-from appliance.options import Options, Settings, about, effective, from_text, option_types
+from appliance.options import Options, Settings, about, effective, from_text, no_flag, option_types
 from appliance.serving_flags import DEFAULTS, FLAGS
 
 __all__ = ["CommandLine", "announcements", "check", "parse", "remarks", "translate", "usage"]
@@ -35,8 +35,7 @@ _LIBRARY_VALUES = frozenset(
 )
 _LIBRARY_PREFIXES = ("tf_", "xla_", "tfrt_", "absl_")
 
-# base_path is of one model, and stands in the file of --config only.
-_OPTIONS = {name: kind for name, kind in option_types(Options).items() if name != "base_path"}
+_OPTIONS = {name: kind for name, kind in option_types(Options).items() if not about(name).file_only}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _BOUNDS = {"int32": 2**31, "int64": 2**63}
@@ -101,6 +100,8 @@ def parse(arguments: Sequence[str]) -> CommandLine:
             found.config = text if equals else _following(name, False, rest)
         elif name in _OPTIONS:
             found.options[name] = from_text(name, text if equals else _following(name, _OPTIONS[name] is bool, rest))
+        elif (error := no_flag(name)) is not None:
+            raise error
         else:
             boolean = name.removeprefix("no") in _LIBRARY_BOOLEANS
             known = boolean or name in _LIBRARY_VALUES or name.startswith(_LIBRARY_PREFIXES)

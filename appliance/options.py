@@ -18,6 +18,7 @@ from appliance.gpu_placement import parse_gpu_devices
 from appliance.lifecycle.policy import All, Latest, Specific, VersionPolicy
 
 T = TypeVar("T")
+M = TypeVar("M", bound="ModelOptions")
 
 _GIB = 1024**3
 _MIB = 1024**2
@@ -29,7 +30,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 class About:
     """What is said of an option, and what its value is checked against.
 
-    `check` raises ConfigError; `normal` does too, and returns the value in the form that is kept.
+    `check` raises ConfigError; `normal` does too, and returns the value in the form that is kept. `file_only`: it is a
+    key in the TOML file, and no flag.
     """
 
     help: str
@@ -39,6 +41,7 @@ class About:
     choices: tuple[str, ...] = ()
     check: Callable[[Any], object] | None = None
     normal: Callable[[Any], Any] | None = None
+    file_only: bool = False
 
 
 def _option(
@@ -51,8 +54,9 @@ def _option(
     choices: tuple[str, ...] = (),
     check: Callable[[Any], object] | None = None,
     normal: Callable[[Any], Any] | None = None,
+    file_only: bool = False,
 ) -> T:
-    about = About(text, group, minimum, maximum, choices, check, normal)
+    about = About(text, group, minimum, maximum, choices, check, normal, file_only)
     return field(default=default, metadata={"about": about})
 
 
@@ -113,6 +117,13 @@ def local_path(written: str) -> str:
     return path.rstrip("/") or path[:1]
 
 
+def local_paths(written: Sequence[str]) -> tuple[str, ...]:
+    """Absolute paths, each as `local_path` has it. Raises ConfigError."""
+    if "" in written:
+        raise ConfigError("one of its paths is empty", "give absolute paths, or leave it out")
+    return tuple(map(local_path, written))
+
+
 def parse_precisions(text: str) -> tuple[str, ...]:
     """The precisions in `float32,int8`. Raises ConfigError."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -140,7 +151,11 @@ class ModelOptions:
     """What can differ from model to model: in `[models.NAME]`, or for all models at the top level."""
 
     base_path: str = _option(
-        "", _MODEL, "Folder that holds the version folders. Only in [models.NAME].", normal=local_path
+        "",
+        _MODEL,
+        "Folder that holds the version folders. Only in [models.NAME].",
+        normal=local_path,
+        file_only=True,
     )
     version_policy: str = _option(
         "latest",
@@ -201,6 +216,15 @@ class ModelOptions:
     )
     tensorflow_session_config_file: str = _option(
         "", _MODEL, "File with a tensorflow.ConfigProto in protobuf's text format, for the session.", normal=local_path
+    )
+    op_libraries: tuple[str, ...] = _option(
+        (),
+        _MODEL,
+        "Files of libraries with custom operators (.so), built for exactly this TensorFlow, that are loaded before a "
+        "SavedModel: they run with the server's rights, so only root or the server's user may be able to write them. "
+        "Only in the TOML file.",
+        normal=local_paths,
+        file_only=True,
     )
     prefer_tflite_model: bool = _option(
         False, _MODEL, "Serve model.tflite of a version folder, where there is one, instead of its SavedModel."
@@ -511,9 +535,35 @@ def about(name: str) -> About:
 
 
 def option_types(cls: type[ModelOptions]) -> dict[str, type]:
-    """The options of `cls` by name, with bool, int, float or str."""
+    """The options of `cls` by name, with bool, int, float, str, or tuple where it is a list of strings."""
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls)}
+    return {f.name: typing.get_origin(hints[f.name]) or hints[f.name] for f in fields(cls)}
+
+
+def type_name(kind: type) -> str:
+    """What the type of an option is called where users read it."""
+    return "list of str" if kind is tuple else kind.__name__
+
+
+def shown_default(name: str) -> str:
+    """The default of the option `name` as users read it: "" where it is empty."""
+    default = getattr(Options(), name)
+    if isinstance(default, tuple):
+        return ", ".join(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def options_from_json(cls: type[M], values: Mapping[str, Any]) -> M:
+    """The options that went through JSON as `dataclasses.asdict` gave them: it has no tuples."""
+    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return cls(**found)
+
+
+def no_flag(name: str) -> ConfigError | None:
+    """The error for an option that is given as a flag and is none, because it is a list; None for all others."""
+    if option_types(Options).get(name) is not tuple:
+        return None
+    return ConfigError(f"--{name} is no flag", f'write it into the file of --config: {name} = ["...", "..."]')
 
 
 def from_text(name: str, text: str) -> Any:
@@ -532,8 +582,16 @@ def _checked(name: str, value: Any, where: str) -> Any:
     kind = option_types(Options)[name]
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is tuple and type(value) is list and all(type(each) is str for each in value):
+        value = tuple(value)
     if type(value) is not kind:
-        word = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[kind]
+        word = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "a string",
+            tuple: 'a list of strings, such as ["/path/one", "/path/two"]',
+        }[kind]
         raise ConfigError(f"{where}{name} is {value!r}", f"it must be {word}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}{name} is {value!r}", "it must be a finite number")

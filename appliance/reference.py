@@ -7,14 +7,15 @@ import json
 import textwrap
 from collections.abc import Mapping
 
-from appliance.options import ModelOptions, Options, about, option_types
+from appliance.options import ModelOptions, Options, about, option_types, shown_default, type_name
 from appliance.serving_flags import FLAGS
 
 _HEAD = """# Options
 
 `dropserve options` writes this page from the table in `appliance/options.py`.
 
-An option is a flag (`--port 8500` or `--port=8500`) and a key in the TOML file that `--config` names (`port = 8500`).
+An option is a flag (`--port 8500` or `--port=8500`) and a key in the TOML file that `--config` names (`port = 8500`). A
+list, and what is marked so, is a key in the file alone.
 What is said more closely goes first:
 
 1. a table `[models.NAME]` in the TOML file, for the options marked *per model*;
@@ -31,16 +32,14 @@ start with what was wrong and what is allowed.
 
 def options_page() -> str:
     """The page, in Markdown."""
-    defaults = Options()
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}
     for name, kind in option_types(Options).items():
         said = about(name)
-        default = getattr(defaults, name)
-        shown = "" if default == "" else f"`{str(default).lower() if kind is bool else default}`"
+        shown = _code(shown_default(name))
         limits = _limits(said.minimum, said.maximum, said.choices)
         mark = " *Per model.*" if name in per_model else ""
-        row = f"| `{name}` | {kind.__name__} | {shown} | {said.help}{limits}{mark} |"
+        row = f"| `{name}` | {type_name(kind)} | {shown} | {said.help}{limits}{mark} |"
         groups.setdefault(said.group, []).append(row)
     parts = [_HEAD]
     for group, rows in groups.items():
@@ -76,11 +75,11 @@ def options_manual() -> str:
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}
     for name, kind in option_types(Options).items():
-        said, default = about(name), getattr(Options(), name)
+        said, default = about(name), shown_default(name)
         text = said.help + _limits(said.minimum, said.maximum, said.choices)
-        shown = "" if default == "" else f" The default is {str(default).lower() if kind is bool else default}."
+        shown = f" The default is {default}." if default else ""
         mark = " Per model." if name in per_model and name != "base_path" else ""
-        head = f".It Ic {name}" if name == "base_path" else f".It Fl -{name} Ar {kind.__name__}"
+        head = f".It Ic {name}" if said.file_only else f".It Fl -{name} Ar {kind.__name__}"
         groups.setdefault(said.group, []).append(f"{head}\n{_roff(text + shown + mark)}\n")
     return "".join(f".Ss {group}\n.Bl -tag -width Ds\n{''.join(entries)}.El\n" for group, entries in groups.items())
 
@@ -129,7 +128,7 @@ def sample() -> str:
     return options_file(_SERVICE)
 
 
-def options_file(settings: Mapping[str, bool | int | float | str]) -> str:
+def options_file(settings: Mapping[str, bool | int | float | str | tuple[str, ...]]) -> str:
     """A TOML file with every option and what it does: those in `settings` with that value, the rest commented out."""
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from backends import onnx_model, tflite_model
+from backends import onnx_model, op_libraries, tflite_model
 from backends.artifact import model_files
 from backends.contract import Backend, BackendError, Code
 from backends.saved_model import check_complete as check_saved_model
@@ -62,19 +62,22 @@ def load(
     intra_op_threads: int,
     inter_op_threads: int,
     session_config_file: str = "",
+    libraries: Sequence[str] = (),
     interpreters: int = 0,
     onnx_spinning: bool = False,
     device: str = "auto",
     gpu_memory_limit_bytes: int = 0,
 ) -> Backend:
     """Loads the version folder at `path`. Thread counts of 0 leave the choice to the framework; `session_config_file`
-    is for TensorFlow's session; `interpreters` bounds LiteRT's, 0: one for each core; the rest is for ONNX Runtime's.
+    and `libraries`, of custom operators, are for TensorFlow; `interpreters` bounds LiteRT's, 0: one for each core; the
+    rest is for ONNX Runtime's.
 
     Raises BackendError with the reason.
     """
     if backend == "tensorflow":
         from backends import tensorflow_backend  # noqa: PLC0415 - costs 1.5 s and 500 MB
 
+        op_libraries.load(libraries)
         return tensorflow_backend.load(path, tags, intra_op_threads, inter_op_threads, session_config_file)
     if backend == "litert":
         from backends import litert_backend  # noqa: PLC0415 - 0.1 s and 30 MB

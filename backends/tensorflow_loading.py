@@ -5,9 +5,10 @@ Only processes that have imported TensorFlow import this module.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from backends.contract import BackendError, Code
+from backends.known_ops import explained
+from backends.missing_ops import missing_ops
 from backends.tensorflow_variables import Read, Reads, copies, copy_values, unset
 
 __all__ = ["OP_SIGNATURES", "Opened", "backend_error", "opened"]
@@ -77,7 +80,8 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
             raise refusal from error
     except tf.errors.OpError as error:
         session.close()
-        raise backend_error(error, f"cannot load {path}: ") from error
+        missing = functools.partial(missing_ops, path, tags)
+        raise backend_error(error, f"cannot load {path}: ", missing) from error
     except _LOADERS_ERRORS as error:
         session.close()
         split = " The split form, saved_model.cpb, is not read: export without experimental_image_format."
@@ -94,8 +98,12 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
         raise
 
 
-def backend_error(error: tf.errors.OpError, context: str = "") -> BackendError:
-    return BackendError(Code(error.error_code), context + _PYTHON_TRACE.sub("", error.message).strip())
+def backend_error(
+    error: tf.errors.OpError, context: str = "", missing: Callable[[], tuple[Iterable[str], str]] | None = None
+) -> BackendError:
+    """Return what TensorFlow says, after `context`; `missing` looks for operators that it lacks (`known_ops`)."""
+    message = _PYTHON_TRACE.sub("", error.message).strip()
+    return BackendError(Code(error.error_code), context + explained(message, tf.__version__, missing))
 
 
 def _with_values(found: Opened, path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None) -> Opened:

@@ -37,7 +37,7 @@ from typing import Any
 from converters.codec import from_json, to_json
 from converters.report import Demotion, Report
 
-__all__ = ["Cache", "Entry", "content_hash", "default_folder", "hold", "key_of"]
+__all__ = ["Cache", "Entry", "content_hash", "default_folder", "file_hash", "hold", "key_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def content_hash(path: str) -> str:
     total = hashlib.sha256()
     for name in sorted(_files_below(path)):
         total.update(
-            f"{len(os.fsencode(name))}:".encode() + os.fsencode(name) + _hash(os.path.join(path, name)).encode()
+            f"{len(os.fsencode(name))}:".encode() + os.fsencode(name) + file_hash(os.path.join(path, name)).encode()
         )
     return total.hexdigest()
 
@@ -340,7 +340,7 @@ def _size_below(path: str) -> int:
     return sum(os.path.getsize(os.path.join(path, name)) for name in _files_below(path))
 
 
-def _hash(path: str) -> str:
+def file_hash(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -350,7 +350,7 @@ def _hash(path: str) -> str:
 
 def _listing(path: str) -> dict[str, list[Any]]:
     return {
-        name: [os.path.getsize(os.path.join(path, name)), _hash(os.path.join(path, name))]
+        name: [os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name))]
         for name in sorted(_files_below(path))
     }
 
@@ -362,7 +362,7 @@ def _check(path: str) -> None:
         raise ValueError(f"{_FILES} lists nothing")
     for name, (size, digest) in listing.items():
         file = os.path.join(path, name)
-        if os.path.getsize(file) != size or _hash(file) != digest:
+        if os.path.getsize(file) != size or file_hash(file) != digest:
             raise ValueError(f"{name} is not what was put there")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from backends import op_libraries
 from backends.artifact import Artifact, ArtifactSignature, Format, write_artifact
 from backends.contract import BackendError, Signature
 from converters.child import ChildError, Limits, fork
@@ -114,9 +115,8 @@ class Converting:
         tried = _Tried()
         limits = Limits(spec.timeout_seconds, spec.memory_bytes, spec.yielding)
         log = os.path.join(spec.work_dir, f"{self.name}-{number}.log")
-        with fork(
-            f"the converter {self.name} ({entry_point})", partial(_convert, task, function), log, limits
-        ) as child:
+        convert = partial(_convert, spec.op_libraries, task, function)
+        with fork(f"the converter {self.name} ({entry_point})", convert, log, limits) as child:
             try:
                 for message in iter(lambda: child.answer()[0], {"done": True}):
                     name = message["name"]
@@ -195,8 +195,9 @@ def prove_folder(
     return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds)
 
 
-def _convert(task: Task, function: EntryPoint, sock: socket.socket) -> None:
+def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: socket.socket) -> None:
     """In the child."""
+    op_libraries.load(libraries)
     results: Iterator[Converted | Failed] = function(task)
     for result in results:
         if isinstance(result, Converted):

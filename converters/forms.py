@@ -131,6 +131,7 @@ def _load(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
         "threads": threads_of(spec, backend),
         "inter_op_threads": spec.inter_op_threads,
         "session_config_file": spec.session_config_file,
+        "op_libraries": list(spec.op_libraries),
         "device": spec.device,
         "gpu_memory_limit_bytes": spec.gpu_memory_limit_bytes,
     }

@@ -32,7 +32,7 @@ import numpy as np
 
 from backends.contract import BackendError, Signature
 from converters import cores
-from converters.cache import Cache, Entry, content_hash, key_of
+from converters.cache import Cache, Entry, content_hash, file_hash, key_of
 from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError, become_child
 from converters.choice import choose, unproven
@@ -83,10 +83,11 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
         return finish(_Work(spec, plans, say).run(None, None)[0])
     try:
         content = content_hash(spec.path)
+        libraries = [file_hash(path) for path in spec.op_libraries]
     except OSError as error:
-        return finish(Report("tensorflow", f"{spec.path} cannot be read: {error.strerror}"))
+        return finish(Report("tensorflow", f"{error.filename or spec.path} cannot be read: {error.strerror}"))
     cache = Cache(spec.cache_dir, spec.cache_max_bytes)
-    key = key_of(_ingredients(spec, content, versions))
+    key = key_of(_ingredients(spec, content, libraries, versions))
     machine_key = key_of({"machine": machine, "threads": spec.threads})[:16]
 
     def waiting() -> None:
@@ -406,11 +407,12 @@ def _versions(modules: Any) -> dict[str, str]:
     return found
 
 
-def _ingredients(spec: JobSpec, content: str, versions: Mapping[str, str]) -> dict[str, Any]:
-    """All on which the result depends, besides the machine."""
-    left_out = ("path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads")
+def _ingredients(spec: JobSpec, content: str, libraries: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
+    """All on which the result depends, besides the machine. `libraries` are the hashes of the operators' libraries."""
+    left_out = ("path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries")
     options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in left_out}
-    return {"format": _FORMAT, "content": content, "versions": dict(versions), "options": options}
+    found = {"format": _FORMAT, "content": content, "versions": dict(versions), "options": options}
+    return {**found, "op_libraries": list(libraries)} if libraries else found
 
 
 def main() -> int:

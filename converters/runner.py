@@ -57,6 +57,7 @@ def _load(message: dict[str, Any]) -> Backend:
         intra_op_threads=message["threads"],
         inter_op_threads=message["inter_op_threads"],
         session_config_file=message["session_config_file"],
+        libraries=message["op_libraries"],
         interpreters=1,
         device=message["device"],
         gpu_memory_limit_bytes=message["gpu_memory_limit_bytes"],

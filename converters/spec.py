@@ -18,10 +18,10 @@ class JobSpec:
 
     `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
     `recorder` is a module whose `recorded_cases(path, signatures)` gives the inputs of the requests that were recorded
-    for the version, by signature; "": there are none. Thread counts and the session's configuration are those with
-    which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as disturbed where
-    other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache. `yielding`: see
-    `converters.child.Limits`. `converters` are modules by name.
+    for the version, by signature; "": there are none. Thread counts, the session's configuration and `op_libraries` are
+    those with which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as
+    disturbed where other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache.
+    `yielding`: see `converters.child.Limits`. `converters` are modules by name.
     """
 
     path: str
@@ -44,6 +44,7 @@ class JobSpec:
     threads: int = 0
     inter_op_threads: int = 0
     session_config_file: str = ""
+    op_libraries: tuple[str, ...] = ()
     device: str = "cpu"
     gpu_memory_limit_bytes: int = 0
     converters: Mapping[str, str] = field(default_factory=lambda: dict(CONVERTERS))

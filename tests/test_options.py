@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from appliance.options import (
     format_version_policy,
     from_text,
     option_types,
+    options_from_json,
     parse_version_policy,
     read_settings,
 )
@@ -110,6 +113,14 @@ def test_the_text_of_a_flag_becomes_its_value(name: str, text: str, value: objec
     assert type(getattr(options, name)) is type(value)
 
 
+def test_a_list_of_strings_is_one_of_the_file_and_travels_through_json(config: Path) -> None:
+    settings = configured(config, 'op_libraries = ["/a.so"]\n[models.m]\nop_libraries = ["file:///b.so", "/c.so"]\n')
+    assert settings.of_model("other").op_libraries == ("/a.so",)
+    options = settings.of_model("m")
+    assert options.op_libraries == ("/b.so", "/c.so")
+    assert options_from_json(ModelOptions, json.loads(json.dumps(asdict(options)))) == options
+
+
 def test_tags_are_separated_by_commas() -> None:
     assert ModelOptions(saved_model_tags="serve, gpu").tags == ("serve", "gpu")
     assert ModelOptions().tags == ("serve",)
@@ -181,6 +192,11 @@ def test_relative_and_remote_paths_are_refused(name: str) -> None:
         ("access_log = 1", "access_log is 1; it must be true or false"),
         ("bind_address = 1", "bind_address is 1; it must be a string"),
         ("settle_seconds = []", "settle_seconds is []; it must be a number"),
+        ('op_libraries = "/x.so"', "op_libraries is '/x.so'; it must be a list of strings, such as ["),
+        ("op_libraries = [1]", "op_libraries is [1]; it must be a list of strings"),
+        ('op_libraries = ["x.so"]', "op_libraries: 'x.so' is a relative path; give an absolute one"),
+        ('op_libraries = [""]', "op_libraries: one of its paths is empty; give absolute paths"),
+        ('[models.a]\nop_libraries = ["s3://b/x.so"]', "[models.a] op_libraries: 's3://b/x.so' is on s3; only local"),
         ("settle_seconds = inf", "settle_seconds is inf; it must be a finite number"),
         ("drain_timeout_seconds = nan", "drain_timeout_seconds is nan; it must be a finite number"),
         ("port = 1979-05-27", "port is datetime.date(1979, 5, 27); it must be a whole number"),
@@ -295,7 +311,7 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
     assert caught.value.code == 0
     words = capsys.readouterr().out.split()
     for name in option_types(Options):
-        assert (f"--{name}" in words) == (name != "base_path")
+        assert (f"--{name}" in words) == (name not in ("base_path", "op_libraries"))
     assert "[8501]" in words
 
 
@@ -306,6 +322,10 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
         (["serve", "--prot=1"], "there is no option --prot; did you mean port?"),
         (["serve", "--rest_api_por", "1"], "there is no option --rest_api_por; did you mean rest_api_port?"),
         (["serve", "--base_path", "/m"], "there is no option --base_path; did you mean"),
+        (
+            ["serve", "--op_libraries", "/x.so"],
+            '--op_libraries is no flag; write it into the file of --config: op_libraries = ["...", "..."]',
+        ),
         (["serve", "--port"], "expected one argument"),
         (["serve", "--port", "x"], "--port is 'x'; it must be a whole number"),
         (["serve", "--port=70000"], "--port is 70000; it must be from -1 to 65,535"),

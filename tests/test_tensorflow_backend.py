@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from backends import tensorflow_backend
+from backends import registry, tensorflow_backend
 from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMPY, DTYPES, DType
+from tests.op_library import needing
 from tests.saved_models import model_zoo
 from tests.tables import SNAPPY, blocks_of, copies, literals, table_of
 
@@ -129,6 +130,33 @@ def test_unknown_op_is_named(zoo: Path, tmp_path: Path, name: str) -> None:
     graph.write_bytes(graph.read_bytes().replace(b"AddV2", b"MyAdd"))
     with pytest.raises(BackendError, match="Op type not registered 'MyAdd'"):
         tensorflow_backend.load(str(model))
+
+
+@pytest.mark.parametrize("name", ["tiny_tf2", "half_plus_two"])
+def test_all_unknown_ops_are_named_at_once_with_what_to_do(zoo: Path, tmp_path: Path, name: str) -> None:
+    model = needing(zoo / name, tmp_path / name, (b"AddV2", b"IO>Up"), (b"Mul", b"Mux"))
+    with pytest.raises(BackendError) as caught:
+        tensorflow_backend.load(str(model))
+    assert caught.value.message.startswith(f"cannot load {model}: Op type not registered 'IO>Up', 'Mux': they are not ")
+    assert "TensorFlow I/O has 'IO>Up' (tensorflow-io on PyPI; " in caught.value.message
+    assert "A library of custom operators has 'Mux'. Write the libraries' files, built for " in caught.value.message
+    assert "contrib" not in caught.value.message
+
+
+def test_library_that_others_may_write_by_now_is_not_loaded(zoo: Path, tmp_path: Path) -> None:
+    library = tmp_path / "x.so"
+    library.touch()
+    library.chmod(0o666)
+    with pytest.raises(BackendError, match=f"op_libraries: {library} may be written by others") as caught:
+        registry.load(
+            "tensorflow",
+            str(zoo / "tiny_tf2"),
+            tags=["serve"],
+            intra_op_threads=0,
+            inter_op_threads=0,
+            libraries=[str(library)],
+        )
+    assert caught.value.code is Code.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(

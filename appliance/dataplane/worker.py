@@ -56,7 +56,7 @@ from appliance.dataplane.wire import (
 from appliance.errors import ConfigError
 from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
-from appliance.options import ModelOptions
+from appliance.options import ModelOptions, options_from_json
 from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked
 from backends.registry import check_complete, end_profile, has_profiler, load, profile
 
@@ -90,7 +90,7 @@ class WorkerTask:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
-        return cls(**{**value, "options": ModelOptions(**value["options"])})
+        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"])})
 
 
 class _Request:
@@ -606,6 +606,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             inter_op_threads=task.options.tensorflow_inter_op_parallelism,
             interpreters=task.options.num_tflite_interpreters,
             session_config_file=task.options.tensorflow_session_config_file,
+            libraries=task.options.op_libraries,
             onnx_spinning=task.options.onnx_spinning,
             device=task.options.device,
             gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from appliance.options import Options
+from appliance.options import Options, options_from_json
 
 VARIABLE = "DROPSERVE_FRONT"
 
@@ -39,4 +39,4 @@ class FrontSettings:
     @classmethod
     def from_environment(cls) -> FrontSettings:
         values = json.loads(os.environ[VARIABLE])
-        return cls(**{**values, "options": Options(**values["options"])})
+        return cls(**{**values, "options": options_from_json(Options, values["options"])})

@@ -22,6 +22,7 @@ from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.source import Source
 from appliance.lifecycle.standing import Standing
 from appliance.model_config import ModelConfig, model_configs, parse_model_config
+from appliance.op_libraries import check_op_libraries
 from appliance.options import ModelOptions, Settings
 from appliance.supervisor.tasks import Tasks
 
@@ -122,7 +123,9 @@ class Models:
             self._reload_is_due = False
             try:
                 settings = await asyncio.to_thread(self._reread)
-                await asyncio.to_thread(check_batching, settings.options, map(settings.of_model, settings.models))
+                of_models = [settings.of_model(name) for name in settings.models]
+                await asyncio.to_thread(check_batching, settings.options, of_models)
+                await asyncio.to_thread(check_op_libraries, [settings.options, *of_models])
                 path = settings.options.model_config_file
                 text = None if not path else await asyncio.to_thread(_read_config_file, path)
                 configs = None if text is None else await asyncio.to_thread(parse_model_config, text, path)

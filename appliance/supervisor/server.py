@@ -25,6 +25,7 @@ from appliance.metrics_keeper import MetricsKeeper
 from appliance.model_server import announcements
 from appliance.monitoring_config import read_monitoring_config
 from appliance.notify import Notifier
+from appliance.op_libraries import check_op_libraries
 from appliance.options import Settings, effective
 from appliance.processes import Reaper, become_subreaper, set_name, spawn
 from appliance.programs import Program, Programs
@@ -59,6 +60,7 @@ def _check_files(settings: Settings) -> str:
     TensorFlow Serving's metrics. Raises ConfigError."""
     options = settings.options
     check_batching(options, map(settings.of_model, settings.models))
+    check_op_libraries([options, *map(settings.of_model, settings.models)])
     if options.ssl_config_file:
         load_ssl_config(options.ssl_config_file)
     # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
