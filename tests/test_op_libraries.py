@@ -198,7 +198,7 @@ def test_libraries_are_loaded_for_the_models_that_name_them_alone(models: Callab
         library.chmod(0o755)
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: "the configuration was reloaded" in server.log(), "the reload is taken")
-        # The version that failed takes the library at its next attempt.
+        # What is loaded from now on has the library.
         shutil.copytree(root / "without" / "1", root / "without" / "2")
         server.wait_for("without", 2)
         assert server.predict("without", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
