@@ -285,7 +285,7 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
     for servable, version in details:
         _print_acceleration(servable, version["acceleration"])
-        for name, reason in version["unsupported"].items():
+        for name, reason in version.get("unsupported", {}).items():
             print(f"signature {name!r} is not served: {reason}")
     return 0
 

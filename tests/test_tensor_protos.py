@@ -176,7 +176,7 @@ def test_large_tensors_are_views_of_the_request() -> None:
     ("fields", "reason"),
     [
         ({"dtype": 20}, "dtype DT_RESOURCE is not supported"),
-        ({"dtype": 101}, "dtype 101 is not supported"),
+        ({"dtype": 101}, "dtype DT_FLOAT_REF is not supported"),
         ({"dtype": -1}, "dtype"),
         ({"dtype": 0}, "dtype DT_INVALID is not supported"),
         ({"shape": [3], "tensor_content": b"1234"}, "tensor_content has 4 bytes, the shape and dtype ask for 12"),
