@@ -90,6 +90,26 @@ def test_a_gate_that_is_opened_by_a_reload_tries_what_it_had_refused(host: Host)
     assert host.ready(2, trials=BAD) == ["drain a/1"]
 
 
+def test_a_model_that_is_configured_anew_tries_again_what_it_had_given_up(host: Host) -> None:
+    host.serving(1)
+    host.see(1, 2)
+    host.fail(2)
+    while host.wait(RETRY_SECONDS):
+        host.fail(2)
+    assert "given up" in host.reason(2)
+    assert host.update() == ["start a/2"]
+
+
+def test_a_version_without_a_signature_that_can_be_served_tells_why(host: Host) -> None:
+    host.add()
+    host.see(1)
+    unsupported = {"f": "the tensor 'x' is sparse"}
+    manager, worker = host.manager, host.worker(1)
+    host.did(manager.worker_ready(worker, "/run/w1", {}, host.now, trials={}, unsupported=unsupported))
+    assert host.states() == {1: "failed"}
+    assert "'f' cannot be: the tensor 'x' is sparse" in host.reason(1)
+
+
 def test_the_same_version_from_another_folder_is_judged_as_another_version_is(host: Host) -> None:
     host.serving(1)
     host.update(base_path="/new/a")

@@ -66,6 +66,15 @@ def test_a_version_that_answered_nothing_in_time_serves_alone_and_replaces_none(
     assert "warmup_timeout_seconds" in found.reason
 
 
+def test_of_a_version_without_a_signature_that_can_be_served_it_is_said_why() -> None:
+    found = refusal({}, Gate.STRICT, replaces=True, unsupported={"f": "the tensor 'x' is not dense (sparse)"})
+    assert found is not None
+    assert found.reason == (
+        "it has no signature that can be served: export it with one (serving_default); "
+        "'f' cannot be: the tensor 'x' is not dense (sparse)"
+    )
+
+
 def test_of_many_signatures_that_cannot_answer_three_are_named() -> None:
     found = refusal(dict.fromkeys("abcde", FAILED), Gate.STRICT, replaces=True)
     assert found is not None

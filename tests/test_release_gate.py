@@ -71,13 +71,13 @@ def test_a_version_that_cannot_answer_is_served_alone_where_the_operator_wants_i
 def test_a_version_that_keeps_dying_gives_way_to_the_one_before(zoo: Path, tmp_path: Path) -> None:
     drop(zoo, tmp_path, "half_plus_two", "m", 1)
     drop(zoo, tmp_path, "half_plus_three", "m", 2)
-    with Server(model_root=tmp_path) as server:
+    with Server(model_root=tmp_path, crash_window_seconds=600) as server:
         server.wait_for("m", 2)
+        killed: list[int] = []
         for _ in range(3):
-            server.wait_for("m", 2)
-            (worker,) = server.pids("ds-worker")
+            (worker,) = eventually(lambda: set(server.pids("ds-worker")).difference(killed), "it has a worker")
+            killed.append(worker)
             os.kill(worker, signal.SIGSEGV)
-            eventually(lambda old=worker: old not in server.pids("ds-worker"), "its worker has died")
         server.wait_for("m", 1)
         reason = server.wait_for("m", 2, "ended")
         assert re.search("its worker died 3 times within .* s, the last time: .*SIGSEGV", reason)

@@ -17,10 +17,15 @@ _DEATHS = 3  # within crash_window_seconds, after which a version gives way
 
 
 def judge(
-    model: Model, version: Version, signatures: Mapping[str, Signature], trials: Trials | None
+    model: Model,
+    version: Version,
+    signatures: Mapping[str, Signature],
+    trials: Trials | None,
+    unsupported: Mapping[str, str],
 ) -> tuple[Refusal | None, tuple[str, ...]]:
     """Return why `version`, which has loaded with `signatures`, must not serve (None if it may), and remarks for its
-    operator. A version that serves already is judged as one from another folder would be."""
+    operator. A version that serves already is judged as one from another folder would be. `unsupported` says of its
+    other signatures why each is not served."""
     serving = model.in_state(State.AVAILABLE, State.RESTARTING)
     before = version if version.id.version in serving else _predecessor(model, version)
     changes = () if before is None else signature_changes(before.signatures, signatures)
@@ -30,7 +35,7 @@ def judge(
         if model.rules.refuse_signature_changes:
             reason = f"{told}; signature_changes = refuse forbids it"
             return Refusal(Code.FAILED_PRECONDITION, reason, is_final=True), ()
-    return refusal(trials, model.rules.gate, replaces=bool(serving)), (told,) if told else ()
+    return refusal(trials, model.rules.gate, bool(serving), unsupported), (told,) if told else ()
 
 
 def _predecessor(model: Model, version: Version) -> Version | None:

@@ -78,11 +78,10 @@ class Manager:
             model.seen = False
             model.base_path = base_path
         model.policy = policy
-        if rules is not None and rules != model.rules:
-            model.rules = rules
-            for version in model.versions.values():
-                if version.state is State.FAILED:  # by the old rules, perhaps
-                    version.attempts, version.retry_at = 0, now
+        model.rules = rules or model.rules
+        for version in model.versions.values():
+            if version.state is State.FAILED:  # as it was configured before, perhaps
+                version.attempts, version.retry_at = 0, now
         model.labels = dict(labels)
         model.effective_labels = {label: v for label, v in model.effective_labels.items() if label in labels}
         self._servables.move_labels(model)
@@ -186,7 +185,8 @@ class Manager:
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         if version.state is State.LOADING:
-            refused, told = judge(self._servables.model_of(version), version, signatures, trials)
+            model = self._servables.model_of(version)
+            refused, told = judge(model, version, signatures, trials, unsupported or {})
             if refused is not None:
                 return self._refuse(version, refused, now)
             version.changes = told
@@ -208,10 +208,11 @@ class Manager:
         successor = version.successor
         assert successor is not None
         if (successor.path, successor.digest) != (version.path, version.digest):
-            refused, told = judge(self._servables.model_of(version), version, successor.signatures, trials)
+            model = self._servables.model_of(version)
+            refused, told = judge(model, version, successor.signatures, trials, successor.unsupported)
             if refused is not None:
                 actions = self._successors.failed(version, refused.reason)
-                return actions + self._proceed(self._servables.model_of(version), now)
+                return actions + self._proceed(model, now)
             successor.changes = told
         else:
             successor.changes = version.changes

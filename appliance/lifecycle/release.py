@@ -43,19 +43,22 @@ class Refusal:
     is_final: bool = False
 
 
-def refusal(trials: Trials | None, gate: Gate, replaces: bool) -> Refusal | None:
+def refusal(
+    trials: Trials | None, gate: Gate, replaces: bool, unsupported: Mapping[str, str] | None = None
+) -> Refusal | None:
     """Return why a version with these `trials` must not take over, or None if it may.
 
-    `replaces` says whether another version of its model serves meanwhile. No trials (None) were asked for: nothing is
-    refused. A signature that was only late is given the benefit of the doubt, but a version that has answered nothing
-    at all replaces none that answers.
+    `replaces` says whether another version of its model serves meanwhile, `unsupported` why each signature that was not
+    tried cannot be served. No trials (None) were asked for: nothing is refused. A signature that was only late is given
+    the benefit of the doubt, but a version that has answered nothing at all replaces none that answers.
     """
     if trials is None or gate is Gate.OFF or (gate is Gate.ONLY_REPLACING and not replaces):
         return None
     if not trials:
+        reasons = "".join(f"; {name!r} cannot be: {why}" for name, why in sorted((unsupported or {}).items())[:_NAMED])
         return Refusal(
             Code.FAILED_PRECONDITION,
-            "it has no signature that can be served; export it with one (serving_default)",
+            f"it has no signature that can be served: export it with one (serving_default){reasons}",
             is_final=True,
         )
     failed = [name for name in sorted(trials) if trials[name].outcome is Outcome.FAILED]
