@@ -12,37 +12,47 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.contract import BackendError, Signature, TensorSpec
+from backends.domain import Domain
 from backends.made_inputs import TooLargeError, made_inputs
 
-__all__ = ["Case", "CaseMaker", "Run", "batched", "has_batch"]
+__all__ = ["Case", "CaseMaker", "DiedError", "Inputs", "Run", "batched", "filled", "fits", "has_batch"]
 
 Inputs = Mapping[str, np.ndarray]
 Run = Callable[[Inputs], Mapping[str, np.ndarray]]
-"""Runs TensorFlow. Raises BackendError where it refuses."""
+"""Runs TensorFlow. Raises BackendError where it refuses; what kills it counts as refused, unless DiedError says so."""
 
 # For dimensions of which only the first is the batch: lengths of sequences, then sizes of images.
 _SIZES = (7, 16, 32, 64, 128, 224, 1, 3)
 _ID_BOUNDS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 _MAX_ID_INPUTS = 8
-_BATCHES = (1, 3, 8)
 _STYLES = (
-    (1.0, True, "normal"),
-    (1.0, False, "from 0 to 1"),
-    (255.0, False, "from 0 to 255"),
-    (10.0, True, "large, of both signs"),
+    (1.0, True, "normal", (1, 3, 8)),
+    (1.0, False, "from 0 to 1", (2, 9)),
+    (255.0, False, "from 0 to 255", (1, 8)),
+    (10.0, True, "large, of both signs", (3, 8)),
 )
 _ENOUGH_ROWS = 8
 _MAX_RECORDED = 50
 
 
+class DiedError(Exception):
+    """TensorFlow died of inputs, or did not come to an end with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs, TensorFlow's outputs for them, and what to call them in a report."""
+    """Inputs, TensorFlow's outputs for them, and what to call them in a report.
+
+    A `hard` case has values that few clients send. Where a form is wrong on it, it is still proven for the inputs in
+    `without`; None: for nothing.
+    """
 
     label: str
     inputs: Inputs
     outputs: Mapping[str, np.ndarray]
     recorded: bool = False
+    hard: bool = False
+    without: Domain | None = None
 
 
 class CaseMaker:
@@ -59,6 +69,7 @@ class CaseMaker:
         self._bounds: dict[str, int] = {}
         self._default_bound = _ID_BOUNDS[0]
         self._explored = False
+        self.has_made = False
 
     def cases(self) -> Iterator[Case]:
         """The cases, the most telling first: whoever has no time may stop at any."""
@@ -71,6 +82,15 @@ class CaseMaker:
                     yield case
         if rows < _ENOUGH_ROWS:
             yield from self._made()
+            self.has_made = True
+
+    def plain(self, batch: int) -> Inputs | None:
+        """Inputs of this batch size with nothing special to them: a recorded request's rows, or made ones; None where
+        TensorFlow takes none."""
+        if self._recorded:
+            return batched(self.signature, self._recorded[0], batch)
+        self._explore()
+        return self._inputs(batch, 0, self.sizes[0], 1.0, True, self._default_bound) if self.sizes else None
 
     def representative(self, batch: int) -> Inputs | None:
         """Plain inputs of this batch size, for measuring; None where TensorFlow takes none."""
@@ -101,8 +121,8 @@ class CaseMaker:
     def _random(self, size: int) -> Iterator[Case]:
         has_floats = any(spec.element.numpy.kind in "fcV" for spec in self.signature.inputs.values())
         seed = 0
-        for float_range, signed, label in _STYLES if has_floats else _STYLES[:2]:
-            for batch in _BATCHES:
+        for float_range, signed, label, batches in _STYLES if has_floats else _STYLES[:2]:
+            for batch in batches:
                 for _ in range(2):  # what TensorFlow refuses is replaced once
                     seed += 1
                     said = (
@@ -145,7 +165,7 @@ class CaseMaker:
                 inputs = self._inputs(2, 0, size, 1.0, False, bound)
                 case = None if inputs is None else self._try("", inputs)
                 if case is not None:
-                    (found if _fits(case.outputs, self.signature.outputs) else odd).append(size)
+                    (found if fits(case.outputs, self.signature.outputs) else odd).append(size)
                     self._default_bound = bound
                     break
             if len(found) == 2:
@@ -213,8 +233,7 @@ class CaseMaker:
         return made
 
     def _filled(self, value: int, size: int) -> Inputs:
-        plain = self._inputs(2, 0, size, 1.0, False, self._default_bound) or {}
-        return {alias: _filled(array, value, self.signature.inputs[alias]) for alias, array in plain.items()}
+        return filled(self.signature, self._inputs(2, 0, size, 1.0, False, self._default_bound) or {}, value)
 
     def _try(self, label: str, inputs: Inputs, recorded: bool = False) -> Case | None:
         try:
@@ -227,14 +246,19 @@ class CaseMaker:
             return None
 
 
+def filled(signature: Signature, inputs: Inputs, value: int) -> Inputs:
+    """`inputs` with `value` in each element. Below 0, in floats alone: that is for whole numbers a case of its own."""
+    return {alias: _filled(array, value, signature.inputs[alias]) for alias, array in inputs.items()}
+
+
 def _filled(array: np.ndarray, value: int, spec: TensorSpec) -> np.ndarray:
     kind = spec.element.numpy.kind
-    if kind == "O" or (value < 0 and kind in "iub"):  # an id of -1 is what every vocabulary refuses
+    if kind == "O" or (value < 0 and kind in "iub"):
         return array
     return np.full_like(array, bool(value) if kind == "b" else 255 * value if spec.dtype == "uint8" else value)
 
 
-def _fits(outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> bool:
+def fits(outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> bool:
     """Whether the shapes are those that the signature declares."""
     return all(
         shape is None

@@ -66,6 +66,7 @@ class Child:
         self._sock = sock
         self._log = log
         self._limits = limits
+        self._memory_bytes = limits.memory_bytes
         self._ends = time.monotonic() + limits.seconds
         self._deadline = self._ends
         self._looked = 0.0
@@ -81,10 +82,18 @@ class Child:
         self.kill()
 
     def ask(
-        self, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, seconds: float = 3600.0
+        self,
+        message: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray] | None = None,
+        seconds: float = 3600.0,
+        more_bytes: int | None = None,
     ) -> Frame:
-        """Sends a request, and waits for the answer. Raises ChildError."""
+        """Sends a request, and waits for the answer, for which the child may take `more_bytes` of memory besides what
+        it has. Raises ChildError."""
         self._deadline = min(self._ends, time.monotonic() + seconds)
+        self._memory_bytes = self._limits.memory_bytes
+        if more_bytes is not None:
+            self._memory_bytes = min(self._memory_bytes, _resident_bytes(self.pid) + more_bytes)
         try:
             send(self, message, arrays)
         except FrameError as error:
@@ -162,11 +171,13 @@ class Child:
             self._looked = now
             self._others = [pid for pid in self._session() if pid != self.pid]
         resident = sum(map(_resident_bytes, (self.pid, *self._others)))
-        if resident > self._limits.memory_bytes:
+        if resident > self._memory_bytes:
             self.kill()
+            if self._memory_bytes < self._limits.memory_bytes:
+                raise ChildError(f"{self.name} took {resident:,} bytes of memory for one call, and was killed")
             raise ChildError(
                 f"{self.name} took {resident:,} bytes of memory, more than conversion_memory_bytes "
-                f"({self._limits.memory_bytes:,}), and was killed"
+                f"({self._memory_bytes:,}), and was killed"
             )
 
     def _session(self) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from backends.artifact import Format
 from backends.contract import BackendError, Code, Signature
 from converters import cores
+from converters.cases import DiedError
 from converters.child import Child, ChildError, Limits, fork, start
 from converters.measure import Call
 from converters.runner import serve
@@ -22,6 +23,9 @@ Arrays = Mapping[str, np.ndarray]
 _CALL_SECONDS = 120.0
 _LIFE_SECONDS = 24 * 3600.0
 _MAX_DEATHS = 3
+# What TensorFlow gets for an input that may have it loop for ever, or ask for all the memory that there is.
+_RISK_SECONDS = 5.0
+_RISK_BYTES = 2 << 30
 _MAX_LITERT_THREADS = 8  # more cost more than they bring on the models measured
 
 BACKEND_OF: Mapping[Format, str] = {"onnx": "onnx", "tflite": "litert"}
@@ -52,9 +56,12 @@ class Form:
     def __exit__(self, *_: object) -> None:
         self._child.kill()
 
-    def run(self, signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
-        """All outputs. Raises BackendError where the framework refuses, ChildError where the process dies or hangs."""
-        message, arrays = self._child.ask({"op": "run", "signature": signature}, inputs, _CALL_SECONDS)
+    def run(
+        self, signature: str, inputs: Arrays, seconds: float = _CALL_SECONDS, more_bytes: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """All outputs. Raises BackendError where the framework refuses, ChildError where the process dies, hangs, or
+        takes `more_bytes` besides what it had."""
+        message, arrays = self._child.ask({"op": "run", "signature": signature}, inputs, seconds, more_bytes)
         _raise_refusal(message)
         return arrays
 
@@ -106,6 +113,16 @@ class Reference:
             self._deaths += 1
             self._form = None
             raise BackendError(Code.INTERNAL, str(error)) from error
+
+    def risk(self, signature: str, inputs: Arrays, seconds: float = 0.0) -> dict[str, np.ndarray]:
+        """As `Form.run`, for inputs that may well kill TensorFlow or never end: it gets a few seconds (`seconds`, if
+        that is more), and a death is no sign that something is wrong with it. Raises BackendError, DiedError."""
+        form = self.form
+        try:
+            return form.run(signature, inputs, max(_RISK_SECONDS, seconds), _RISK_BYTES)
+        except ChildError as error:
+            self._form = None
+            raise DiedError(str(error)) from error
 
 
 def load_reference(spec: JobSpec, log: str) -> Form:

@@ -37,8 +37,10 @@ from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError, become_child
 from converters.choice import choose, unproven
 from converters.codec import from_json, to_json
+from converters.constants import constants_of
 from converters.converting import Converting, prove_folder
 from converters.forms import Form, Reference, load_form, threads_of
+from converters.identity import own_code
 from converters.load import OthersLoad
 from converters.measure import Call, Calls, measure
 from converters.plugin import Converter
@@ -51,7 +53,7 @@ __all__ = ["accelerate", "main"]
 
 Say = Callable[[str], None]
 
-_FORMAT = 1  # of what the cache holds, and of how it is made: a change here makes everything anew
+_FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
 _CANDIDATES = "candidates.json"
 _FORMS = "forms"
 _MAX_MEASURED_SIGNATURES = 8
@@ -87,7 +89,8 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
     except OSError as error:
         return finish(Report("tensorflow", f"{error.filename or spec.path} cannot be read: {error.strerror}"))
     cache = Cache(spec.cache_dir, spec.cache_max_bytes)
-    key = key_of(_ingredients(spec, content, libraries, versions))
+    code = own_code(tuple(sorted(file for module in modules.values() if (file := getattr(module, "__file__", None)))))
+    key = key_of(_ingredients(spec, content, libraries, versions, code))
     machine_key = key_of({"machine": machine, "threads": spec.threads})[:16]
 
     def waiting() -> None:
@@ -173,7 +176,8 @@ class _Work:
             return Report("tensorflow", hopeless, signatures=served), True
         self._say("running TensorFlow on the cases of the proof")
         recorded = _recorded(spec, reference.signatures, self._say)
-        evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds)
+        numbers = constants_of(spec.path, spec.tags)
+        evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds, numbers)
         problems = [found.problem for found in evidence.values() if found.problem is not None]
         if problems:
             first = problems[0]
@@ -407,12 +411,21 @@ def _versions(modules: Any) -> dict[str, str]:
     return found
 
 
-def _ingredients(spec: JobSpec, content: str, libraries: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
-    """All on which the result depends, besides the machine. `libraries` are the hashes of the operators' libraries."""
+def _ingredients(
+    spec: JobSpec, content: str, libraries: Sequence[str], versions: Mapping[str, str], code: str
+) -> dict[str, Any]:
+    """All on which the result depends, besides the machine: a form that was proven by other cases, or within other
+    tolerances, is not proven. `libraries` are the hashes of the operators' libraries."""
     left_out = ("path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries")
     options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in left_out}
-    found = {"format": _FORMAT, "content": content, "versions": dict(versions), "options": options}
-    return {**found, "op_libraries": list(libraries)} if libraries else found
+    return {
+        "format": _FORMAT,
+        "code": code,
+        "content": content,
+        "versions": dict(versions),
+        "options": options,
+        "op_libraries": list(libraries),
+    }
 
 
 def main() -> int:

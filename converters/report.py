@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from backends.domain import FINITE, Domain
+
 __all__ = [
     "Attempt",
     "Candidate",
@@ -71,7 +73,8 @@ class SignatureProof:
     """A signature compared with TensorFlow. `cases` were compared; `refused` were refused by TensorFlow, not counted.
 
     `on_refused` says what the candidate did with inputs that TensorFlow refuses: "refused", "answered", or "" where
-    there were none.
+    there were none. `domain` are the inputs for which it is proven, and `beyond` says what it does elsewhere, for which
+    `edges` cases were run.
     """
 
     signature: str
@@ -82,6 +85,9 @@ class SignatureProof:
     recorded: int = 0
     outputs: tuple[OutputParity, ...] = ()
     on_refused: str = ""
+    edges: int = 0
+    domain: Domain = FINITE
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

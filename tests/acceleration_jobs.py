@@ -27,15 +27,15 @@ class Outcome:
     """With the files of the chosen form, unless the cache has them."""
 
 
-def run_job(path: str | os.PathLike[str], **options: Any) -> Outcome:
-    """Accelerates the SavedModel at `path`: any proven form is fast enough, and any timing is final, so that a busy
-    machine changes nothing."""
+def run_job(path: str | os.PathLike[str], *, code: Path = ROOT, **options: Any) -> Outcome:
+    """Accelerates the SavedModel at `path`, by the packages in the folder `code`: any proven form is fast enough, and
+    any timing is final, so that a busy machine changes nothing."""
     work_dir = tempfile.mkdtemp(dir=_SCRATCH.name)
     defaults = {"yielding": False, "measure_seconds": 0.1, "max_others": 1.0, "min_speedup": 0.0}
     spec = JobSpec(path=os.fspath(path), work_dir=work_dir, **{**defaults, **options})
     job = subprocess.run(
         [sys.executable, "-m", "converters.job"],
-        cwd=ROOT,
+        cwd=code,
         input=json.dumps(to_json(spec)),
         capture_output=True,
         text=True,

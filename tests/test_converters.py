@@ -166,11 +166,13 @@ def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) 
     assert proof.refused > 0
 
 
-def test_recorded_requests_are_the_cases() -> None:
+def test_recorded_requests_are_the_cases_beside_the_edges() -> None:
     outcome = run_job(acceleration_zoo() / "conv", policy="tflite", recorder="tests.recorded_rows")
     proof = outcome.report.candidates[0].proofs[0]
     assert proof.verdict is Verdict.PROVEN
-    assert (proof.cases, proof.recorded) == (3, 3)  # what was recorded alone is batched too
+    assert proof.recorded == 3  # what was recorded alone is batched too
+    assert proof.cases > 3
+    assert proof.edges > 0
 
 
 # -- what stays on TensorFlow

@@ -1,0 +1,149 @@
+"""For which inputs a converted form was proven, and whether a request lies within: decided on values alone.
+
+What lies beyond is TensorFlow's to answer. So a form that differs on NaN alone, or on negative numbers alone, is served
+all the same, and gives no answer of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
+
+__all__ = ["ANY", "FINITE", "Bounded", "Domain", "UnprovenError", "smallest_normal"]
+
+# Below this many elements, one pass that makes a copy costs less than two that make none: 1.4 against 4 microseconds
+# for 64 floats, 86 against 52 for an image of 224 x 224 x 3 (2 busy cores, 2026-11).
+_SMALL = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Inputs for which a form was proven; the default is all that there are.
+
+    - Floats up to the magnitude `largest`; None: also NaN and infinity. `subnormal`: also those nearest to 0.
+    - Whole numbers from `least_whole` to `largest_whole`, None for no bound; of uint8, all.
+    - With `empty`, inputs without elements; dimensions of any size, but for the first, of `smallest` or more.
+    """
+
+    largest: float | None = None
+    subnormal: bool = True
+    least_whole: int | None = None
+    largest_whole: int | None = None
+    smallest: int = 0
+    empty: bool = True
+
+    def __and__(self, other: Domain) -> Domain:
+        """What lies in both."""
+        return Domain(
+            min((x for x in (self.largest, other.largest) if x is not None), default=None),
+            self.subnormal and other.subnormal,
+            max((x for x in (self.least_whole, other.least_whole) if x is not None), default=None),
+            min((x for x in (self.largest_whole, other.largest_whole) if x is not None), default=None),
+            max(self.smallest, other.smallest),
+            self.empty and other.empty,
+        )
+
+    def unlooked(self) -> Domain:
+        """The same where somebody promises that floats are finite and not out of the usual: nobody looks at them."""
+        return dataclasses.replace(self, largest=None, subnormal=True)
+
+    def beyond(self, name: str, array: np.ndarray, spec: TensorSpec) -> str:
+        """Why the input `name`, of `spec`, lies outside; "" where it does not."""
+        if not array.size:
+            return "" if self.empty else f"input {name!r} has no elements"
+        if self.smallest and spec.shape is not None and _has_smaller(spec.shape, array.shape, self.smallest):
+            return f"input {name!r} has the shape {list(array.shape)}, with a dimension below {self.smallest}"
+        kind = array.dtype.kind
+        if kind in "fcV":
+            return self._beyond_floats(name, array)
+        if kind in "iu" and spec.dtype != "uint8":
+            if self.least_whole is not None and (least := int(array.min())) < self.least_whole:
+                return f"input {name!r} has {least:,}"
+            if self.largest_whole is not None and (largest := int(array.max())) > self.largest_whole:
+                return f"input {name!r} has {largest:,}"
+        return ""
+
+    def _beyond_floats(self, name: str, array: np.ndarray) -> str:
+        if self.largest is not None:
+            # A NaN is the largest and the least of its array, and not below anything.
+            if array.dtype.itemsize == 2:
+                with np.errstate(invalid="ignore"):  # numpy warns of a NaN in these
+                    within = float(np.abs(array).max()) <= self.largest
+            elif array.size <= _SMALL or array.dtype.kind == "c":
+                within = float(np.abs(array).max()) <= self.largest
+            else:
+                within = float(array.max()) <= self.largest and float(array.min()) >= -self.largest
+            if not within:
+                return f"input {name!r} has NaN, infinity or a value beyond {self.largest:.3g}"
+        if not self.subnormal:
+            parts = np.stack([array.real, array.imag]) if array.dtype.kind == "c" else array
+            sizes = np.abs(parts)
+            if np.any((sizes > 0) & (sizes < smallest_normal(parts.dtype))):
+                return f"input {name!r} has a subnormal value"
+        return ""
+
+    def left_out(self) -> str:
+        """What is not in it, for people; "" where all is."""
+        found = []
+        if self.largest is not None:
+            usual = self.largest >= _FLOAT32_MAX
+            found.append("NaN and infinity" if usual else f"NaN and floats beyond {self.largest:.3g}")
+        if not self.subnormal:
+            found.append("subnormal floats")
+        if self.least_whole is not None:
+            found.append(f"whole numbers below {self.least_whole:,}" if self.least_whole else "negative whole numbers")
+        if self.largest_whole is not None:
+            found.append(f"whole numbers beyond {self.largest_whole:,}")
+        if self.smallest:
+            found.append(f"dimensions below {self.smallest}")
+        if not self.empty:
+            found.append("inputs without rows")
+        return ", ".join(found)
+
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+ANY = Domain()
+FINITE = Domain(largest=float(np.finfo(np.float64).max), empty=False)
+"""What may be said of a form that was tried on ordinary inputs only."""
+
+
+def smallest_normal(dtype: np.dtype) -> float:
+    """The least positive number of `dtype` that has its full precision; bfloat16 has the exponent of float32."""
+    return float(np.finfo(np.float32 if dtype.kind == "V" else dtype).smallest_normal)
+
+
+def _has_smaller(declared: Sequence[int], shape: Sequence[int], smallest: int) -> bool:
+    return any(size < 0 and got < smallest for size, got in zip(declared[1:], shape[1:], strict=False))
+
+
+class UnprovenError(BackendError):
+    """A form was not proven for these inputs: the model itself has to answer."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(Code.UNAVAILABLE, f"the form is not proven for this input: {why}")
+
+
+class Bounded:
+    """A backend that runs `form` on what that was proven for, and raises UnprovenError for the rest. Signatures that
+    are not in `domains` are run on anything."""
+
+    def __init__(self, form: Backend, domains: Mapping[str, Domain]) -> None:
+        self.signatures: Mapping[str, Signature] = form.signatures
+        self._form = form
+        self._domains = {name: domain for name, domain in domains.items() if domain != ANY}
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See `Backend.run`."""
+        domain = self._domains.get(signature)
+        if domain is not None:
+            specs = self.signatures[signature].inputs
+            for name, array in inputs.items():
+                if name in specs and (why := domain.beyond(name, array, specs[name])):
+                    raise UnprovenError(why)
+        return self._form.run(signature, inputs, outputs)

@@ -1,0 +1,100 @@
+"""The numbers of a model's graph beside which its answers may jump: thresholds, divisors, depths, sizes of tables.
+
+They are read from the protocol buffer, without running anything. What is missed costs a case, no more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["constants_of"]
+
+_MAX_FILE_BYTES = 64 << 20
+_MAX_ELEMENTS = 8  # of a constant that is taken for some numbers, and not for weights
+_MAX_CONSTANTS = 32
+
+# The most telling first: at their numbers, answers jump.
+_JUMPING = (
+    *("FloorMod", "FloorDiv", "Mod", "TruncateDiv", "TruncateMod", "OneHot", "Less", "LessEqual", "Greater"),
+    *("GreaterEqual", "Equal", "NotEqual", "Bucketize", "Minimum", "Maximum", "ClipByValue", "LeftShift", "RightShift"),
+)
+_BENDING = ("BitwiseAnd", "RealDiv", "Div", "Sub", "AddV2", "Add")
+_LOOK_UPS = ("Gather", "GatherV2", "ResourceGather")
+_PASSING = ("Identity", "Cast", "ExpandDims", "Reshape", "ReadVariableOp")
+
+
+def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
+    """The numbers of the SavedModel at `path`, at most 32; those that are whole are `int`. None where the file is large
+    or cannot be read: whether it can be served is for others to say."""
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 - both come with TensorFlow, in jobs alone
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
+
+    file = os.path.join(path, "saved_model.pb")
+    try:
+        if os.path.getsize(file) > _MAX_FILE_BYTES:
+            return ()
+        with open(file, "rb") as opened:
+            model = saved_model_pb2.SavedModel.FromString(opened.read())
+    except (OSError, DecodeError):
+        return ()
+    wanted = set(tags)
+    found: dict[float, None] = {}
+    for graph in (meta.graph_def for meta in model.meta_graphs if set(meta.meta_info_def.tags) == wanted):
+        scopes = [graph.node, *(function.node_def for function in graph.library.function)]
+        for ops in (_JUMPING, _LOOK_UPS, _BENDING):
+            for nodes in scopes:
+                for number in _numbers(nodes, ops):
+                    found.setdefault(number)
+                    if len(found) >= _MAX_CONSTANTS:
+                        return tuple(found)
+    return tuple(found)
+
+
+def _numbers(nodes: Any, ops: tuple[str, ...]) -> Iterator[float]:
+    by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        if node.op not in ops:
+            continue
+        if node.op == "Bucketize":
+            yield from (_plain(value) for value in node.attr["boundaries"].list.f)
+        for reference in node.input[: 1 if node.op in _LOOK_UPS else None]:
+            source = _source(by_name, reference)
+            if source is None:
+                continue
+            if node.op in _LOOK_UPS:
+                yield from _rows(source)
+            elif source.op == "Const":
+                yield from _elements(source.attr["value"].tensor)
+
+
+def _source(by_name: dict[str, Any], reference: str) -> Any:
+    """The node of a reference ("name:0", in functions "name:output:0"), behind what only passes it on."""
+    for _ in range(4):
+        node = by_name.get(reference.removeprefix("^").partition(":")[0])
+        if node is None or node.op not in _PASSING or not node.input:
+            return node
+        reference = node.input[0]
+    return None
+
+
+def _rows(table: Any) -> Iterator[float]:
+    """How many rows a table has."""
+    shape = table.attr["value"].tensor.tensor_shape if table.op == "Const" else table.attr["shape"].shape
+    if len(shape.dim) and shape.dim[0].size > 0:
+        yield int(shape.dim[0].size)
+
+
+def _elements(tensor: Any) -> Iterator[float]:
+    from tensorflow.python.framework import tensor_util  # noqa: PLC0415
+
+    if any(dim.size > _MAX_ELEMENTS for dim in tensor.tensor_shape.dim):
+        return
+    array = tensor_util.MakeNdarray(tensor)
+    if array.size <= _MAX_ELEMENTS and array.dtype.kind in "iuf":
+        yield from (_plain(value) for value in array.reshape(-1).tolist())
+
+
+def _plain(value: float) -> float:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value

@@ -1,0 +1,266 @@
+"""The cases that look for trouble, and what a proof makes of them: functions stand for TensorFlow and for the form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from backends.contract import BackendError, Code, Signature, TensorSpec
+from backends.domain import ANY, FINITE, Domain
+from converters.cases import Case, CaseMaker, DiedError
+from converters.child import ChildError
+from converters.edges import float_edges, whole_edges
+from converters.hard_cases import HardCases
+from converters.proof import Comparison
+from converters.proving import Evidence, Proof
+from converters.report import SignatureProof, Verdict
+from converters.tolerances import Tolerances
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
+
+Arrays = Mapping[str, np.ndarray]
+Function = Callable[[np.ndarray], np.ndarray]
+
+IDS = Signature({"x": TensorSpec("int64", (-1,))}, {"y": TensorSpec("int64", (-1,))})
+FLOATS = Signature({"x": TensorSpec("float32", (-1, 4))}, {"y": TensorSpec("float32", (-1, 4))})
+SEQUENCES = Signature({"x": TensorSpec("float32", (-1, -1, 2))}, {"y": TensorSpec("float32", (-1, 2))})
+SCALAR = Signature({"x": TensorSpec("int32", ())}, {"y": TensorSpec("int32", ())})
+
+
+def hard_cases(signature: Signature, function: Function, *numbers: float) -> tuple[HardCases, list[Case]]:
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": function(inputs["x"])}
+
+    maker = CaseMaker(signature, run)
+    list(maker.cases())
+    hard = HardCases(maker, run, numbers)
+    return hard, list(hard.cases())
+
+
+def values(cases: list[Case]) -> set[int]:
+    return {int(value) for case in cases for value in case.inputs["x"].reshape(-1)}
+
+
+class Stand:
+    """A function in a form's place; `deaths` counts how often it was started again."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self.deaths = 0
+
+    def run(self, _: str, inputs: Arrays, __: float) -> dict[str, np.ndarray]:
+        try:
+            return {"y": self._function(inputs["x"])}
+        except ChildError:
+            self.deaths += 1
+            raise
+
+
+def proven(signature: Signature, truth: Function, answer: Function, *numbers: float) -> SignatureProof:
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": truth(inputs["x"])}
+
+    maker = CaseMaker(signature, run)
+    cases = list(maker.cases())
+    hard = HardCases(maker, run, numbers)
+    cases += hard.cases()
+    evidence = Evidence(
+        signature, tuple(cases), maker, tuple({} for _ in cases), None, tuple(hard.refused), hard.domain, run
+    )
+    return Proof(Stand(answer), "s", evidence, "float32", Tolerances()).run(float("inf"))
+
+
+# -- the values
+
+
+def test_whole_numbers_lie_around_powers_of_two_and_the_graphs_own_numbers_of_both_signs() -> None:
+    found = {int(value) for edges in whole_edges(np.dtype(np.int64), [1009]) for value in edges.values}
+    for bits in (8, 16, 32, 53):
+        assert {2**bits - 1, 2**bits, 2**bits + 1, -(2**bits) - 1, -(2**bits)} <= found
+    assert {0, -1, 1, 2**63 - 1, -(2**63), 1008, 1009, 1010, -1009} <= found
+    assert {int(v) for edges in whole_edges(np.dtype(np.uint8), []) for v in edges.values} >= {0, 127, 128, 255}
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "complex64"])
+def test_floats_are_zeros_tiny_subnormal_huge_and_none(name: str) -> None:
+    dtype = TensorSpec(name, ()).element.numpy
+    edges = list(float_edges(dtype, [6.0, 2e4]))
+    found = np.concatenate([found.values for found in edges])
+    magnitudes = np.abs(found).astype(np.float64)
+    assert np.isnan(magnitudes).any()
+    assert np.isinf(magnitudes).any()
+    assert (magnitudes == 0).any()
+    assert any(found.without is not None and not found.without.subnormal for found in edges)
+    assert magnitudes[np.isfinite(magnitudes)].max() > 6e4
+    for found_edges in edges:
+        if found_edges.without is None:  # what any form must be right on is nothing out of the usual
+            assert np.abs(found_edges.values).max() <= 1000
+    assert (np.abs(magnitudes - 6.0) < 0.1).any()
+
+
+# -- the cases
+
+
+def test_negative_and_large_whole_numbers_are_tried_where_tensorflow_takes_them() -> None:
+    hard, cases = hard_cases(IDS, lambda x: x * 2, 1009)
+    assert {-1, 0, 1009, -1009, 2**31, 2**32 + 1, -(2**63), 2**63 - 1} <= values(cases)
+    assert hard.domain == ANY
+    assert {len(case.inputs["x"]) for case in cases} >= {0, 33}
+
+
+def test_what_tensorflow_refuses_together_is_tried_in_parts() -> None:
+    def gather(x: np.ndarray) -> np.ndarray:
+        if x.size and (x.min() < 0 or x.max() >= 130):
+            raise BackendError(Code.INVALID_ARGUMENT, "out of range")
+        return x * 2
+
+    hard, cases = hard_cases(IDS, gather)
+    assert max(values(cases)) == 129
+    assert min(values(cases)) == 0
+    assert any("-1" in refused.label for refused in hard.refused)
+
+
+def test_a_scalar_gets_its_values_one_by_one() -> None:
+    _, cases = hard_cases(SCALAR, lambda x: x + 1)
+    assert {-1, 0, 127, -(2**31), 2**31 - 1} <= values(cases)
+
+
+def test_what_tensorflow_does_not_survive_ends_its_kind_and_is_left_out() -> None:
+    died: list[int] = []
+
+    def lengths(x: np.ndarray) -> np.ndarray:
+        if x.size and x.max() > 100_000:
+            died.append(int(x.max()))
+            raise DiedError("it took too much memory")
+        return x * 2
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        if inputs["x"].max(initial=0) > 100:
+            raise BackendError(Code.INVALID_ARGUMENT, "too many")
+        return {"y": inputs["x"] * 2}
+
+    maker = CaseMaker(IDS, run)
+    list(maker.cases())
+    hard = HardCases(maker, lambda inputs: {"y": lengths(inputs["x"])}, [])
+    cases = list(hard.cases())
+    assert len(died) == len(hard.deaths) == 1
+    assert hard.domain == Domain(largest_whole=2**16 + 1)
+    assert min(values(cases)) == -(2**63)  # smaller ones, and other kinds, go on
+
+
+def test_many_recorded_rows_do_not_keep_the_edges_from_being_tried() -> None:
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] * 2}
+
+    maker = CaseMaker(FLOATS, run, [{"x": np.ones((20, 4), np.float32)}])
+    assert [case.recorded for case in maker.cases()] == [True]
+    labels = [case.label for case in HardCases(maker, run, []).cases()]
+    assert {"all 0", "all -1", "batch 0", "batch 2", "batch 9", "batch 33"} <= set(labels)
+    assert any("nan" in label for label in labels)
+
+
+def test_each_open_dimension_is_tried_at_none_one_two_odd_and_large() -> None:
+    _, cases = hard_cases(SEQUENCES, lambda x: x.sum(axis=1))
+    assert {case.inputs["x"].shape[1] for case in cases} >= {0, 1, 2, 5, 129}
+
+
+def test_answers_out_of_memory_that_nobody_wrote_are_no_cases() -> None:
+    counts = iter(range(1000))
+
+    def convolution(x: np.ndarray) -> np.ndarray:
+        return x.sum(axis=1) if x.shape[1] > 2 else np.full((len(x), 2), next(counts), np.float32)
+
+    _, cases = hard_cases(SEQUENCES, convolution)
+    assert {case.inputs["x"].shape[1] for case in cases} & {1, 2} == set()
+
+
+# -- what they show of a form
+
+
+def test_a_form_that_is_right_on_all_is_proven_for_all() -> None:
+    proof = proven(IDS, lambda x: x * 3, lambda x: x * 3)
+    assert (proof.verdict, proof.domain, proof.beyond) == (Verdict.PROVEN, ANY, ())
+    assert proof.edges > 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "domain"),
+    [
+        (lambda x: np.fmod(x, 1009), Domain(least_whole=0)),
+        (lambda x: np.where(x > 2**40, 0, x % 1009), Domain(largest_whole=2**32 + 1)),
+        (
+            lambda x: x.astype(np.int32).astype(np.int64) % 1009,
+            Domain(largest_whole=2**16 + 1, least_whole=-(2**16) - 1),
+        ),
+    ],
+    ids=["truncates", "overflows", "is narrow"],
+)
+def test_a_form_that_is_wrong_on_some_whole_numbers_is_not_proven_for_those(wrong: Function, domain: Domain) -> None:
+    proof = proven(IDS, lambda x: x % 1009, wrong, 1009)
+    assert (proof.verdict, proof.domain) == (Verdict.PROVEN, domain)
+    assert "instead of" in proof.beyond[0]
+
+
+def test_a_form_that_is_wrong_beside_a_number_of_the_graph_is_not_proven() -> None:
+    proof = proven(IDS, lambda x: np.where(x == 97, 0, x), lambda x: x, 97)
+    assert proof.verdict is Verdict.DIFFERS
+
+
+def test_a_form_that_is_wrong_on_nan_alone_is_proven_for_finite_inputs() -> None:
+    proof = proven(FLOATS, lambda x: np.maximum(x, 0), lambda x: np.fmax(x, 0))
+    assert (proof.verdict, proof.domain) == (Verdict.PROVEN, Domain(largest=FINITE.largest))
+
+
+def test_nan_that_the_graph_makes_of_finite_inputs_must_agree() -> None:
+    def root(x: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(x)
+
+    assert proven(FLOATS, root, lambda x: np.nan_to_num(root(x))).verdict is Verdict.DIFFERS
+
+
+def test_a_form_that_is_wrong_behind_a_rare_threshold_is_proven_below_it() -> None:
+    proof = proven(FLOATS, lambda x: np.where(x > 1e6, 2 * x, x), lambda x: x, 1e6)
+    assert proof.domain == Domain(largest=1e6)
+
+
+def test_a_form_that_dies_of_no_rows_is_proven_for_rows_alone() -> None:
+    def no_rows(x: np.ndarray) -> np.ndarray:
+        if not len(x):
+            raise ChildError("the form was killed by SIGABRT")
+        return x * 2
+
+    proof = proven(FLOATS, lambda x: x * 2, no_rows)
+    assert (proof.verdict, proof.domain) == (Verdict.PROVEN, Domain(empty=False))
+    assert "SIGABRT" in proof.beyond[0]
+
+
+def test_a_form_that_answers_what_tensorflow_refuses_is_not_proven_for_it() -> None:
+    def checked(x: np.ndarray) -> np.ndarray:
+        if not np.isfinite(x).all():
+            raise BackendError(Code.INVALID_ARGUMENT, "Tensor had NaN values")
+        return x * 2
+
+    proof = proven(FLOATS, checked, lambda x: x * 2)
+    assert proof.domain == Domain(largest=FINITE.largest)
+    assert "answers what TensorFlow refuses" in proof.beyond[0]
+    assert proven(FLOATS, checked, checked).domain == ANY
+
+
+def test_a_proof_without_time_for_hard_cases_is_one_for_ordinary_inputs() -> None:
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] * 2}
+
+    maker = CaseMaker(FLOATS, run)
+    cases = tuple(maker.cases())
+    evidence = Evidence(FLOATS, cases, maker, tuple({} for _ in cases), None)
+    assert Proof(Stand(lambda x: x * 2), "s", evidence, "float32", Tolerances()).run(float("inf")).domain == FINITE
+
+
+def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
+    comparison = Comparison("s", IDS, "float32", Tolerances())
+    comparison.add("a case", {"y": np.array([1])}, {"y": np.array([1])})
+    assert comparison.proof().verdict is Verdict.INDISTINCT
+    assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT
