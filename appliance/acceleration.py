@@ -21,6 +21,9 @@ from converters.tolerances import Tolerances
 __all__ = ["accelerate", "demotion_text", "job_spec", "report_text"]
 
 
+_MAX_BEYOND = 4
+
+
 def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int) -> JobSpec:
     """The job for the version folder `path` of a model with `options`; see `JobSpec`. `acceleration` off counts as
     auto: whoever starts a job wants one. A `cache_dir` of "" is the default one."""
@@ -121,7 +124,11 @@ def report_text(report: Report) -> str:
         lines.append(f"{candidate.name}: {candidate.reason}")
         if candidate.unsupported_ops:
             lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
-        lines += [f"  {_proof_line(proof)}" for proof in candidate.proofs]
+        for proof in candidate.proofs:
+            lines.append(f"  {_proof_line(proof)}")
+            if proof.verdict is Verdict.PROVEN and (left_out := proof.domain.left_out()):
+                lines.append(f"    TensorFlow answers {left_out}")
+                lines += [f"      {why}" for why in proof.beyond[:_MAX_BEYOND]]
     lines += [f"{demotion.candidate} was given up: {demotion_text(demotion)}" for demotion in report.demotions]
     if report.disturbed:
         lines.append(
@@ -153,4 +160,5 @@ def _proof_line(proof: SignatureProof) -> str:
     cases = f"{proof.cases} cases" + (f", {proof.recorded} of them recorded" if proof.recorded else "")
     refused = f", {proof.refused} refused by TensorFlow and replaced" if proof.refused else ""
     said = f": {proof.reason}" if proof.reason else ""
-    return f"{proof.signature!r} {proof.verdict} on {cases}{refused}{said}"
+    edges = f" and {proof.edges} out of the usual" if proof.edges else ""
+    return f"{proof.signature!r} {proof.verdict} on {cases}{edges}{refused}{said}"

@@ -323,6 +323,13 @@ class ModelOptions:
         "A conversion that takes more memory is ended. TensorFlow alone takes half a GiB, 100 MB of weights 4 GiB.",
         minimum=64 * _MIB,
     )
+    proof_inputs: str = _option(
+        "any",
+        _ACCELERATION,
+        "What clients send: any floats (a form is given only those that it was proven for, TensorFlow the others), or "
+        "finite ones of a usual size alone, which is not checked then.",
+        choices=("any", "finite"),
+    )
     parity_tolerance: float = _option(
         1e-4,
         _ACCELERATION,

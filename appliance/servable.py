@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from backends.domain import Domain
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ServableId:
@@ -40,8 +42,10 @@ class PublicState(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Form:
     """An accelerated form of a version: `backend` loads the artifact in the folder `path` (`backends.artifact`), on
-    as many `threads` as it was measured on (0: the backend's choice)."""
+    as many `threads` as it was measured on (0: the backend's choice). `domains` says of its signatures for which inputs
+    they were proven."""
 
     backend: str
     path: str
     threads: int = 0
+    domains: tuple[tuple[str, Domain], ...] = ()

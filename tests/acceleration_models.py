@@ -140,5 +140,28 @@ def unknown_operator(tf: Any, out: str) -> None:
     _save(tf, out, lambda x: {"y": tf.math.igamma(tf.abs(x) + 1.0, tf.abs(x) + 0.5)})
 
 
+@_model
+def whole(tf: Any, out: str) -> None:
+    """ids int64[-1] → what converters get wrong of negative ones: remainders, quotients, one-hot rows."""
+    table = tf.constant([[0.3 * row + column for column in range(4)] for row in range(10)])
+
+    def answers(ids: Any) -> dict[str, Any]:
+        return {
+            "remainder": ids % 1009,
+            "high": ids // 2**32,
+            "day": ids // 86_400_000,
+            "row": tf.one_hot(ids, 10) @ table,
+        }
+
+    signature = tf.function(answers).get_concrete_function(tf.TensorSpec([None], tf.int64, "ids"))
+    tf.saved_model.save(tf.Module(), out, signatures={"serving_default": signature})
+
+
+@_model
+def rectified(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → what LiteRT gets wrong of NaN."""
+    _save(tf, out, lambda x: {"relu": tf.nn.relu(x), "relu6": tf.nn.relu6(x), "most": tf.reduce_max(x, axis=1)})
+
+
 if __name__ == "__main__":
     build(sys.argv[1])

@@ -16,6 +16,7 @@ from appliance.acceleration import report_text
 from backends import litert_backend
 from backends.artifact import read_artifact
 from backends.contract import BackendError, Code
+from backends.domain import FINITE, Domain
 from converters.report import Candidate, Report, Verdict
 from tests.acceleration_jobs import ROOT, Outcome, run_job
 from tests.acceleration_models import acceleration_zoo
@@ -36,6 +37,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "saturated": {},
     "by_chance": {},
     "unknown_operator": {},
+    "whole": {"policy": "onnx"},
+    "rectified": {"policy": "tflite"},
     "keras2": {},
     "keras3": {"policy": "tflite"},
     "keras3_saved": {"policy": "tflite"},
@@ -158,6 +161,36 @@ def test_ids_beyond_the_vocabulary_are_refused_by_the_form_as_by_tensorflow(jobs
     assert proof.refused > 0
     assert proof.on_refused == "refused"
     assert proof.verdict is Verdict.PROVEN
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("whole", Domain(least_whole=0, empty=False)),
+        ("rectified", Domain(largest=FINITE.largest)),
+        ("lstm", Domain(largest=FINITE.largest, empty=False)),
+    ],
+)
+def test_a_form_that_is_wrong_out_of_the_usual_is_proven_for_the_rest(jobs: Jobs, name: str, without: Domain) -> None:
+    (found,) = jobs(name).report.candidates
+    for proof in found.proofs:
+        assert proof.verdict is Verdict.PROVEN
+        assert proof.domain & without == proof.domain
+        assert proof.beyond
+    text = report_text(jobs(name).report)
+    assert f"TensorFlow answers {found.proofs[0].domain.left_out()}" in text
+    assert found.proofs[0].beyond[0] in text
+
+
+def test_the_numbers_of_a_graph_are_read() -> None:
+    program = """
+import sys
+from converters.constants import constants_of
+print(*constants_of(sys.argv[1], ["serve"]))
+"""
+    command = [sys.executable, "-c", program, str(acceleration_zoo() / "whole")]
+    read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"1009", "10", str(2**32), "86400000"} <= set(read)
 
 
 def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) -> None:

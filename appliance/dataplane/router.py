@@ -22,6 +22,7 @@ from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
     FLAG_SHARED,
+    FLAG_UNPROVEN,
     SEGMENT_ID,
     Buffer,
     Frame,
@@ -48,6 +49,8 @@ _MAX_SECOND_OPINIONS = 8
 # What says nothing of the model: the queue is full, time is up, nobody waits, the process is gone or going.
 _NO_ANSWER = frozenset({Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE})
 _SNAPSHOT_WAIT_SECONDS = 2.0
+# What stands by does so for 30 s after it was last asked for: it is not asked for at every request.
+_STANDING_SECONDS = 5.0
 
 
 class _DiedError(ServingError):
@@ -64,6 +67,14 @@ class _DiedError(ServingError):
 
 class _DrainingError(Exception):
     """The worker did not run the request, because it is going. Another one may."""
+
+
+class _UnprovenError(ServingError):
+    """The worker did not run the request, because its form was not proven for such inputs."""
+
+
+class _NobodyError(Exception):
+    """The model itself does not stand by."""
 
 
 Arrays = dict[str, np.ndarray]
@@ -213,6 +224,13 @@ def _error(frame: Frame) -> Exception:
         return _DrainingError()
     code = Code(frame.meta[0]) if frame.meta and frame.meta[0] in Code.__members__.values() else Code.INTERNAL
     message = frame.meta[1:].decode(errors="replace")
+    if frame.flags & FLAG_UNPROVEN:
+        return _UnprovenError(
+            code,
+            f"TensorFlow has to answer this request, and could not be loaded: {message}",
+            "try again; acceleration = off for this model lets TensorFlow answer all",
+            retry_after_seconds=1,
+        )
     return ServingError(code, message, retry_after_seconds=1 if code is Code.RESOURCE_EXHAUSTED else None)
 
 
@@ -228,6 +246,7 @@ class Router:
         self._connections: dict[str, _Connection] = {}
         self._aside: dict[str, _Connection] = {}  # to workers that are not routed: they judge what a form refused
         self._opinions = 0  # that are being asked for now
+        self._standing: dict[str, tuple[str, float]] = {}  # by the socket of its form: its own, and when it was asked
         self._changed: asyncio.Event | None = None
         self._questions = Questions(self._say, "the server", "see its log")
         self.snapshot = Snapshot()
@@ -290,6 +309,7 @@ class Router:
         }
         for path in [path for path in self._connections if path not in routed]:
             self._connections.pop(path).leave()
+            self._standing.pop(path, None)
         for path, (model, version) in routed.items():
             if path not in self._connections:
                 with contextlib.suppress(OSError):  # the worker has just died: the next snapshot says so
@@ -333,6 +353,7 @@ class Router:
         `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raises ServingError.
         """
         packed = pack_arrays(inputs.items())
+        unproven: _UnprovenError | None = None
         for _ in range(_RETRIES):
             serial = self.snapshot.serial
             model, version = self.snapshot.resolve(spec)
@@ -342,6 +363,10 @@ class Router:
                     return await self._ask(connection, signature, outputs, packed, deadline_ns)
                 except _DrainingError:
                     pass
+                except _UnprovenError as error:
+                    unproven = error
+                    with contextlib.suppress(_NobodyError):
+                        return await self._by_the_model(model.name, version, signature, outputs, packed, deadline_ns)
                 except ServingError as error:
                     died = isinstance(error, _DiedError)
                     if not version.accelerated or (error.code in _NO_ANSWER and not died):
@@ -350,6 +375,10 @@ class Router:
                         model.name, version, signature, outputs, packed, deadline_ns, error
                     )
             await self._newer_snapshot(serial, deadline_ns)
+        if unproven is not None:
+            if time.monotonic_ns() >= deadline_ns:
+                raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out while TensorFlow was loaded for this request")
+            raise unproven
         raise ServingError(
             Code.UNAVAILABLE,
             f"Model {model.name} version {version.version} has no worker that takes requests",
@@ -388,23 +417,44 @@ class Router:
             raise error
         self._opinions += 1
         try:
-            which = {"model": model, "version": version.version}
-            seconds = max((deadline_ns - time.monotonic_ns()) / 1e9, 0.0)
             try:
-                path = await self.call("stand_by", {**which, "seconds": seconds}, seconds)
-                connection = self._aside_to(path, version, model)
-            except (ServingError, OSError):
-                raise error from None
-            try:
-                arrays = await self._ask(connection, signature, outputs, packed, deadline_ns)
-            except _DrainingError:
+                arrays = await self._by_the_model(model, version, signature, outputs, packed, deadline_ns)
+            except _NobodyError:
                 raise error from None
             if not isinstance(error, _DiedError):  # the supervisor knows of deaths by itself
                 why = f"{version.accelerated} failed where TensorFlow answers: {error}"
-                self._questions.tell("demote", {**which, "why": why})
+                self._questions.tell("demote", {"model": model, "version": version.version, "why": why})
             return arrays
         finally:
             self._opinions -= 1
+
+    async def _by_the_model(
+        self,
+        model: str,
+        version: VersionRoute,
+        signature: str,
+        outputs: Sequence[str],
+        packed: Packed,
+        deadline_ns: int,
+    ) -> Arrays:
+        """What the model itself answers, which is loaded beside its accelerated form if need be. Raises ServingError,
+        _NobodyError where it is not to be had."""
+        path, asked = self._standing.get(version.socket_path, ("", 0.0))
+        known = self._aside.get(path)
+        if known is None or not known.open or time.monotonic() - asked > _STANDING_SECONDS:
+            seconds = max((deadline_ns - time.monotonic_ns()) / 1e9, 0.0)
+            which = {"model": model, "version": version.version, "seconds": seconds}
+            try:
+                path = await self.call("stand_by", which, seconds)
+                known = self._aside_to(path, version, model)
+            except (ServingError, OSError) as error:
+                raise _NobodyError from error
+            self._standing[version.socket_path] = path, time.monotonic()
+        try:
+            return await self._ask(known, signature, outputs, packed, deadline_ns)
+        except _DrainingError as error:
+            self._standing.pop(version.socket_path, None)
+            raise _NobodyError from error
 
     def _aside_to(self, path: str, version: VersionRoute, model: str) -> _Connection:
         """A connection to the worker at `path`, whether it is routed or not. Raises OSError where it is gone."""

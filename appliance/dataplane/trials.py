@@ -16,6 +16,7 @@ from appliance.dataplane.running import Running
 from appliance.dataplane.verdicts import Failure, verdict
 from appliance.trials import Outcome, Trial
 from backends.contract import Backend, BackendError, Changing, Code, Placed, Signature
+from backends.domain import UnprovenError
 from backends.made_inputs import TooLargeError
 
 __all__ = [
@@ -121,6 +122,9 @@ class SignatureTrial:
             try:
                 running.answer()
                 self.draw, self._over = made, True
+            except UnprovenError as error:  # a form: TensorFlow answers it
+                self._failures.append(Failure(Code.INVALID_ARGUMENT, error.message))
+                self._next = None
             except BackendError as error:
                 self._failures.append(Failure(error.code, error.message, self._text_of(made)))
                 self._lessons += 1

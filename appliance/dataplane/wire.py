@@ -29,6 +29,7 @@ SEGMENT_ID = struct.Struct("<I")
 FLAG_SHARED = 1
 FLAG_DESCRIPTOR = 2
 FLAG_DRAINING = 4  # on an ERROR: refused before it ran, because the worker is going; ask another
+FLAG_UNPROVEN = 8  # on an ERROR: refused before it ran, because the form was not proven for such inputs; ask TensorFlow
 
 MAX_META_BYTES = 16 * 1024 * 1024
 ALIGNMENT = 64

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
     FLAG_DRAINING,
     FLAG_SHARED,
+    FLAG_UNPROVEN,
     SEGMENT_ID,
     Buffer,
     Frame,
@@ -58,6 +59,7 @@ from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions, options_from_json
 from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked
+from backends.domain import ANY, Bounded, Domain, UnprovenError
 from backends.registry import check_complete, end_profile, has_profiler, load, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
@@ -84,13 +86,15 @@ class WorkerTask:
     shared_memory_bytes: int
     options: ModelOptions
     fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
+    domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
-        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"])})
+        domains = {name: Domain(**domain) for name, domain in value["domains"].items()}
+        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"]), "domains": domains})
 
 
 class _Request:
@@ -520,7 +524,8 @@ class Worker:
 
     def _answer_failure(self, request: _Request, error: Exception) -> None:
         if isinstance(error, BackendError):
-            self._answer_error(request, error.code, error.message)
+            flags = FLAG_UNPROVEN if isinstance(error, UnprovenError) else 0
+            self._answer_error(request, error.code, error.message, flags)
         else:
             self._answer_error(request, Code.INTERNAL, f"{type(error).__name__}: {error}")
 
@@ -611,7 +616,8 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             device=task.options.device,
             gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
         )
-        backend = load_model()
+        loaded = load_model()
+        backend = _bounded(loaded, task)
         load_seconds = time.monotonic() - started
         metrics.loaded(task.path, load_seconds)
         source = source_of(task.path, task.options)
@@ -631,7 +637,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         warm = warm_up(backend, task.path, task.options, warm_by - time.monotonic(), fatal, announce)
         if source == "recorded":
             metrics.warmed_up(task.path, warm.seconds)
-        remarks = backend.remarks if isinstance(backend, Remarked) else ()
+        remarks = loaded.remarks if isinstance(loaded, Remarked) else ()
         trials = dict(warm.trials)
         if task.options.release_gate != "off":
             seconds_left = warm_by - time.monotonic()
@@ -639,11 +645,11 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         report(
             "ready",
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
-            unsupported=dict(backend.unsupported) if isinstance(backend, Partial) else {},
+            unsupported=dict(loaded.unsupported) if isinstance(loaded, Partial) else {},
             warmup=warm.to_json(),
             trials={name: trial.to_json() for name, trial in trials.items()},
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
-            **({"device": backend.device} if isinstance(backend, Placed) else {}),
+            **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )
         worker = Worker(task, backend, control, listener, batching=batching, mergeable=warm.mergeable, metrics=metrics)
     except IncompleteError as error:
@@ -663,6 +669,14 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         return 1
     worker.run()
     return 0
+
+
+def _bounded(backend: Backend, task: WorkerTask) -> Backend:
+    """`backend`, which looks at its inputs first where it is a form that was not proven for all."""
+    domains = task.domains
+    if task.options.proof_inputs == "finite":
+        domains = {name: domain.unlooked() for name, domain in domains.items()}
+    return Bounded(backend, domains) if any(domain != ANY for domain in domains.values()) else backend
 
 
 def _check(task: WorkerTask, path: str) -> list[str]:

@@ -107,7 +107,9 @@ class Acceleration:
     def report(self, servable: ServableId) -> dict[str, Any] | None:
         """What is known of the acceleration of `servable`, as JSON's values; None where nothing is."""
         case = self._cases.get(servable)
-        return None if case is None else case.to_json()
+        if case is None:
+            return None
+        return {**case.to_json(), "proof_inputs": self._options_of(servable.model).proof_inputs}
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
         """Takes down that the form of `servable` is not served any more; where that is `lasting`, in the cache too."""
@@ -263,7 +265,9 @@ class Acceleration:
             return None
         if any(demotion.candidate == report.candidate for demotion in report.demotions):
             return None
-        return Form(_BACKENDS[report.chosen], report.artifact, report.threads)
+        proofs = next((c.proofs for c in report.candidates if c.name == report.candidate), ())
+        domains = tuple((proof.signature, proof.domain) for proof in proofs)
+        return Form(_BACKENDS[report.chosen], report.artifact, report.threads, domains)
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:

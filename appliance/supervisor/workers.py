@@ -326,6 +326,7 @@ class Workers:
                 shared_memory_bytes=self._shared_memory_bytes,
                 options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
                 fatal_attempts=worker.fatal_attempts,
+                domains={} if form is None else dict(form.domains),
             )
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
