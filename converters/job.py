@@ -319,12 +319,18 @@ class _Work:
 def _calls(
     forms: Mapping[str, Form], makers: Mapping[str, CaseMaker], max_batch: int, failures: dict[str, str]
 ) -> dict[tuple[str, int], dict[str, Call]]:
-    """The calls to measure, of the forms that take the inputs; `failures` gets the others."""
+    """The calls to measure, of the forms that take the inputs; `failures` gets the others, and why where there are none
+    for any."""
     found: dict[tuple[str, int], dict[str, Call]] = {}
+    refusals: list[str] = []
     for name, maker in list(makers.items())[:_MAX_MEASURED_SIGNATURES]:
         for batch in sorted({1, max_batch}) if has_batch(maker.signature) else [1]:
             inputs = maker.representative(batch)
             if inputs is None:
+                refusals.append(
+                    "it was not measured, since TensorFlow refused the inputs that were made for that "
+                    f"({name!r} at batch {batch}): {maker.refusal}"
+                )
                 continue
             calls = {}
             for form_name, form in forms.items():
@@ -339,6 +345,8 @@ def _calls(
                         raise
                     failures[form_name] = f"{name!r} at batch {batch}: {error}"
             found[name, batch] = calls
+    if not found and refusals:
+        failures |= {form_name: refusals[0] for form_name in forms if form_name != "tensorflow"}
     return {key: {n: c for n, c in calls.items() if n not in failures} for key, calls in found.items()}
 
 

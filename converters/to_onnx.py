@@ -12,6 +12,7 @@ from typing import Any
 from backends.artifact import ArtifactSignature
 from backends.contract import Signature
 from converters.plugin import Converted, EntryPoint, Failed, Task
+from converters.repairs import repair
 
 __all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
 
@@ -36,7 +37,7 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
         def convert(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
             inputs, outputs = _named(cut.inputs), _named(cut.outputs)
             names = list(inputs.values()), list(outputs.values())
-            _replace_erfc(cut.graph_def)
+            repair(cut.graph_def)
             with tf.Graph().as_default():
                 tf.import_graph_def(cut.graph_def, name="")
                 optimized = tf_loader.tf_optimize(*names, cut.graph_def)
@@ -46,24 +47,6 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
         return _written(task, number, cut.name, convert)
 
     return converted(task, FREEZERS[freezer], write, _named)
-
-
-def _replace_erfc(graph_def: Any) -> None:
-    """erfc(x) becomes 1 - erf(x), which tf2onnx knows: Keras 3 writes gelu, and so most transformers, with it. That is
-    less exact where erfc is small; the proof tells where it matters."""
-    import tensorflow as tf  # noqa: PLC0415
-
-    for node in [node for node in graph_def.node if node.op == "Erfc"]:
-        dtype = node.attr["T"].type
-        one, erf = f"{node.name}/one", f"{node.name}/erf"
-        constant = graph_def.node.add(name=one, op="Const")
-        constant.attr["dtype"].type = dtype
-        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0, tf.as_dtype(dtype), []))
-        inner = graph_def.node.add(name=erf, op="Erf", input=list(node.input))
-        inner.attr["T"].type = dtype
-        node.op = "Sub"
-        del node.input[:]
-        node.input.extend([one, erf])
 
 
 def _named(nodes: Mapping[str, str]) -> dict[str, str]:

@@ -163,5 +163,11 @@ def rectified(tf: Any, out: str) -> None:
     _save(tf, out, lambda x: {"relu": tf.nn.relu(x), "relu6": tf.nn.relu6(x), "most": tf.reduce_max(x, axis=1)})
 
 
+@_model
+def pairs(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → y, for two rows and no others."""
+    _save(tf, out, lambda x: {"y": tf.ensure_shape(x, [2, 3]) * 2.0})
+
+
 if __name__ == "__main__":
     build(sys.argv[1])

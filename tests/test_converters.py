@@ -37,6 +37,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "saturated": {},
     "by_chance": {},
     "unknown_operator": {},
+    "pairs": {"policy": "onnx"},
     "whole": {"policy": "onnx"},
     "rectified": {"policy": "tflite"},
     "keras2": {},
@@ -164,19 +165,23 @@ def test_ids_beyond_the_vocabulary_are_refused_by_the_form_as_by_tensorflow(jobs
 
 
 @pytest.mark.parametrize(
-    ("name", "without"),
+    ("name", "form", "without"),
     [
-        ("whole", Domain(least_whole=0, empty=False)),
-        ("rectified", Domain(largest=FINITE.largest)),
-        ("lstm", Domain(largest=FINITE.largest, empty=False)),
+        ("whole", "onnx", Domain(empty=False)),  # negative ones are right: see `converters.repairs`
+        ("embedding", "onnx", Domain(least_whole=0)),
+        ("rectified", "tflite", Domain(largest=FINITE.largest)),
+        ("lstm", "onnx", Domain(largest=FINITE.largest, empty=False)),
     ],
 )
-def test_a_form_that_is_wrong_out_of_the_usual_is_proven_for_the_rest(jobs: Jobs, name: str, without: Domain) -> None:
-    (found,) = jobs(name).report.candidates
+def test_a_form_that_is_wrong_out_of_the_usual_is_proven_for_the_rest(
+    jobs: Jobs, name: str, form: str, without: Domain
+) -> None:
+    found = candidate(jobs(name).report, form)
     for proof in found.proofs:
         assert proof.verdict is Verdict.PROVEN
         assert proof.domain & without == proof.domain
         assert proof.beyond
+        assert (proof.domain.least_whole is None) == (without.least_whole is None)
     text = report_text(jobs(name).report)
     assert f"TensorFlow answers {found.proofs[0].domain.left_out()}" in text
     assert found.proofs[0].beyond[0] in text
@@ -243,6 +248,13 @@ def test_inputs_that_kill_tensorflow_count_as_refused(jobs: Jobs) -> None:
     report = jobs("crash_on_positive").report
     assert report.chosen == "tensorflow"
     assert "SIGABRT" in report.reason or "died" in report.reason
+
+
+def test_that_tensorflow_refused_the_inputs_for_measuring_is_said(jobs: Jobs) -> None:
+    report = jobs("pairs").report
+    assert report.chosen == "tensorflow"
+    assert "onnx: it was not measured, since TensorFlow refused the inputs that were made for that" in report.reason
+    assert "('serving_default' at batch 1)" in report.reason
 
 
 def test_nothing_is_served_that_is_not_faster_by_the_margin(jobs: Jobs) -> None:

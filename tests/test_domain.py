@@ -14,7 +14,7 @@ from backends.contract import Code, Signature, TensorSpec
 from backends.domain import ANY, FINITE, Bounded, Domain, UnprovenError
 from converters.codec import from_json, to_json
 from tests.acceleration_models import acceleration_zoo
-from tests.grpc_calls import predict
+from tests.grpc_calls import code_of, predict
 from tests.server import Server, eventually
 
 NAN, INF = float("nan"), float("inf")
@@ -111,14 +111,15 @@ def test_the_options_say_what_clients_send() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two models, each served by a form that is wrong on some inputs."""
+    """Three models, each served by a form that does not do for all inputs."""
     root = tmp_path_factory.mktemp("root")
-    for name in ("whole", "lstm"):
+    names = ("whole", "lstm", "embedding")
+    for name in names:
         (root / name).mkdir()
         (root / name / "1").symlink_to(acceleration_zoo() / name)
     options = {"acceleration": "onnx", "acceleration_min_speedup": 0.0, "wait_for_acceleration": True}
     with Server(model_root=root, cache_dir=root / ".cache", settle_seconds=0.0, **options) as server:
-        for name in ("whole", "lstm"):
+        for name in names:
             eventually(lambda name=name: server.versions(name).get(1, ("",))[0] == "available", name, 150)
         yield server
 
@@ -145,10 +146,24 @@ def test_negative_whole_numbers_are_answered_as_tensorflow_does_and_demote_nothi
         assert answer["day"].tolist() == [number // 86_400_000 for number in ids]
         expected = [row[number] if 0 <= number < 10 else np.zeros(4, np.float32) for number in ids]
         np.testing.assert_allclose(answer["row"], expected, rtol=1e-5)
+    assert predict(channel, "whole", ids=np.zeros(0, np.int64))["row"].shape == (0, 4)  # of which the form dies
     report = accelerated(server, "whole")
     assert (report["serving"], report["demoted"], report["proof_inputs"]) == ("onnx", "", "any")
     (proof,) = report["candidates"][0]["proofs"]
-    assert proof["domain"]["least_whole"] == 0
+    assert (proof["domain"]["least_whole"], proof["domain"]["empty"]) == (None, False)
+
+
+def test_ids_that_tensorflow_refuses_and_the_form_would_answer_are_refused(
+    server: Server, channel: grpc.Channel
+) -> None:
+    assert accelerated(server, "embedding")["serving"] == "onnx"
+    for ids in ([[-1]], [[50]]):
+        code, details = code_of(lambda ids=ids: predict(channel, "embedding", ids=np.array(ids, np.int32)))
+        assert code == "INVALID_ARGUMENT"
+        assert f"{ids[0][0]} is not in [0, 50)" in details
+    assert predict(channel, "embedding", ids=np.array([[49]], np.int32))["mean"].shape == (1, 6)
+    report = accelerated(server, "embedding")
+    assert (report["serving"], report["demoted"]) == ("onnx", "")
 
 
 def test_nan_and_no_rows_are_answered_as_tensorflow_does_and_demote_nothing(

@@ -17,11 +17,21 @@ import pytest
 
 from appliance.batching_parameters import BatchingParameters
 from appliance.dataplane.channel import Channel
-from appliance.dataplane.wire import Frame, Kind, header, inline, pack_arrays, predict_meta, unpack_arrays
+from appliance.dataplane.wire import (
+    FLAG_UNPROVEN,
+    Frame,
+    Kind,
+    header,
+    inline,
+    pack_arrays,
+    predict_meta,
+    unpack_arrays,
+)
 from appliance.dataplane.worker import Worker, WorkerTask
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
 from backends.contract import BackendError, Code, Signature, TensorSpec
+from backends.domain import FINITE, Bounded
 from tests.server import eventually
 
 SECONDS = 30.0
@@ -55,6 +65,7 @@ class Front:
         self.channel = Channel(sock)
         sock.settimeout(SECONDS)
         self._answers: dict[int, Frame] = {}
+        self.flags: dict[int, int] = {}
 
     def send(self, request_id: int, *x: float, deadline_ns: int = 0) -> None:
         packed = pack_arrays([("x", np.array(x, np.float32))])
@@ -71,6 +82,7 @@ class Front:
             for frame in self.channel.receive():
                 self._answers[frame.request_id] = frame
         frame = self._answers.pop(request_id)
+        self.flags[request_id] = frame.flags
         if frame.kind == Kind.ERROR:
             return Code(frame.meta[0]), frame.meta[1:].decode()
         assert frame.kind == Kind.RESULT
@@ -228,6 +240,37 @@ def test_a_bad_request_fails_alone(start: Start) -> None:
     assert harness.front.answer(2) == [4]
     assert harness.front.answer(3) == (Code.INVALID_ARGUMENT, "x must not be negative")
     assert harness.front.answer(4) == [8]
+
+
+class Form(Gated):
+    """A form that was proven for finite inputs with rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inner = Gated()
+        self.started, self.permits = self._inner.started, self._inner.permits
+
+    def run(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        return Bounded(self._inner, {"s": FINITE}).run(signature, inputs, outputs)
+
+
+def test_an_input_that_the_form_was_not_proven_for_is_handed_back_and_no_other_that_waits_with_it(start: Start) -> None:
+    harness = start(backend=Form())
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.front.send(3, float("nan"))
+    harness.front.send(4, 5)
+    harness.front.send(5)
+    harness.waits(4)
+    harness.backend.permits.release(4)
+    assert harness.front.answer(2) == [4]
+    assert harness.front.answer(4) == [10]
+    for odd in (3, 5):
+        code, message = harness.front.answer(odd)
+        assert code is Code.UNAVAILABLE
+        assert "not proven for this input" in message
+        assert harness.front.flags[odd] == FLAG_UNPROVEN
+    assert harness.front.flags[2] == harness.front.flags[4] == 0
 
 
 def test_requests_that_nobody_waits_for_are_left_out(start: Start) -> None:
