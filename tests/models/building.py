@@ -1,4 +1,4 @@
-"""Models that are made once, by a process of their own, and kept below build/: the tests' process loads no framework."""
+"""Models are made once, by a process of their own, and kept below build/: the tests' process loads no framework."""
 
 from __future__ import annotations
 
