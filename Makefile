@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-acceleration protos docs balancers lock rpm rpm-cuda relock repo rpm-tools test-rpm clean
+.PHONY: help run test lint zoo bench bench-acceleration protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: $(STAMP) ## Run the linters and the type checker.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+zoo: $(STAMP) ## Serve every model of tests/models and write docs/models.md (an hour, 10 GB; ONLY="NAME …" prints those).
+	$(BIN)/python -m tests.models $(if $(ONLY),--models $(ONLY))
 
 bench: $(STAMP) ## Measure throughput and latency beside the bare session and a peer.
 	$(BIN)/python -m benchmarks
@@ -64,6 +67,13 @@ balancers: ## Install HAProxy and nginx from Debian for their tests (as root; ap
 
 lock: ## Resolve pyproject.toml's ranges anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade -o requirements.lock
+
+lock-zoo: ## The same for the tools and packages of the zoo (needs uv).
+	cd tests/models && for name in requirements forests published; do \
+		uv pip compile $$name.in $$(test $$name = published && echo --no-deps) --generate-hashes --python-version 3.11 \
+			--python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade \
+			--custom-compile-command "make lock-zoo" -o $$name.lock || exit 1; \
+	done
 
 # -- the RPM: packaging/rpm/README.md ---------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
-"""Models of TensorFlow Decision Forests, whose last release (1.12) belongs to TensorFlow 2.19: an environment of its own
-(tests/models/forests.lock) makes them."""
+"""Models of TensorFlow Decision Forests, whose last release (1.12) belongs to TensorFlow 2.19.
+
+An environment of its own makes them (tests/models/forests.lock).
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ def tfdf_random_forest(tf: Any, out: str) -> None:
 
 
 def _fitted(kind: str) -> Any:
-    import pandas  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415
     import tensorflow_decision_forests as tfdf  # noqa: PLC0415
 
     rng = np.random.default_rng(8)
-    table = pandas.DataFrame({"a": rng.uniform(size=200), "b": rng.uniform(size=200)})
+    table = pd.DataFrame({"a": rng.uniform(size=200), "b": rng.uniform(size=200)})
     table["y"] = (table["a"] > table["b"]).astype(int)
     model = getattr(tfdf.keras, kind)(num_trees=5, verbose=0)
     model.fit(tfdf.keras.pd_dataframe_to_tf_dataset(table, label="y"), verbose=0)

@@ -12,6 +12,17 @@ GROUP = Group("Keras 2 (tf_keras)")
 _model = GROUP.model
 
 
+def images(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Bitmaps of 8 × 8 pixels, which need no library to write."""
+    found = np.empty([n], object)
+    for at in range(n):
+        pixels = rng.integers(256, size=8 * 8 * 3).astype("uint8").tobytes()
+        head = (54 + len(pixels)).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+        sizes = (40).to_bytes(4, "little") + (8).to_bytes(4, "little") + (8).to_bytes(4, "little")
+        found[at] = b"BM" + head + sizes + b"\1\0\x18\0" + bytes(24) + pixels
+    return found
+
+
 def _keras() -> Any:
     import tf_keras  # type: ignore[import-untyped]  # noqa: PLC0415  (only the building process loads TensorFlow)
 
@@ -115,7 +126,7 @@ def keras2_feature_columns(tf: Any, out: str) -> None:
 
 @_model(
     "`model.save(path, signatures=…)`: images from bytes",
-    inputs={"image_bytes": lambda n, rng: images(n, rng)},
+    inputs={"image_bytes": images},
 )
 def keras2_signature_from_bytes(tf: Any, out: str) -> None:
     keras = _keras()
@@ -131,17 +142,6 @@ def keras2_signature_from_bytes(tf: Any, out: str) -> None:
         return {"scores": model(tf.map_fn(decoded, image_bytes, fn_output_signature=tf.float32))}
 
     model.save(out, save_format="tf", signatures={"serving_default": from_bytes})
-
-
-def images(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Bitmaps of 8 × 8 pixels, which need no library to write."""
-    found = np.empty([n], object)
-    for at in range(n):
-        pixels = rng.integers(256, size=8 * 8 * 3).astype("uint8").tobytes()
-        head = (54 + len(pixels)).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
-        sizes = (40).to_bytes(4, "little") + (8).to_bytes(4, "little") + (8).to_bytes(4, "little")
-        found[at] = b"BM" + head + sizes + b"\1\0\x18\0" + bytes(24) + pixels
-    return found
 
 
 @_model("recommender: `Embedding` dot `Embedding`, `model.save(path)`", inputs={"user": ints(1), "item": ints(1)})

@@ -47,7 +47,7 @@ def keras3_export_input_signature(tf: Any, out: str) -> None:
     model.export(out, input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "image")], verbose=False)
 
 
-@_model("`tf.saved_model.save(model, path)`, compiled and fitted", inputs={"x": floats(4)})
+@_model("`tf.saved_model.save(model, path)`, compiled and fitted", inputs={"inputs": floats(4)})
 def keras3_saved_model_save(tf: Any, out: str) -> None:
     tf.saved_model.save(_trained(tf), out)
 
@@ -91,8 +91,8 @@ def keras3_archive_endpoints(tf: Any, out: str) -> None:
     archive.track(model)
     x = [tf.TensorSpec([None, 4], tf.float32, "x")]
     archive.add_endpoint("serve", model.call, x)
-    archive.add_endpoint("serving_default", lambda x: model(x), x)
-    archive.add_endpoint("embed", lambda x: embedder(x), x)
+    archive.add_endpoint("serving_default", model.__call__, x)
+    archive.add_endpoint("embed", embedder.__call__, x)
     archive.write_out(out, verbose=False)
 
 
@@ -111,7 +111,7 @@ def keras3_subclassed_archive(tf: Any, out: str) -> None:
     model(tf.zeros([1, 5]))
     archive = tf.keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serving_default", lambda x: model(x), [tf.TensorSpec([None, 5], tf.float32, "x")])
+    archive.add_endpoint("serving_default", model.__call__, [tf.TensorSpec([None, 5], tf.float32, "x")])
     archive.add_variable_collection("first_layer", model.first.variables)
     archive.write_out(out, verbose=False)
 
@@ -193,7 +193,7 @@ def keras3_text_vectorization(tf: Any, out: str) -> None:
     _vectorized(tf).export(out, verbose=False)
 
 
-@_model("`TextVectorization`, adapted, `tf.saved_model.save(model, path)`", inputs={"text": words(*_SENTENCES)})
+@_model("`TextVectorization`, adapted, `tf.saved_model.save(model, path)`", inputs={"inputs": words(*_SENTENCES)})
 def keras3_text_vectorization_saved(tf: Any, out: str) -> None:
     tf.saved_model.save(_vectorized(tf), out)
 
@@ -256,7 +256,7 @@ def keras3_feature_space(tf: Any, out: str) -> None:
     tf.saved_model.save(module, out, signatures=tf.function(score).get_concrete_function(*specs))
 
 
-@_model("`LSTM` with `Masking`, fitted, `tf.saved_model.save(model, path)`", inputs={"steps": floats(6, 4)})
+@_model("`LSTM` with `Masking`, fitted, `tf.saved_model.save(model, path)`", inputs={"inputs": floats(6, 4)})
 def keras3_lstm_saved(tf: Any, out: str) -> None:
     layers = tf.keras.layers
     steps = tf.keras.Input((None, 4), name="steps")
@@ -299,13 +299,15 @@ def keras3_transfer_learning(tf: Any, out: str) -> None:
     model.export(out, verbose=False)
 
 
-@_model("augmentation layers before a convolution, `model.export(path)`", inputs={"image": uniform(16, 16, 3)})
-def keras3_augmentation(tf: Any, out: str) -> None:
+@_model(
+    "`Resizing`, `CenterCrop` and `Rescaling` before a convolution, `model.export(path)`",
+    inputs={"image": uniform(20, 16, 3)},
+)
+def keras3_image_layers(tf: Any, out: str) -> None:
     layers = tf.keras.layers
-    image = tf.keras.Input((16, 16, 3), name="image")
-    augmented = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(image))
-    resized = layers.Resizing(8, 8)(augmented)
-    model = tf.keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.Conv2D(4, 3)(resized))))
+    image = tf.keras.Input((20, 16, 3), name="image")
+    small = layers.Rescaling(2.0, -1.0)(layers.CenterCrop(8, 8)(layers.Resizing(12, 12)(image)))
+    model = tf.keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.Conv2D(4, 3)(small))))
     model.export(out, verbose=False)
 
 

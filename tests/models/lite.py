@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.model import Group, floats, ints, words
+from tests.models.model import Group, floats, ints
 
 GROUP = Group("TF-Lite (LiteRT's converter)", judge="lite")
 _model = GROUP.model
@@ -124,7 +124,10 @@ def lite_uint8_without_signatures(tf: Any, out: str) -> None:
 
 
 def _without_signatures(out: str, names: dict[str, str] | None = None) -> None:
-    """Takes the table of signatures away, which converters before 2.5 did not write; `names` begin tensors' new names."""
+    """Takes the table of signatures away, which converters before 2.5 did not write.
+
+    An input whose name has a key of `names` in it gets that one's value as its name.
+    """
     import flatbuffers  # type: ignore[import-untyped]  # noqa: PLC0415  (ships no types)
     from tensorflow.lite.python import schema_py_generated as schema  # noqa: PLC0415
 

@@ -26,7 +26,8 @@ class Model:
     `how` says in words how it was exported. `signatures` are those that are asked, with their inputs. `refused` is a
     pattern (re.search) of the reason why the version is not served at all; `refused_signatures`, of the answer to a
     request of a signature that cannot be called. `judge` computes the expected answers: "load" (tf.saved_model.load),
-    "session" (where only the loader of TensorFlow 1 takes it), "onnx" or "lite". `tolerance` is relative, for float32.
+    "session" (where only the loader of TensorFlow 1 takes it), "onnx" or "lite". `options`
+    are those of its server; `rest` tells whether REST can ask it.
     """
 
     name: str
@@ -36,8 +37,15 @@ class Model:
     refused: str = ""
     refused_signatures: Mapping[str, str] = field(default_factory=dict)
     judge: str = "load"
+    batches: Sequence[int] = BATCHES
+    rest: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
+
+    @property
+    def can_be_accelerated(self) -> bool:
+        """Only SavedModels are: others are served as they are."""
+        return not self.refused and self.judge in ("load", "session")
 
     def inputs(self, signature: str, batch: int) -> dict[str, np.ndarray]:
         """The same values whenever it is asked."""
@@ -102,4 +110,4 @@ def words(*choices: str, shape: Sequence[int] = ()) -> Draw:
 
 def fixed(value: Any, dtype: str) -> Draw:
     """The same value, whatever the batch."""
-    return lambda n, rng: np.array(value, dtype)
+    return lambda _n, _rng: np.array(value, dtype)

@@ -265,19 +265,19 @@ def tf1_compressed_index(tf: Any, out: str) -> None:
 
 @_model(
     "TensorFlow Serving's counter: signatures that give a reference",
-    {"get_counter": {}, "incr_counter": {}},
+    {"get_counter": {}, "reset_counter": {}},
     judge="session",
-    remark="Each call of incr_counter changes what the next one gives: asked once.",
+    remark="Asked over gRPC alone: REST takes no request without an input.",
 )
 def tf1_references(tf: Any, out: str) -> None:
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         counter = v1.Variable(0.0, name="counter", use_resource=False)
-        outputs = {"get_counter": tf.identity(counter), "incr_counter": tf.identity(counter) * 0.0 + 1.0}
-        signatures = {name: _signature(tf, {}, {"output": tensor}) for name, tensor in outputs.items()}
-        # A reference, as v1.assign_add gives one: its type is DT_FLOAT_REF.
-        signatures["reset_counter"] = _signature(tf, {}, {"output": v1.assign(counter, 0.0)})
+        # Of type DT_FLOAT_REF, as v1.assign gives it.
+        outputs = {"get_counter": counter._ref(), "reset_counter": v1.assign(counter, 0.0)}
+        outputs["incr_counter"] = v1.assign_add(counter, 1.0)
         session.run(v1.global_variables_initializer())
+        signatures = {name: _signature(tf, {}, {"output": tensor}) for name, tensor in outputs.items()}
         _build(tf, out, session, signatures)
 
 
