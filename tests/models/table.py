@@ -23,7 +23,8 @@ REST and gRPC, at batch 1 and 3, are compared with the framework's own in anothe
 (`tf.saved_model.load`, or a session where only that loads it), ONNX Runtime's, LiteRT's. They have to be equal to 1e-5
 as the model is, and to 1e-4 in its accelerated form.
 
-- **Loader**: what loads the version. `session` is TensorFlow Serving's own way.
+- **Loader**: what loads the version. `session` is TensorFlow Serving's own way; where that leaves variables without a
+  value, they get those of their copies, or the model is loaded by its object graph, as `tf.saved_model.load` does.
 - **Accelerated by**: the forms that were proven to give the same answers; which of them serves depends on what is
   faster on the machine. ONNX and TF-Lite models are served as they are.
 
@@ -76,8 +77,13 @@ def _cells(row: Row) -> list[str]:
 
 
 def loader_of(model: Model, outcome: Outcome) -> str:
-    """What the server says that loaded the version; what is no SavedModel is run by its own runtime."""
-    return str(outcome.entry.get("loader") or _LOADERS.get(model.judge, "session"))
+    """What loaded the version, as the remarks of its status tell it. What is no SavedModel is run by its own runtime."""
+    remarks = " ".join(outcome.entry.get("remarks", ()))
+    if "loaded by its object graph" in remarks:
+        return "object graph"
+    if "got those of their copies" in remarks:
+        return "session, variables repaired"
+    return _LOADERS.get(model.judge, "session")
 
 
 def _accelerated(row: Row) -> str:
