@@ -41,7 +41,7 @@ def _python(environment: str) -> str:
     if not stamp.exists() or stamp.read_bytes() != lock.read_bytes():
         _say(f"installing {lock.name} into {folder.relative_to(ROOT)} …")
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
+        pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-qq", "--no-deps"]
         subprocess.run([*pip, "--require-hashes", "--requirement", lock], check=True)
         shutil.copyfile(lock, stamp)
     return str(python)

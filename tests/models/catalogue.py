@@ -20,6 +20,12 @@ ZOO = ROOT / "build" / "zoo"
 _SHARED = tuple(f"tests.models.{name}" for name in ("building", "judge", "make", "model"))
 
 
+def library_files(model: Model) -> list[str]:
+    """Where the libraries of custom operators that the model needs lie, once `make zoo` has installed the tools."""
+    (packages,) = (ZOO / "requirements" / "lib").glob("python3*/site-packages") if model.libraries else ("",)
+    return [str(Path(packages, library)) for library in model.libraries]
+
+
 def folder_of(module: str) -> Path:
     """Where the models of `module` are kept: another place after their exporters, inputs or judges have changed."""
     return CACHE / f"{module}-{key_of(f'tests.models.{module}', *_SHARED)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.model import Group
+from tests.models.model import Group, uniform
 
 GROUP = Group("TensorFlow Decision Forests", environment="forests")
 _model = GROUP.model
@@ -25,6 +25,15 @@ def tfdf_boosted_trees(tf: Any, out: str) -> None:
 @_model("`RandomForestModel`, `tf.saved_model.save(model, path)`", refused=_MISSING)
 def tfdf_random_forest(tf: Any, out: str) -> None:
     tf.saved_model.save(_fitted("RandomForestModel"), out)
+
+
+@_model(
+    "`GradientBoostedTreesModel`, with `op_libraries` (ydf-tf, built for this TensorFlow)",
+    inputs={"a": uniform(), "b": uniform()},
+    libraries=("ydf_tf/inference.so",),
+)
+def tfdf_with_library(tf: Any, out: str) -> None:
+    tfdf_boosted_trees(tf, out)
 
 
 def _fitted(kind: str) -> Any:

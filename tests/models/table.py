@@ -77,7 +77,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def loader_of(model: Model, outcome: Outcome) -> str:
-    """What loaded the version, as the remarks of its status tell it. What is no SavedModel is run by its own runtime."""
+    """What loaded the version, as the remarks of its status tell. What is no SavedModel is run by its own runtime."""
     remarks = " ".join(outcome.entry.get("remarks", ()))
     if "loaded by its object graph" in remarks:
         return "object graph"

@@ -94,7 +94,7 @@ def _text(out: str, lower: bool) -> None:
 
 
 @_model(
-    "scikit-learn: `TfidfVectorizer`, which makes lower case (it takes the locale en_US.UTF-8)",
+    "scikit-learn: `TfidfVectorizer`, which makes lower case (a locale is needed)",
     inputs={"text": words(*_SENTENCES)},
 )
 def sklearn_tfidf(_: Any, out: str) -> None:
