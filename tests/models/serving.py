@@ -80,7 +80,8 @@ def serve(
     if tables := [f"[models.{n}]\nop_libraries = {json.dumps(f)}\n" for n in names if (f := library_files(MODELS[n]))]:
         options["config"] = work / "dropserve.toml"
         options["config"].write_text("\n".join(tables))
-    with Server(model_root=root, acceleration=acceleration, **options) as server:
+    about = {"acceleration": acceleration, "incomplete_after_seconds": 5, **options}
+    with Server(model_root=root, **about) as server:
         outcomes = _settled(server, names, accelerated, log)
         served = [name for name in names if outcomes[name].phase == "available" and not MODELS[name].refused]
         tolerance = ACCELERATED_TOLERANCE if accelerated else PLAIN_TOLERANCE
