@@ -189,8 +189,9 @@ _published(
     "selfie_segmentation",
     "mediapipe",
     f"{_MEDIA}/selfie_segmentation/selfie_segmentation.tflite",
-    "MediaPipe's selfie segmentation: an operator of MediaPipe's own",
-    refused=r"custom|Convolution2DTransposeBias",
+    "MediaPipe's selfie segmentation, with its own Convolution2DTransposeBias, which LiteRT has",
+    {"input_1": uniform(256, 256, 3)},
+    batches=(1,),
 )
 _published(
     "face_landmark_attention",

@@ -12,7 +12,7 @@ from tests.models.serving import Outcome
 
 _FORMS = {"onnx": "ONNX", "tflite": "TF-Lite"}
 _LOADERS = {"onnx": "ONNX Runtime", "lite": "LiteRT"}
-_MOST_REASON = 160
+_MOST_REASON = 320
 
 _HEAD = """\
 # Models
@@ -118,6 +118,8 @@ def _why(report: Mapping[str, object]) -> str:
 def _plain(text: str) -> str:
     """One short line that is the same on every machine: no paths, no attempts, no numbers of a run."""
     text = re.sub(r"\s*\(attempt \d+ of \d+.*?\)$", "", text.strip(), flags=re.DOTALL).splitlines()[0] if text else ""
+    text = text.removesuffix(" (it is tried again when its files change)")
+    text = re.sub(r"^cannot load \S+: ", "", text)
     text = re.sub(r"(/[\w.+-]+){2,}", "…", text)
     text = re.sub(r" in binary running on \S+", "", text).replace("|", "\\|")
     return text if len(text) <= _MOST_REASON else text[: _MOST_REASON - 2].rstrip() + " …"

@@ -68,10 +68,23 @@ def tf2_several_signatures(tf: Any, out: str) -> None:
     _save_all(tf, out, functions)
 
 
-@_model("`tf.saved_model.save(module, path)` without signatures", refused=r"signature")
+@_model(
+    "`tf.saved_model.save(module, path)` of a module with one function: it becomes the signature",
+    inputs={"x": floats()},
+)
+def tf2_default_signature(tf: Any, out: str) -> None:
+    class Plain(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])  # type: ignore[misc]
+        def __call__(self, x: Any) -> Any:
+            return x * 2.0
+
+    tf.saved_model.save(Plain(), out)
+
+
+@_model("the same of a module whose function takes whatever it is given: no signature", refused=r"no signature")
 def tf2_no_signatures(tf: Any, out: str) -> None:
     class Plain(tf.Module):  # type: ignore[misc]
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])  # type: ignore[misc]
+        @tf.function  # type: ignore[misc]
         def __call__(self, x: Any) -> Any:
             return x * 2.0
 
