@@ -1,7 +1,7 @@
 """Which library has an operator that TensorFlow has not, for the error of a model that needs it.
 
-What each file registers was read from the packages named here (2026-11): TF-Text 2.21.1, Decision Forests 1.12.0, I/O
-0.37.1, Addons 0.23.0, Struct2Tensor 0.48.1, tf-sentencepiece 0.1.90.
+What each file registers was read from the packages named here (2026-11): TF-Text 2.21.1, Decision Forests 1.12.0
+(ydf-tf 2.21.0 has the same), I/O 0.37.1, Addons 0.23.0, Struct2Tensor 0.48.1, tf-sentencepiece 0.1.90.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ _LIBRARIES = (
     ),
     OpLibrary(
         "TensorFlow Decision Forests",
-        "tensorflow-decision-forests",
+        # Its releases follow TensorFlow's; those of tensorflow-decision-forests ended at TensorFlow 2.19.
+        "ydf-tf",
         _files(
             inference="SimpleMLCreateModelResource SimpleMLInferenceLeafIndexOpWithHandle SimpleMLInferenceOp "
             "SimpleMLInferenceOpWithHandle SimpleMLLoadModelFromPath SimpleMLLoadModelFromPathWithHandle"
         ),
         ("SimpleML",),
-        "its release 1.12.0 is for TensorFlow 2.19",
     ),
     OpLibrary(
         "TensorFlow I/O",

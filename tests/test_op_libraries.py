@@ -46,8 +46,8 @@ ADVICE = (
         ("TFText>SomethingOfNextYear", "tensorflow-text"),
         ("SentencepieceTokenizeOp", "tensorflow-text"),
         ("SentencepieceEncodeSparse", "tf-sentencepiece"),
-        ("SimpleMLInferenceOpWithHandle", "tensorflow-decision-forests"),
-        ("SimpleMLShowModel", "tensorflow-decision-forests"),
+        ("SimpleMLInferenceOpWithHandle", "ydf-tf"),
+        ("SimpleMLShowModel", "ydf-tf"),
         ("IO>AudioDecodeMP3", "tensorflow-io"),
         ("Addons>ImageProjectiveTransformV3", "tensorflow-addons"),
         ("EquiJoinIndices", "struct2tensor"),
@@ -67,8 +67,7 @@ def test_what_is_missing_is_told_by_library_with_the_files_and_what_to_do() -> N
         "'WordpieceTokenizeWithOffsets': they are not TensorFlow's own. "
         "TensorFlow Text has 'TFText>WhitespaceTokenizeWithOffsetsV2', 'WordpieceTokenizeWithOffsets' in "
         "_whitespace_tokenizer_v2.so, _wordpiece_tokenizer.so (tensorflow-text on PyPI). "
-        "TensorFlow Decision Forests has 'SimpleMLInferenceOp' in inference.so (tensorflow-decision-forests on PyPI; "
-        "its release 1.12.0 is for TensorFlow 2.19). "
+        "TensorFlow Decision Forests has 'SimpleMLInferenceOp' in inference.so (ydf-tf on PyPI). "
         "A library of custom operators has 'MyAdd'; or TensorFlow 2.24.0, which exported the model, has. " + ADVICE
     )
 
