@@ -12,7 +12,7 @@ from tests.models.serving import Outcome
 
 _FORMS = {"onnx": "ONNX", "tflite": "TF-Lite"}
 _LOADERS = {"onnx": "ONNX Runtime", "lite": "LiteRT"}
-_MOST_REASON = 320
+_MOST_REASON = 480
 
 _HEAD = """\
 # Models
