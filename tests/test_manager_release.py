@@ -82,6 +82,20 @@ def test_a_version_whose_worker_restarts_still_counts_as_one_that_serves(host: H
     assert host.ready(2, trials=BAD) == ["kill a/2"]
 
 
+def test_what_a_gate_for_replacements_refused_is_served_once_nothing_else_is_left(host: Host) -> None:
+    host.serving(1, rules=ReleaseRules(Gate.ONLY_REPLACING))
+    host.see(1, 2)
+    for _ in range(3):
+        host.ready(2, trials=BAD)
+        host.wait(RETRY_SECONDS)
+    assert host.states() == {1: "available", 2: "failed"}
+    host.see(2)
+    assert host.end(1) == ["start a/2"]
+    assert host.ready(2, trials=BAD) == []
+    assert host.states() == {2: "available"}
+    assert host.remarks(2) == ('signature "f" cannot answer: Table not initialized.',)
+
+
 def test_a_gate_that_is_opened_by_a_reload_tries_what_it_had_refused(host: Host) -> None:
     host.serving(1)
     host.see(1, 2)
@@ -157,6 +171,23 @@ def test_signatures_that_differ_are_refused_where_that_is_asked_for(host: Host) 
     assert host.wait(10 * RETRY_SECONDS) == []  # the same files would have the same signatures
     assert host.see(1, 2, digest="2") == ["start a/2"]
     assert host.ready(2, signatures=FLOATS) == ["drain a/1"]
+
+
+def test_going_back_to_an_older_version_is_not_refused_for_its_signatures(host: Host) -> None:
+    host.add(rules=ReleaseRules(refuse_signature_changes=True))
+    host.see(2)
+    host.ready(2, signatures=IDS)
+    assert host.see(1) == ["start a/1"]
+    assert host.ready(1, signatures=FLOATS) == ["drain a/2"]
+
+
+def test_a_version_beside_one_that_stays_is_not_refused_for_its_signatures(host: Host) -> None:
+    host.add(policy=All(), rules=ReleaseRules(refuse_signature_changes=True))
+    host.see(1)
+    host.ready(1, signatures=FLOATS)
+    host.see(1, 2)
+    assert host.ready(2, signatures=IDS) == []
+    assert host.states() == {1: "available", 2: "available"}
 
 
 def test_a_remark_on_signatures_stays_when_a_form_takes_over(host: Host) -> None:
@@ -270,9 +301,16 @@ def test_files_that_replace_those_of_a_served_version_and_cannot_answer_change_n
     replace(host, "2")
     assert host.ready(1, trials=BAD) == ["kill a/1"]
     assert host.states() == {1: "available"}
-    host.see(1)
+    assert replace(host, "2") == []
     assert host.reason(1).startswith("its files were replaced, and it is served as they were before")
     assert "Table not initialized" in host.reason(1)
+    assert host.manager.loaded_versions("a") == frozenset()  # so that a change of them is seen
+    for _ in range(2):
+        host.now += RETRY_SECONDS
+        assert replace(host, "2") == ["start a/1"]
+        host.ready(1, trials=BAD)
+    host.now += RETRY_SECONDS
+    assert replace(host, "2") == []
     assert replace(host, "3") == ["start a/1"]
     assert host.ready(1, trials=GOOD) == ["drain a/1"]
     assert host.reason(1) == ""
@@ -287,6 +325,45 @@ def test_files_that_are_replaced_while_they_are_loaded_are_loaded_again(host: Ho
     assert replace(host, "2") == ["start a/1"]
     host.ready(1)
     assert host.manager.loaded_versions("a") == {1}
+
+
+def test_files_that_replace_those_of_a_served_version_and_are_incomplete_are_loaded_as_they_are_after_a_while(
+    host: Host,
+) -> None:
+    host.serving(1)
+    replace(host, "2")
+    assert host.incomplete(1) == ["kill a/1"]
+    assert "incomplete: no variables" in host.reason(1)
+    host.now += 29
+    assert replace(host, "2") == []
+    host.now += 1
+    seen = {1: Observed("/models/a/1", "2", settled=True)}
+    (start,) = host.manager.observe("a", seen, "", host.now)
+    assert isinstance(start, StartWorker)
+    assert not start.check_files
+
+
+def test_a_version_that_comes_back_with_other_files_after_long_is_loaded_anew(host: Host) -> None:
+    host.serving(1)
+    host.see(2)
+    host.fail(2)
+    assert host.states() == {1: "available", 2: "failed"}
+    assert host.manager.loaded_versions("a") == frozenset()
+    assert host.see(1, 2, digest="9") == ["start a/1", "start a/2"]
+    assert host.states() == {1: "available", 2: "loading"}
+
+
+def test_the_worker_of_replaced_files_is_judged_too_if_the_old_one_dies_meanwhile(host: Host) -> None:
+    host.serving(1)
+    replace(host, "2")
+    assert host.did(host.manager.worker_ended(1, "killed by SIGKILL", host.now)) == []
+    assert host.states() == {1: "restarting"}
+    assert host.ready(1, trials=BAD) == ["kill a/1"]
+    assert host.states() == {1: "restarting"}
+    assert "Table not initialized" in host.reason(1)
+    host.wait(2)
+    assert host.ready(1, trials=GOOD) == []
+    assert host.states() == {1: "available"}
 
 
 # -- what looks incomplete --------------------------------------------------------------------------------------
@@ -358,7 +435,7 @@ def test_a_version_that_dies_three_times_in_a_minute_gives_way_to_the_one_before
     host.end(2)
     assert host.states() == {1: "available", 2: "ended"}
     assert host.code(2) is Code.UNAVAILABLE
-    assert "its worker died 3 times within 1 s, the last time: killed by SIGKILL" in host.reason(2)
+    assert "its worker died 3 times within 0 s of service, the last time: killed by SIGKILL" in host.reason(2)
     assert host.see(1, 2) == []
     assert host.wait(86400) == []
     assert host.see(1, 2, digest="2") == ["start a/2"]
@@ -409,6 +486,39 @@ def test_a_labelled_version_does_not_give_way(host: Host) -> None:
     host.see(1, 2)
     host.ready(2)
     assert die(host, 2, 3) == []
+
+
+@pytest.mark.parametrize("policy", [All(), Specific(frozenset({2}))])
+def test_a_version_that_gave_way_is_loaded_when_it_is_asked_for_by_its_number(
+    host: Host, policy: All | Specific
+) -> None:
+    host.serving(1, 2)
+    die(host, 2, 3)
+    host.ready(1)
+    assert host.states() == {1: "available", 2: "ended"}
+    assert host.update(policy) == ["start a/2"]
+
+
+def test_a_version_that_died_often_and_is_replaced_by_a_newer_one_ends_in_peace(host: Host) -> None:
+    host.serving(1, 2)
+    die(host, 2, 3)
+    host.see(2)  # version 1, which was to take its place, is gone
+    host.wait(2)
+    host.ready(2)
+    host.see(2, 3)
+    host.ready(3)
+    host.end(2)
+    assert host.states()[3] == "available"
+    assert host.code(2) is Code.OK
+
+
+def test_want_of_a_gpu_is_no_death(host: Host) -> None:
+    host.serving(1, 2)
+    host.end(2)
+    for _ in range(5):
+        host.did(host.manager.worker_failed(host.worker(2), Code.RESOURCE_EXHAUSTED, "no GPU has room", host.now))
+        host.wait(60)
+    assert host.states() == {2: "restarting"}
 
 
 def test_no_version_gives_way_without_a_window(host: Host) -> None:

@@ -92,6 +92,23 @@ def test_a_folder_that_is_back_is_looked_at_although_it_is_loaded_until_it_has_s
     assert settler.to_fingerprint == frozenset()
 
 
+def test_another_folder_under_a_number_that_is_loaded_is_looked_at_at_once_until_it_has_settled() -> None:
+    settler = Settler(2.0)
+
+    def see(after: float, inode: int, fingerprint: Fingerprint | None) -> Observed:
+        seen = Scan(1, {1: fingerprint}, {1: "/models/a/1"}, inodes={1: inode})
+        return settler.observe(seen, NOW + after, WALL + after)[1]
+
+    assert see(0, 7, None).settled
+    assert settler.to_fingerprint == frozenset()
+    see(1, 8, None)
+    assert settler.to_fingerprint == {1}
+    assert settler.due == NOW + 1
+    assert not see(1, 8, Fingerprint("b", WALL)).settled
+    assert see(3, 8, Fingerprint("b", WALL)).settled
+    assert settler.to_fingerprint == frozenset()
+
+
 def test_without_settle_seconds_a_folder_is_gone_at_once() -> None:
     settler = Settler(0.0)
     look(settler, 0, "a")

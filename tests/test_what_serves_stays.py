@@ -57,6 +57,20 @@ def test_a_base_path_that_is_a_link_is_switched_to_the_next_release_without_a_lo
     assert_nothing_was_lost(load)
 
 
+def test_another_release_with_the_same_version_number_takes_over_behind_a_link(server: Folder) -> None:
+    top = server.root.parent
+    server.drop("half_plus_two", top / "same.1", 1)
+    server.drop("half_plus_three", top / "same.2", 1)
+    os.symlink(top / "same.1", server.root / "same")
+    server.wait_for("same", 1)
+    with Load(server, "same") as load:
+        os.symlink(top / "same.2", server.root / ".next")
+        os.rename(server.root / ".next", server.root / "same")
+        eventually(lambda: server.answer("same") == THREE, "the new files are served")
+        load.more(20)
+    assert_nothing_was_lost(load)
+
+
 def test_a_version_that_is_deleted_before_its_successor_is_copied_serves_meanwhile(server: Folder) -> None:
     server.drop("half_plus_two", "copied", 1)
     server.wait_for("copied", 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from appliance.errors import Code
 from appliance.lifecycle.policy import Latest
-from appliance.lifecycle.release import Refusal, refusal, signature_changes
+from appliance.lifecycle.release import Refusal, doubts, refusal, signature_changes
 from appliance.lifecycle.servables import Model, Version
 from appliance.lifecycle.states import State
 from appliance.lifecycle.wanted import wanted
@@ -32,10 +32,14 @@ def judge(
     told = ""
     if before is not None and changes:
         told = f"its signatures differ from those of version {before.id.version}: {'; '.join(changes)}"
-        if model.rules.refuse_signature_changes:
+        # Going back is the remedy, and what stays keeps its clients: neither is refused.
+        stays = before is not version and before.id.version in wanted(model).aspired
+        is_older = before.id.version > version.id.version
+        if model.rules.refuse_signature_changes and not stays and not is_older:
             reason = f"{told}; signature_changes = refuse forbids it"
             return Refusal(Code.FAILED_PRECONDITION, reason, is_final=True), ()
-    return refusal(trials, model.rules.gate, bool(serving), unsupported), (told,) if told else ()
+    refused = refusal(trials, model.rules.gate, bool(serving), unsupported)
+    return refused, (*([told] if told else []), *doubts(trials or {}))
 
 
 def _predecessor(model: Model, version: Version) -> Version | None:
@@ -48,14 +52,16 @@ def _predecessor(model: Model, version: Version) -> Version | None:
     return None if stays else model.versions[newest]
 
 
-def note_death(model: Model, version: Version, how: str, now: float) -> str:
-    """Count that the worker of a version that has been served died at `now` (monotonic seconds).
+def note_death(model: Model, version: Version, how: str) -> str:
+    """Count that the worker of a version that has been served died, or did not come up again. The time that it takes to
+    load does not count.
 
     Return why the version is given up, or "" if it is not: another one must be there to take its place, and nothing may
     ask for this one by its number.
     """
     window = model.rules.crash_window_seconds
-    version.deaths = [*(death for death in version.deaths if now - death <= window), now][-_DEATHS:]
+    served = version.served
+    version.deaths = [*(death for death in version.deaths if served - death <= window), served][-_DEATHS:]
     if len(version.deaths) < _DEATHS or not window or not isinstance(model.policy, Latest):
         return ""
     number = version.id.version
@@ -63,6 +69,6 @@ def note_death(model: Model, version: Version, how: str, now: float) -> str:
     if not older or number in model.labels.values():
         return ""
     return (
-        f"its worker died {_DEATHS} times within {now - version.deaths[0]:.0f} s, the last time: {how}; "
+        f"its worker died {_DEATHS} times within {served - version.deaths[0]:.0f} s of service, the last time: {how}; "
         "it is loaded again when its files change"
     )

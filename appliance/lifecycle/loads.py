@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from appliance.lifecycle.servables import Version
 from appliance.lifecycle.states import State
 
@@ -53,6 +55,14 @@ class Loads:
             f"attempt {version.attempts} of {self._max_retries + 1}; the next in "
             f"{self._retry_interval_seconds:g} s, or when the files change"
         )
+
+    def retry_replacement(self, version: Version, now: float) -> None:
+        """Decides when to try again the other files for a version that is served."""
+        replacement = version.replacement
+        if replacement is not None:
+            replacement.attempts += 1
+            given_up = replacement.attempts > self._max_retries
+            replacement.retry_at = math.inf if given_up else now + self._retry_interval_seconds
 
     @staticmethod
     def restart(version: Version, now: float) -> None:

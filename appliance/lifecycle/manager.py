@@ -12,7 +12,7 @@ from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StateCh
 from appliance.lifecycle.judging import judge, note_death
 from appliance.lifecycle.loads import Loads
 from appliance.lifecycle.policy import Latest, VersionPolicy
-from appliance.lifecycle.release import Refusal, ReleaseRules
+from appliance.lifecycle.release import Gate, Refusal, ReleaseRules
 from appliance.lifecycle.servables import AT_REST, Model, Servables, Version
 from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.standing import Standing, standing
@@ -23,6 +23,9 @@ from appliance.routes import ModelRoute, VersionRoute
 from appliance.servable import Form, ServableId
 from appliance.trials import Trials
 from backends.contract import Signature
+
+# What is no fault of a version that does not load: no memory or GPU, no time, a process that could not be started.
+_OF_THE_MACHINE = frozenset({Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 
 class Manager:
@@ -80,6 +83,7 @@ class Manager:
         model.policy = policy
         model.rules = rules or model.rules
         for version in model.versions.values():
+            version.given_up, version.deaths = "", []
             if version.state is State.FAILED:  # as it was configured before, perhaps
                 version.attempts, version.retry_at = 0, now
         model.labels = dict(labels)
@@ -113,26 +117,24 @@ class Manager:
             elif version.worker is not None and seen.path != version.path:
                 version.present = True
                 version.settled = version.settled and version.state is not State.DRAINING  # else of the old folder
-                is_new = seen.settled and seen.digest not in (None, version.moved_digest)
-                if is_new and version.state is State.AVAILABLE:
-                    actions += self._successors.move(version, seen.path, seen.digest or "")
+                actions += self._follow(version, seen, now)
                 continue
-            elif self._is_replaced(version, seen):
-                actions += self._successors.replace(version, seen.digest or "")
+            elif version.state is State.AVAILABLE and seen.digest not in (None, version.digest):
+                self._look_again(version, seen)
+                actions += self._follow(version, seen, now)
                 continue
-            elif version.moved_digest:
+            elif version.replacement is not None and (seen.digest or version.replacement.path != seen.path):
                 actions += self._successors.stay(version)
             self._look_again(version, seen)
         for number, version in model.versions.items():
             version.present = number in observed
         return actions + self._proceed(model, now)
 
-    @staticmethod
-    def _is_replaced(version: Version, seen: Observed) -> bool:
-        """Whether other files lie where those of a version that is served lay: its folder went, and came back."""
-        coming = None if version.successor is None else version.successor.digest
-        is_new = seen.digest not in (None, version.digest, coming)
-        return is_new and seen.settled and version.present and version.state is State.AVAILABLE
+    def _follow(self, version: Version, seen: Observed, now: float) -> list[Action]:
+        """Other files are there for a version than those that its worker was started on."""
+        if version.state is not State.AVAILABLE or not seen.settled or seen.digest is None:
+            return []
+        return self._successors.follow(version, seen.path, seen.digest, now)
 
     def _look_again(self, version: Version, seen: Observed) -> None:
         """Takes in what is seen of a version's folder: files that have changed clear its failures."""
@@ -141,6 +143,7 @@ class Manager:
             version.digest = seen.digest
             version.incomplete, version.judge_at, version.trusts_loader = False, None, False
             version.given_up, version.deaths = "", []
+            version.is_stale, version.refused_by_gate = False, False
             version.attempts = 0
             version.retry_at = None
             if version.state is not State.SETTLING:
@@ -184,7 +187,7 @@ class Manager:
             return self._successor_ready(version, trials, now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
-        if version.state is State.LOADING:
+        if version.state is State.LOADING or version.digest != version.served_digest:
             model = self._servables.model_of(version)
             refused, told = judge(model, version, signatures, trials, unsupported or {})
             if refused is not None:
@@ -193,7 +196,7 @@ class Manager:
         self._end_load(version)
         version.socket_path, version.signatures, version.form = socket_path, signatures, form
         version.unsupported = unsupported or {}
-        version.available_since = now
+        version.serve_since(now)
         version.attempts = 0
         version.retry_at = None
         version.code = Code.OK
@@ -207,10 +210,11 @@ class Manager:
         version is."""
         successor = version.successor
         assert successor is not None
-        if (successor.path, successor.digest) != (version.path, version.digest):
+        if not version.has_files_of(successor):
             model = self._servables.model_of(version)
             refused, told = judge(model, version, successor.signatures, trials, successor.unsupported)
             if refused is not None:
+                self._loads.retry_replacement(version, now)
                 actions = self._successors.failed(version, refused.reason)
                 return actions + self._proceed(model, now)
             successor.changes = told
@@ -224,12 +228,20 @@ class Manager:
         assert version.worker is not None
         kill = KillWorker(version.worker)
         self._detach(version)
+        version.refused_by_gate = True
+        if version.state is State.RESTARTING:  # with other files than it served before
+            return [kill, *self._failed_again(version, refused.code, refused.reason, now)]
         self._fail(version, refused.code, refused.reason, refused.is_final, now)
         return [kill, *self._after_load(version, now)]
 
     def worker_incomplete(self, worker: int, reason: str, now: float) -> list[Action]:
         """The version's folder is not all there. It is tried again when its files change."""
         version = self._servables.version_of(worker)
+        if version is not None and version.is_succeeded_by(worker) and version.replacement is not None:
+            seconds = self._servables.model_of(version).rules.incomplete_after_seconds
+            version.replacement.retry_at, version.replacement.trusts_loader = now + seconds, True
+            actions = self._successors.failed(version, f"incomplete: {reason}")
+            return actions + self._proceed(self._servables.model_of(version), now)
         if version is None or version.state is not State.LOADING or version.is_succeeded_by(worker):
             return self.worker_failed(worker, Code.FAILED_PRECONDITION, f"incomplete: {reason}", now)
         self._detach(version)
@@ -242,18 +254,26 @@ class Manager:
         """The version could not be loaded, or its worker died before it was."""
         version = self._servables.version_of(worker)
         if version is not None and version.is_succeeded_by(worker):
+            if version.successor is not None and not version.has_files_of(version.successor):
+                self._loads.retry_replacement(version, now)
             self._successors.failed(version, reason)  # its process has gone, or goes by itself
             return self._proceed(self._servables.model_of(version), now)
         if version is None or version.state not in (State.LOADING, State.RESTARTING):
             return []
         self._detach(version)
         if version.state is State.RESTARTING:
-            version.code = code
-            self._loads.restart(version, now)
-            self._note_death(version, reason, now)
-            self._servables.move(version, Event.LOAD_FAILED, reason)
-        else:
-            self._fail(version, code, reason, version.trusts_loader, now)
+            return self._failed_again(version, code, reason, now)
+        version.refused_by_gate = False
+        self._fail(version, code, reason, version.trusts_loader and code not in _OF_THE_MACHINE, now)
+        return self._after_load(version, now)
+
+    def _failed_again(self, version: Version, code: Code, reason: str, now: float) -> list[Action]:
+        """The version, whose worker has died, did not come up again."""
+        version.code = code
+        self._loads.restart(version, now)
+        if code not in _OF_THE_MACHINE:
+            self._note_death(version, reason)
+        self._servables.move(version, Event.LOAD_FAILED, reason)
         return self._after_load(version, now)
 
     def _fail(self, version: Version, code: Code, reason: str, is_final: bool, now: float) -> None:
@@ -274,8 +294,9 @@ class Manager:
             self._servables.move(version, Event.WORKER_ENDED, f"unloaded: {version.reason}")
         else:
             self._loads.restart(version, now)
+            version.served += now - version.available_since
             if version.form is None:  # that one dies is a reason to give up the form
-                self._note_death(version, how, now)
+                self._note_death(version, how)
             version.code = Code.UNAVAILABLE
             self._servables.move(version, Event.WORKER_DIED, f"its worker died: {how}")
             self._successors.form_died(version, how)
@@ -410,11 +431,14 @@ class Manager:
         actions = self._drop_the_absent(model)
         model.due = None
         self._trust_the_loader(model, now)
+        self._reconsider(model, now)
         found = wanted(model)
         actions += self._successors.expire(model, now)
         actions += self._load(model, [versions[number] for number in sorted(found.loaded, reverse=True)], now)
         for number in sorted(found.surplus):
             version = versions[number]
+            if version.given_up and not any(other < number for other in found.aspired):
+                version.given_up = ""  # it is not for that that it goes
             why = version.given_up or ("a newer version has taken over" if version.present else "its folder is gone")
             actions += self._unload(version, "the model was removed" if model.removed else why)
         for number in model.in_state(State.AVAILABLE):
@@ -437,10 +461,19 @@ class Manager:
             else:
                 version.incomplete, version.judge_at, version.trusts_loader = False, None, True
 
-    def _note_death(self, version: Version, how: str, now: float) -> None:
+    @staticmethod
+    def _reconsider(model: Model, now: float) -> None:
+        """A gate for replacements alone has nothing against a version any more once no other is left to serve."""
+        if model.rules.gate is not Gate.ONLY_REPLACING or any(v.is_served_or_coming for v in model.versions.values()):
+            return
+        for version in model.versions.values():
+            if version.state is State.FAILED and version.refused_by_gate:
+                version.retry_at, version.refused_by_gate = now, False
+
+    def _note_death(self, version: Version, how: str) -> None:
         """The worker of a version that has been served died, or did not come up again."""
         if not version.given_up:
-            version.given_up = note_death(self._servables.model_of(version), version, how, now)
+            version.given_up = note_death(self._servables.model_of(version), version, how)
             if version.given_up:
                 self._servables.say(version, f"it gives way to an older version: {version.given_up}", is_warning=True)
 
@@ -463,7 +496,9 @@ class Manager:
                 self._servables.move(version, Event.LOAD, "")
             version.retry_at = None
             is_first = version.state is State.LOADING
-            start = self._servables.start_worker(version, version.path, version.digest, version.form, is_first)
+            start = self._servables.start_worker(
+                version, version.path, version.digest, version.form, is_first, not version.trusts_loader
+            )
             version.worker = start.worker
             actions.append(start)
         self._loads.wait(model.name, waits)

@@ -76,6 +76,18 @@ def refusal(
     return None
 
 
+def doubts(trials: Trials) -> tuple[str, ...]:
+    """Return remarks on the signatures that a version serves although they have not shown that they can answer."""
+    return tuple(
+        f'signature "{name}" {_DOUBTS[trial.outcome]}: {_words(trial.message)}'
+        for name, trial in sorted(trials.items())
+        if trial.outcome in _DOUBTS
+    )
+
+
+_DOUBTS = {Outcome.FAILED: "cannot answer", Outcome.LATE: "has not shown that it can answer"}
+
+
 def _words(message: str) -> str:
     return message or "the model gave no reason"
 

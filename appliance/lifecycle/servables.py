@@ -37,6 +37,17 @@ class Successor:
 
 
 @dataclass(slots=True, eq=False)
+class Replacement:
+    """Other files that are seen for a version that is served: in another folder, or where its own lay."""
+
+    path: str
+    digest: str
+    attempts: int = 0
+    retry_at: float = 0.0  # monotonic seconds; infinite: not before they change
+    trusts_loader: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Version:
     id: ServableId
     path: str
@@ -57,14 +68,17 @@ class Version:
     unsupported: Mapping[str, str] = field(default_factory=dict)  # signatures that are not served, and why
     attempts: int = 0
     crashes: int = 0
-    deaths: list[float] = field(default_factory=list)  # when its worker died since it took over, the last few
+    served: float = 0.0  # seconds that it was available before `available_since`
+    deaths: list[float] = field(default_factory=list)  # after how many seconds of service its worker died, the last few
     given_up: str = ""  # why another version is served instead, if there is one: it died again and again
     available_since: float = 0.0
     retry_at: float | None = None
-    is_stale: bool = False  # its files were replaced while its worker was at them: they are looked at again
+    is_stale: bool = False  # other files are there than those that its worker was started on: they are looked at
+    served_digest: str | None = None  # of the files that it has answered from
+    refused_by_gate: bool = False  # why it has failed
     form: Form | None = None  # the accelerated form that its worker serves
     successor: Successor | None = None
-    moved_digest: str = ""  # of the files in another folder that the last successor was started for
+    replacement: Replacement | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -78,6 +92,28 @@ class Version:
         if self.state in (State.SETTLING, State.ENDED):
             return self.settled and not self.incomplete
         return self.state is not State.FAILED
+
+    @property
+    def is_served_or_coming(self) -> bool:
+        """Whether it answers, or its worker is on its way."""
+        return self.state in (State.AVAILABLE, State.RESTARTING, State.LOADING)
+
+    @property
+    def is_to_be_looked_at(self) -> bool:
+        """Whether its files count although it is loaded: others may be there, or more of what looked incomplete."""
+        is_back = not self.present and self.state is State.AVAILABLE
+        return self.is_stale or self.trusts_loader or is_back
+
+    def serve_since(self, now: float) -> None:
+        """It is available from `now` (monotonic) on, without a gap if it was before."""
+        if self.state is State.AVAILABLE:
+            self.served += now - self.available_since
+        self.available_since = now
+        self.served_digest = self.digest
+
+    def has_files_of(self, other: Successor | Replacement) -> bool:
+        """Whether `other` is about the files that it serves."""
+        return (self.path, self.digest) == (other.path, other.digest)
 
     @property
     def is_coming_back(self) -> bool:
@@ -143,7 +179,7 @@ class Model:
         return frozenset(
             n
             for n in self.in_state(*states)
-            if os.path.dirname(self.versions[n].path) == base_path and not self.versions[n].is_stale
+            if os.path.dirname(self.versions[n].path) == base_path and not self.versions[n].is_to_be_looked_at
         )
 
     def route(self) -> ModelRoute:
@@ -198,14 +234,19 @@ class Servables:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def start_worker(
-        self, version: Version, path: str, digest: str | None, form: Form | None, is_first: bool = False
+        self,
+        version: Version,
+        path: str,
+        digest: str | None,
+        form: Form | None,
+        is_first: bool = False,
+        check_files: bool = True,
     ) -> StartWorker:
         """Another worker for the version: its number is in the action."""
         worker = self._next_worker
         self._next_worker += 1
         self._workers[worker] = version
         names = self.model_of(version).names.get(path, frozenset())
-        check_files = not version.trusts_loader or path != version.path
         return StartWorker(worker, version.id, path, names, form, digest or "", is_first, check_files)
 
     def forget_worker(self, worker: int) -> None:

@@ -23,13 +23,15 @@ class Fingerprint:
 class Scan:
     """One look at a base path: its device, its version folders, and remarks on what was ignored.
 
-    A fingerprint is None where it was not asked for: the version is loaded, and only its existence matters.
+    A fingerprint is None where it was not asked for: the version is loaded, and only its existence matters, and by
+    `inodes` that its folder is the one that it was.
     """
 
     device: int
     versions: Mapping[int, Fingerprint | None]
     paths: Mapping[int, str]
     remark: str = ""
+    inodes: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Settler:
     _paths: dict[int, str] = field(default_factory=dict)  # of the versions that are there, or were just before
     _gone: dict[int, float] = field(default_factory=dict)  # version → since when its folder has been missing
     _returned: set[int] = field(default_factory=set)  # versions that went and came back, and have not settled since
+    _inodes: dict[int, int] = field(default_factory=dict)  # of the versions' folders
     _had_versions: bool = False
     _first: bool = True
     due: float | None = None  # monotonic time at which the next version may have settled
@@ -77,6 +80,13 @@ class Settler:
         self._had_versions = bool(scan.versions)
         self._seen = {version: seen for version, seen in self._seen.items() if version in scan.versions}
         self.due = None
+        # Another folder under the same number, such as that of the next release behind a link: it is looked at at once.
+        # Not the device: that of a file system which is mounted again may be another one, with the same files.
+        replaced = {n for n, inode in scan.inodes.items() if self._inodes.get(n, inode) != inode}
+        self._inodes = dict(scan.inodes)
+        self._returned |= replaced
+        if replaced:
+            self.due = now
         observed = self._still_there(scan, now)
         for version, fingerprint in scan.versions.items():
             path = scan.paths[version]

@@ -78,6 +78,7 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
     """Looks at a base path. Versions in `skip` get no fingerprint. Raises OSError where it cannot be read."""
     versions: dict[int, Fingerprint | None] = {}
     paths: dict[int, str] = {}
+    inodes: dict[int, int] = {}
     ignored: list[str] = []
     held: set[str] = set()  # kinds of models that lie in the base path itself
     with os.scandir(base_path) as entries:
@@ -95,8 +96,9 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
             ignored.append(f"{path} is ignored: {paths[number]} is version {number} already")
         else:
             try:
-                if stat.S_ISDIR(os.stat(path).st_mode):
-                    paths[number] = path
+                status = os.stat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    paths[number], inodes[number] = path, status.st_ino
                     versions[number] = None if number in skip else fingerprint(path)
             except FileNotFoundError:
                 pass  # a dangling link, or it went while we looked: the next scan knows
@@ -113,7 +115,7 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
         ignored.append(f"{base_path} holds {min(held)} itself; {remedy}")
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
-    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored))
+    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes)
 
 
 def fingerprint(path: str) -> Fingerprint:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from appliance.errors import Code
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker
-from appliance.lifecycle.servables import Model, Servables, Successor, Version
+from appliance.lifecycle.servables import Model, Replacement, Servables, Successor, Version
 from appliance.lifecycle.states import Event, State
 from appliance.servable import Form, ServableId
 
@@ -69,21 +69,26 @@ class Successors:
 
     # -- folders ---------------------------------------------------------------------------------------------
 
-    def move(self, version: Version, path: str, digest: str) -> list[Action]:
-        """The version, which is served, is asked for in another folder."""
-        version.moved_digest = digest
-        return self._succeed(version, Successor(path, digest))
-
-    def replace(self, version: Version, digest: str) -> list[Action]:
-        """Other files, with `digest`, lie where those lay that the version, which is served, was loaded from."""
-        version.is_stale = False
-        return self._succeed(version, Successor(version.path, digest))
+    def follow(self, version: Version, path: str, digest: str, now: float) -> list[Action]:
+        """Other files have settled for the version, which is served: they are loaded beside it, and again where that
+        failed and it is time."""
+        replacement = version.replacement
+        if replacement is None or (replacement.path, replacement.digest) != (path, digest):
+            replacement = version.replacement = Replacement(path, digest)
+        successor = version.successor
+        if replacement.retry_at > now or (
+            successor is not None and (successor.path, successor.digest) == (path, digest)
+        ):
+            return []
+        return self._succeed(version, Successor(path, digest), check_files=not replacement.trusts_loader)
 
     def stay(self, version: Version) -> list[Action]:
-        """The version is asked for in the folder that it is served from: what was to come from another is forgotten."""
-        version.moved_digest = ""
+        """The files that the version is served from are those that are asked for: what was to replace them is
+        forgotten."""
+        version.replacement = None
+        version.is_stale = False
         actions: list[Action] = []
-        if version.successor is not None and version.successor.path != version.path:
+        if version.successor is not None and not version.has_files_of(version.successor):
             actions += self.dismiss(version)
         if version.state is State.AVAILABLE:
             self._servables.remark(version, "")
@@ -98,6 +103,9 @@ class Successors:
         assert successor is not None
         moved, reformed = successor.path != version.path, successor.form != version.form
         replaced = not moved and successor.digest != version.digest
+        if moved or replaced:
+            trusted = version.replacement is not None and version.replacement.trusts_loader
+            version.replacement, version.is_stale, version.trusts_loader = None, False, trusted
         version.worker, version.successor = successor.worker, None
         version.path, version.digest, version.form = successor.path, successor.digest, successor.form
         version.retry_at = None
@@ -105,7 +113,7 @@ class Successors:
             return []
         version.socket_path, version.signatures = successor.socket_path, successor.signatures
         version.unsupported = successor.unsupported
-        version.available_since = now
+        version.serve_since(now)
         version.code = Code.OK
         if version.state is State.RESTARTING:
             self._servables.move(version, Event.READY, "")
@@ -151,10 +159,14 @@ class Successors:
         self._servables.forget_worker(worker)
         return [KillWorker(worker)]
 
-    def _succeed(self, version: Version, successor: Successor) -> list[Action]:
+    def _succeed(self, version: Version, successor: Successor, check_files: bool = True) -> list[Action]:
         """Starts `successor` in place of the one that is there, if any."""
         actions = self.dismiss(version)
-        start = self._servables.start_worker(version, successor.path, successor.digest, successor.form)
+        if version.has_files_of(successor):
+            check_files = not version.trusts_loader
+        start = self._servables.start_worker(
+            version, successor.path, successor.digest, successor.form, check_files=check_files
+        )
         successor.worker = start.worker
         version.successor = successor
         return [*actions, start]

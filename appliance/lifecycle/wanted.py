@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.lifecycle.policy import aspired_versions, surplus_versions
+from appliance.lifecycle.policy import Latest, aspired_versions, surplus_versions
 from appliance.lifecycle.servables import Model
 from appliance.lifecycle.states import State
 
@@ -23,8 +23,10 @@ def wanted(model: Model) -> Wanted:
     versions = model.versions
     present = {number for number, version in versions.items() if version.present}
     loadable = {number for number, version in versions.items() if version.is_loadable}
-    # One that died again and again counts only if there is no other.
-    reliable = {number for number in loadable if not versions[number].given_up} or loadable
+    # One that died again and again counts only if there is no other, or if it is asked for by its number.
+    reliable = loadable
+    if isinstance(model.policy, Latest):
+        reliable = {number for number in loadable if not versions[number].given_up} or loadable
     retriable = {n for n in model.in_state(State.FAILED) if versions[n].present and versions[n].retry_at is not None}
     labelled = frozenset() if model.removed else model.labelled
     aspired = aspired_versions(model.policy, reliable) | (labelled & loadable)

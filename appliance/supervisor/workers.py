@@ -221,15 +221,15 @@ class Workers:
                 worker.forget_process()
                 how = await self._run(worker, worker.options)
             while worker.attempt is not None and not (worker.killed or worker.draining or self._stopping):
-                signature, number = worker.attempt
+                signature, attempt = worker.attempt
                 logger.warning(
                     "%s: its process ended (%s) while made-up inputs warmed it up (%s); it starts again without those",
                     worker.action.servable,
                     how,
-                    {PROOF: "the trials of merging", COPY: "a copy to try"}.get(number, f"attempt {number} at")
+                    {PROOF: "the trials of merging", COPY: "a copy to try"}.get(attempt, f"attempt {attempt} at")
                     + f" {signature}",
                 )
-                worker.fatal_attempts.append((signature, number, how))
+                worker.fatal_attempts.append((signature, attempt, how))
                 worker.forget_process()
                 how = await self._run(worker, worker.options)
         except Exception as error:
