@@ -80,5 +80,25 @@ def test_a_version_that_keeps_dying_gives_way_to_the_one_before(zoo: Path, tmp_p
             os.kill(worker, signal.SIGSEGV)
         server.wait_for("m", 1)
         reason = server.wait_for("m", 2, "ended")
-        assert re.search("its worker died 3 times within .* s, the last time: .*SIGSEGV", reason)
+        assert re.search("its worker died 3 times within .* s of service, the last time: .*SIGSEGV", reason)
         assert server.predict("m", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+
+
+def test_a_version_that_survived_a_fatal_input_is_looked_after_like_any_other(zoo: Path, tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        drop(zoo, tmp_path, "half_plus_two", model)
+    with Server(model_root=tmp_path) as server:
+        for model in ("a", "b"):
+            server.wait_for(model, 1)
+        drop(zoo, tmp_path, "crash_on_positive", "c")
+        server.wait_for("c", 1)
+        assert "c/1: its process ended" in server.log()
+        assert "restarting" not in server.log()  # the death was that of no other worker
+        workers = server.pids("ds-worker")
+        assert len(workers) == 3
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        eventually(lambda: len(set(server.pids("ds-worker")).difference(workers)) == 3, "all have new workers")
+        for model in ("a", "b", "c"):
+            server.wait_for(model, 1)
+        assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})

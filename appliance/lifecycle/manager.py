@@ -511,7 +511,7 @@ class Manager:
         self._servables.move(version, Event.DRAIN, why)
         actions = self._successors.dismiss(version)
         if version.worker is None:
-            self._servables.move(version, Event.WORKER_ENDED, "unloaded")
+            self._servables.move(version, Event.WORKER_ENDED, f"unloaded: {why}")
             return actions
         return [*actions, DrainWorker(version.worker) if served else KillWorker(version.worker)]
 
