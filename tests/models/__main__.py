@@ -83,10 +83,11 @@ def _serve_all(rows: dict[str, Row], folders: dict[str, Path], accelerated: bool
             work.mkdir(parents=True)
             _say(f"serving {len(part)} models{' accelerated' if accelerated else ''}: {group.title}")
             mode = "auto" if accelerated else "off"
-            outcomes |= serve(part, folders, answers, work, _say, mode, cache_dir=ZOO / "cache")
-    for name, outcome in outcomes.items():
-        for fault in outcome.faults:
-            _say(f"WRONG {name}: {fault}")
+            found = serve(part, folders, answers, work, _say, mode, cache_dir=ZOO / "cache")
+            for name, outcome in found.items():
+                for fault in outcome.faults:
+                    _say(f"WRONG {name}: {fault}")
+            outcomes |= found
     return outcomes
 
 
