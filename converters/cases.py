@@ -28,8 +28,8 @@ _MAX_ID_INPUTS = 8
 _STYLES = (
     (1.0, True, "normal", (1, 3, 8)),
     (1.0, False, "from 0 to 1", (2, 9)),
-    (255.0, False, "from 0 to 255", (1, 8)),
-    (10.0, True, "large, of both signs", (3, 8)),
+    (255.0, False, "from 0 to 255", (8,)),
+    (10.0, True, "large, of both signs", (3,)),
 )
 _ENOUGH_ROWS = 8
 _MAX_RECORDED = 50

@@ -341,7 +341,8 @@ class Proof:
     def _noise(self, number: int, case: Case, answer: Mapping[str, np.ndarray]) -> Mapping[str, float]:
         """By how much the outputs move with roundings: of a hard case that is measured where it matters only."""
         usual, risk = self._evidence.noise[number], self._evidence.risk
-        if risk is None or not self._difference(case, answer, usual):
+        is_finite = all(array.dtype.kind != "f" or np.all(np.isfinite(array)) for array in case.inputs.values())
+        if risk is None or not is_finite or not self._difference(case, answer, usual):
             return usual
         own = _moves(case, risk, number, _NOISE_DRAWS)
         return {alias: max(usual.get(alias, 0.0), own.get(alias, 0.0)) for alias in {*usual, *own}}
