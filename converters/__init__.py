@@ -1,9 +1,9 @@
 """SavedModel → ONNX, → TF-Lite: converted, proven, measured and chosen by a job (`converters.job`), kept in a cache.
 
 job         the process: reads a spec, writes a report
-converting  entry points, each in a process of its own; freezing, to_onnx, to_tflite, registry, plugin
-proving     cases, run by TensorFlow and by a converted form; proof compares
+converting  entry points, each in a process of its own; freezing, to_onnx (repairs), to_tflite, registry, plugin
+proving     cases and hard_cases (edges, constants), run by TensorFlow and by a converted form; proof compares
 measure     calls in turns; load, what others take meanwhile; choice decides
-cache       forms and reports on disk
+cache       forms and reports on disk, by what they were made from; identity, of the code
 child       processes that may crash, hang or eat memory; frames, runner, forms
 """
