@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.contract import BackendError, Signature, TensorSpec
-from backends.domain import Domain
+from backends.domain import ANY, FINITE, Domain
 from backends.made_inputs import TooLargeError, made_inputs
 
 __all__ = ["Case", "CaseMaker", "DiedError", "Inputs", "Run", "batched", "filled", "fits", "has_batch"]
@@ -62,6 +62,7 @@ class CaseMaker:
         self.signature = signature
         self._run = run
         self._recorded = recorded
+        self._usual = next((inputs for inputs in recorded if _odd(inputs) is None), None)
         self.refused = 0
         self.refused_example: Inputs | None = None
         self.refusal = ""
@@ -75,10 +76,12 @@ class CaseMaker:
         """The cases, the most telling first: whoever has no time may stop at any."""
         rows = 0
         for index, inputs in enumerate(self._recorded[:_MAX_RECORDED]):
+            without = _odd(inputs)
             for label, sized in _resized(self.signature, inputs, f"recorded request {index + 1}"):
-                case = self._try(label, sized, recorded=True)
+                case = self._try(label, sized, True, without)
                 if case is not None:
-                    rows += next((len(array) for array in sized.values() if array.ndim), 1)
+                    if without is None:
+                        rows += next((len(array) for array in sized.values() if array.ndim), 1)
                     yield case
         if rows < _ENOUGH_ROWS:
             yield from self._made()
@@ -87,15 +90,15 @@ class CaseMaker:
     def plain(self, batch: int) -> Inputs | None:
         """Inputs of this batch size with nothing special to them: a recorded request's rows, or made ones; None where
         TensorFlow takes none."""
-        if self._recorded:
-            return batched(self.signature, self._recorded[0], batch)
+        if self._usual is not None:
+            return batched(self.signature, self._usual, batch)
         self._explore()
         return self._inputs(batch, 0, self.sizes[0], 1.0, True, self._default_bound) if self.sizes else None
 
     def representative(self, batch: int) -> Inputs | None:
         """Plain inputs of this batch size, for measuring; None where TensorFlow takes none."""
-        for inputs in self._recorded[:1]:
-            return batched(self.signature, inputs, batch)
+        if self._usual is not None:
+            return batched(self.signature, self._usual, batch)
         self._explore()
         for size in self.sizes:
             for float_range, signed in ((1.0, True), (1.0, False)):
@@ -235,15 +238,26 @@ class CaseMaker:
     def _filled(self, value: int, size: int) -> Inputs:
         return filled(self.signature, self._inputs(2, 0, size, 1.0, False, self._default_bound) or {}, value)
 
-    def _try(self, label: str, inputs: Inputs, recorded: bool = False) -> Case | None:
+    def _try(self, label: str, inputs: Inputs, recorded: bool = False, without: Domain | None = None) -> Case | None:
         try:
-            return Case(label, inputs, self._run(inputs), recorded)
+            return Case(label, inputs, self._run(inputs), recorded, without=without)
         except BackendError as error:
             self.refused += 1
             self.refusal = error.message
             if self.refused_example is None:
                 self.refused_example = inputs
             return None
+
+
+def _odd(inputs: Inputs) -> Domain | None:
+    """The inputs for which a form is proven that is wrong on these alone; None where nothing is odd about them."""
+    without = ANY
+    for array in inputs.values():
+        if not array.size:
+            without &= Domain(empty=False)
+        elif array.dtype.kind in "fcV" and not np.all(np.isfinite(array)):
+            without &= Domain(largest=FINITE.largest)
+    return None if without == ANY else without
 
 
 def filled(signature: Signature, inputs: Inputs, value: int) -> Inputs:

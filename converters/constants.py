@@ -5,6 +5,7 @@ They are read from the protocol buffer, without running anything. What is missed
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -45,7 +46,7 @@ def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
         scopes = [graph.node, *(function.node_def for function in graph.library.function)]
         for ops in (_JUMPING, _LOOK_UPS, _BENDING):
             for nodes in scopes:
-                for number in _numbers(nodes, ops):
+                for number in filter(math.isfinite, _numbers(nodes, ops)):
                     found.setdefault(number)
                     if len(found) >= _MAX_CONSTANTS:
                         return tuple(found)
@@ -91,7 +92,10 @@ def _elements(tensor: Any) -> Iterator[float]:
 
     if any(dim.size > _MAX_ELEMENTS for dim in tensor.tensor_shape.dim):
         return
-    array = tensor_util.MakeNdarray(tensor)
+    try:
+        array = tensor_util.MakeNdarray(tensor)
+    except (TypeError, ValueError):  # it does not hold what it says
+        return
     if array.size <= _MAX_ELEMENTS and array.dtype.kind in "iuf":
         yield from (_plain(value) for value in array.reshape(-1).tolist())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ def whole_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
     for bits in _BITS:
         for bit in bits:
             wanted |= {2**bit - 1, 2**bit, 2**bit + 1}
-    for number in (round(number) for number in numbers):
+    for number in map(round, filter(math.isfinite, numbers)):
         wanted |= {number - 1, number, number + 1, abs(number) * 3 + 1}
     wanted |= {-value for value in wanted}
     values = sorted((value for value in wanted if limits.min <= value <= limits.max), key=abs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.contract import BackendError
+from backends.contract import BackendError, TensorSpec
 from backends.domain import ANY, FINITE, Domain
 from converters.cases import Case, CaseMaker, DiedError, Inputs, Run, filled, fits, has_batch
 from converters.edges import Edges, float_edges, whole_edges
@@ -233,8 +233,9 @@ class HardCases:
         without = Domain(empty=False)
         try:
             base = self._base(1)
-            if self._has_batch and base is not None:
-                no_rows = {alias: array[:0] for alias, array in base.items()}
+            has_rows = [alias for alias, spec in self._signature.inputs.items() if _has_rows(spec)]
+            if has_rows and base is not None:
+                no_rows = {alias: array[:0] if alias in has_rows else array for alias, array in base.items()}
                 yield from self._steady("batch 0", no_rows, without)
             for position in self._free():
                 yield from self._steady(f"dimension {position} of size 0", self._sized(position, 0), without)
@@ -297,6 +298,11 @@ class HardCases:
                 continue
             if all(_same(case.outputs[alias], again[alias]) for alias in case.outputs):
                 yield case
+
+
+def _has_rows(spec: TensorSpec) -> bool:
+    """Whether there may be any number of rows."""
+    return spec.shape is None or (bool(spec.shape) and spec.shape[0] < 0)
 
 
 def _is_not_finite(edges: Edges) -> bool:

@@ -78,14 +78,15 @@ def gather(
         for case in maker.cases():
             if is_full(case) or (len(cases) >= _ENOUGH_CASES and time.monotonic() > ends):
                 break
-        problem = _problem(name, signature, cases, maker, timed.run, tolerances)
+        usual = [case for case in cases if case.without is None]
+        problem = _problem(name, signature, usual, maker, timed.run, tolerances)
         if problem is not None:
             found[name] = Evidence(signature, tuple(cases), maker, (), problem)
             continue
         noise_ends = ends + seconds / len(reference.signatures)
         noise = _noise(cases, timed.run, noise_ends)
-        usual = time.monotonic()
-        hard_ends = usual + min(_MAX_HARD_SECONDS, max(_MIN_HARD_SECONDS, _HARD_SHARE * (usual - begun)))
+        now = time.monotonic()
+        hard_ends = now + min(_MAX_HARD_SECONDS, max(_MIN_HARD_SECONDS, _HARD_SHARE * (now - begun)))
         hard = HardCases(maker, timed.risk, numbers)
         for case in hard.cases():
             if is_full(case) or time.monotonic() > min(hard_ends, noise_ends):

@@ -76,7 +76,7 @@ def proven(signature: Signature, truth: Function, answer: Function, *numbers: fl
 
 
 def test_whole_numbers_lie_around_powers_of_two_and_the_graphs_own_numbers_of_both_signs() -> None:
-    found = {int(value) for edges in whole_edges(np.dtype(np.int64), [1009]) for value in edges.values}
+    found = {int(v) for edges in whole_edges(np.dtype(np.int64), [1009, np.inf, 1e30]) for v in edges.values}
     for bits in (8, 16, 32, 53):
         assert {2**bits - 1, 2**bits, 2**bits + 1, -(2**bits) - 1, -(2**bits)} <= found
     assert {0, -1, 1, 2**63 - 1, -(2**63), 1008, 1009, 1010, -1009} <= found
@@ -86,7 +86,7 @@ def test_whole_numbers_lie_around_powers_of_two_and_the_graphs_own_numbers_of_bo
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "complex64"])
 def test_floats_are_zeros_tiny_subnormal_huge_and_none(name: str) -> None:
     dtype = TensorSpec(name, ()).element.numpy
-    edges = list(float_edges(dtype, [6.0, 2e4]))
+    edges = list(float_edges(dtype, [6.0, 2e4, np.nan, -np.inf, 1e300]))
     found = np.concatenate([found.values for found in edges])
     magnitudes = np.abs(found).astype(np.float64)
     assert np.isnan(magnitudes).any()
@@ -159,6 +159,20 @@ def test_many_recorded_rows_do_not_keep_the_edges_from_being_tried() -> None:
     labels = [case.label for case in HardCases(maker, run, []).cases()]
     assert {"all 0", "all -1", "batch 0", "batch 2", "batch 9", "batch 33"} <= set(labels)
     assert any("nan" in label for label in labels)
+
+
+def test_a_recorded_request_that_is_odd_itself_says_for_what_a_form_is_proven() -> None:
+    odd = np.ones((3, 4), np.float32)
+    odd[1, 1] = np.nan
+    recorded = [{"x": odd[:0]}, {"x": odd}, {"x": np.eye(4, dtype=np.float32)}]
+    maker = CaseMaker(FLOATS, lambda inputs: {"y": inputs["x"]}, recorded)
+    cases = list(maker.cases())
+    assert [case.without for case in cases[:2]] == [Domain(empty=False), Domain(largest=FINITE.largest)]
+    assert not any(case.without for case in cases[2:])
+    assert len(cases) > 3  # odd ones do not count as enough
+    plain = maker.plain(4)
+    assert plain is not None
+    assert (plain["x"] == np.eye(4)).all()
 
 
 def test_each_open_dimension_is_tried_at_none_one_two_odd_and_large() -> None:
