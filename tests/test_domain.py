@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +19,7 @@ from backends.domain import ANY, FINITE, Bounded, Domain, UnprovenError
 from converters.codec import from_json, to_json
 from tests.acceleration_models import acceleration_zoo
 from tests.grpc_calls import code_of, predict
-from tests.server import Server, eventually
+from tests.server import ROOT, Server, eventually
 
 NAN, INF = float("nan"), float("inf")
 
@@ -110,17 +114,27 @@ def test_the_options_say_what_clients_send() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Three models, each served by a form that does not do for all inputs."""
-    root = tmp_path_factory.mktemp("root")
-    names = ("whole", "lstm", "embedding")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@contextmanager
+def serving(root: Path, cache: Path, *names: str, **options: Any) -> Iterator[Server]:
+    """A server of models of the acceleration's zoo, each by its ONNX form."""
     for name in names:
         (root / name).mkdir()
         (root / name / "1").symlink_to(acceleration_zoo() / name)
-    options = {"acceleration": "onnx", "acceleration_min_speedup": 0.0, "wait_for_acceleration": True}
-    with Server(model_root=root, cache_dir=root / ".cache", settle_seconds=0.0, **options) as server:
+    defaults = {"acceleration": "onnx", "acceleration_min_speedup": 0.0, "wait_for_acceleration": True}
+    with Server(model_root=root, cache_dir=cache, settle_seconds=0.0, **defaults, **options) as server:
         for name in names:
             eventually(lambda name=name: server.versions(name).get(1, ("",))[0] == "available", name, 150)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Server]:
+    """Three models, each served by a form that does not do for all inputs."""
+    with serving(tmp_path_factory.mktemp("root"), cache, "whole", "lstm", "embedding") as server:
         yield server
 
 
@@ -166,11 +180,16 @@ def test_ids_that_tensorflow_refuses_and_the_form_would_answer_are_refused(
     assert (report["serving"], report["demoted"]) == ("onnx", "")
 
 
+def lstm_input(server: Server) -> str:
+    signatures = server.get("/v1/models/lstm/metadata")[1]["metadata"]["signature_def"]["signature_def"]
+    (name,) = signatures["serving_default"]["inputs"]
+    return str(name)
+
+
 def test_nan_and_no_rows_are_answered_as_tensorflow_does_and_demote_nothing(
     server: Server, channel: grpc.Channel
 ) -> None:
-    metadata = server.get("/v1/models/lstm/metadata")[1]["metadata"]["signature_def"]["signature_def"]
-    (name,) = metadata["serving_default"]["inputs"]
+    name = lstm_input(server)
     plain = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
     missing = plain.copy()
     missing[0, 1, 2] = NAN
@@ -183,3 +202,28 @@ def test_nan_and_no_rows_are_answered_as_tensorflow_does_and_demote_nothing(
     report = accelerated(server, "lstm")
     assert (report["serving"], report["demoted"]) == ("onnx", "")
     assert "is given up" not in server.log()
+
+
+def test_where_clients_are_said_to_send_finite_floats_nothing_looks_at_them_and_the_report_says_so(
+    tmp_path: Path, cache: Path
+) -> None:
+    with serving(tmp_path, cache, "lstm", proof_inputs="finite") as server:
+        name = lstm_input(server)
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            (answer,) = predict(channel, "lstm", **{name: np.full((1, 3, 4), NAN, np.float32)}).values()
+            assert not np.isnan(answer).any()  # the form's
+            (empty,) = predict(channel, "lstm", **{name: np.zeros((0, 3, 4), np.float32)}).values()
+            assert empty.shape == (0, 3)  # TensorFlow's: the form would die
+        report = accelerated(server, "lstm")
+        assert (report["serving"], report["demoted"], report["proof_inputs"]) == ("onnx", "", "finite")
+        command = [
+            sys.executable,
+            "-m",
+            "appliance",
+            "models",
+            "--detail",
+            f"--url=http://127.0.0.1:{server.rest_port}",
+        ]
+        text = subprocess.check_output(command, cwd=ROOT, text=True)
+        assert "proof_inputs is finite: nothing looks for NaN" in text
+        assert "TensorFlow answers NaN and infinity, inputs without rows" in text
