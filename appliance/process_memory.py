@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Iterable
 
-__all__ = ["ProportionalMemory", "proportional_bytes", "resident_bytes"]
+__all__ = ["ProportionalMemory", "available_bytes", "proportional_bytes", "resident_bytes"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_AVAILABLE = re.compile(rb"^MemAvailable: *(\d+) kB", re.MULTILINE)
+_INACTIVE = re.compile(rb"^inactive_file (\d+)", re.MULTILINE)
+_GROUPS = "/sys/fs/cgroup"
 _PSS = re.compile(rb"^Pss: *(\d+) kB", re.MULTILINE)
 _REFRESH_SECONDS = 10.0
 _KEEP_SECONDS = 60.0
@@ -24,6 +27,39 @@ def resident_bytes(pid: int) -> int | None:
             return int(file.read().split()[1]) * _PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return None
+
+
+def available_bytes() -> int | None:
+    """The memory that new work can have without swapping; None where that is not known (before Linux 3.14).
+
+    Where this process's control group has a limit, or one above that, no more than what it leaves.
+    """
+    found = []
+    with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:
+        found += [int(kib) * 1024 for kib in _AVAILABLE.findall(file.read())]
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        (group,) = [line[3:].strip() for line in file if line.startswith("0::")] or ["/"]
+        while True:
+            found += _left_in(f"{_GROUPS}{group}", "memory.max", "memory.current")
+            if group == "/":
+                break
+            group = os.path.dirname(group)
+    found += _left_in(f"{_GROUPS}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return max(min(found), 0) if found else None
+
+
+def _left_in(group: str, limit: str, used: str) -> list[int]:
+    """What a control group leaves of its limit, if it has one: the pages of files that it could drop count as left."""
+    values = []
+    try:
+        for name in (limit, used):
+            with open(f"{group}/{name}", "rb") as file:
+                values.append(int(file.read()))
+        with open(f"{group}/memory.stat", "rb") as file:
+            droppable = sum(map(int, _INACTIVE.findall(file.read())))
+    except (OSError, ValueError):  # without a limit it says "max"
+        return []
+    return [values[0] - values[1] + droppable]
 
 
 def proportional_bytes(pid: int) -> int | None:

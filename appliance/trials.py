@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # the model refused each input for the input's sake: it works, but no input was found for it
     LATE = "late"  # a run was not over in time, and nothing suggests a hang; or no time was left to begin
     FAILED = "failed"  # every request failed for the server's sake: `Trial.code` and `Trial.message` are of the last
+    UNTRIED = "untried"  # no request was run, for what it would do or take: `Trial.message` says why
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,10 @@ class Changing(Protocol):
 
     @property
     def changing(self) -> frozenset[str]: ...
+    @property
+    def outside(self) -> Mapping[str, str]:
+        """Those of them that act outside of the process, as by writing a file: by which operator."""
+        ...
 
 
 @runtime_checkable

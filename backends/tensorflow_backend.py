@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, struct_pb2
 
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMBER, REFERENCE
-from backends.graph_effects import changing_signatures
+from backends.graph_effects import effects
 from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
 
 # A callable holds compiled executors, and clients choose output filters: without a bound, they would choose our memory.
@@ -73,7 +73,8 @@ class TensorFlowBackend:
     """A SavedModel in a session of its own; see `load`. Implements `backends.contract.Backend` and `Remarked`.
 
     `signatures` are those that can be served; `unsupported` says of each other one why not: sparse tensors and element
-    types outside `backends.dtypes`, which TensorFlow Serving cannot carry either. `changing`: see `contract.Changing`.
+    types outside `backends.dtypes`, which TensorFlow Serving cannot carry either. `changing` and `outside`: see
+    `contract.Changing`.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class TensorFlowBackend:
                 self.signatures[name] = found
             except _UnsupportedTensorError as error:
                 self.unsupported[name] = str(error)
-        self.changing = changing_signatures(meta_graph.graph_def, self.signatures)
+        found_effects = effects(meta_graph.graph_def, self.signatures)
+        self.changing, self.outside = found_effects.changing, found_effects.outside
         self._session = session
         self._kept = kept  # what has to live as long as the session
         self._plan = functools.lru_cache(_MAX_CALLABLES)(self._make_plan)

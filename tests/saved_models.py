@@ -647,6 +647,45 @@ def on_device_training(tf: Any, out: str) -> None:
 
 
 @_model
+def writes_files(tf: Any, out: str) -> None:
+    """infer: x float32[-1] → y = w x, w = 2; save: checkpoint_path string[] → path, where w is now; note: x → y = x,
+    which is noted in the file noted_by_a_model of the working folder; tell: x → y = x, printed to another file.
+    """
+    w = tf.Variable(2.0)
+
+    def save(checkpoint_path: Any) -> dict[str, Any]:
+        write = tf.raw_ops.SaveV2(prefix=checkpoint_path, tensor_names=["w"], shape_and_slices=[""], tensors=[w])
+        with tf.control_dependencies([write]):
+            return {"path": tf.identity(checkpoint_path)}
+
+    def note(x: Any) -> dict[str, Any]:
+        with tf.control_dependencies([tf.io.write_file("noted_by_a_model", "noted")]):
+            return {"y": tf.identity(x)}
+
+    def tell(x: Any) -> dict[str, Any]:
+        tf.print(x, output_stream="file://printed_by_a_model")
+        return {"y": tf.identity(x)}
+
+    x = tf.TensorSpec([None], tf.float32, "x")
+    functions: dict[str, Any] = {
+        "infer": (lambda x: {"y": w * x}, [x]),
+        "save": (save, [tf.TensorSpec([], tf.string, "checkpoint_path")]),
+        "note": (note, [x]),
+        "tell": (tell, [x]),
+    }
+    _save_all(tf, out, functions, {"w": w})
+
+
+@_model
+def draws(tf: Any, out: str) -> None:
+    """x float32[-1] → y = x and noise of a generator, whose state is a variable."""
+    generator = tf.random.Generator.from_seed(1)
+    _save(
+        tf, out, lambda x: {"y": x + generator.normal([])}, tf.TensorSpec([None], tf.float32, "x"), generator=generator
+    )
+
+
+@_model
 def image_bytes(tf: Any, out: str) -> None:
     """bytes string[-1] → mean float32[-1, 3] of each JPEG."""
 

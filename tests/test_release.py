@@ -12,6 +12,7 @@ from backends.contract import Signature, TensorSpec
 ANSWERED = Trial(Outcome.ANSWERED)
 REFUSED = Trial(Outcome.REFUSED, Code.INVALID_ARGUMENT, "a shape that no input has")
 LATE = Trial(Outcome.LATE, Code.DEADLINE_EXCEEDED, "serving_default still ran after 30 s")
+UNTRIED = Trial(Outcome.UNTRIED, Code.UNAVAILABLE, "it changes the model, and no time was left")
 FAILED = Trial(Outcome.FAILED, Code.FAILED_PRECONDITION, "Table not initialized.")
 
 
@@ -64,6 +65,19 @@ def test_a_version_that_answered_nothing_in_time_serves_alone_and_replaces_none(
     assert found.code is Code.DEADLINE_EXCEEDED
     assert "still ran after 30 s" in found.reason
     assert "warmup_timeout_seconds" in found.reason
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_signatures_that_were_not_tried_refuse_nothing(gate: Gate) -> None:
+    assert refusal({"a": UNTRIED, "b": UNTRIED}, gate, replaces=True) is None
+    assert refusal({"a": ANSWERED, "b": UNTRIED}, gate, replaces=True) is None
+
+
+def test_what_was_not_tried_does_not_speak_for_what_was() -> None:
+    late = refusal({"a": LATE, "b": UNTRIED}, Gate.STRICT, replaces=True)
+    assert late is not None
+    assert late.code is Code.DEADLINE_EXCEEDED
+    assert refusal({"a": FAILED, "b": UNTRIED}, Gate.STRICT, replaces=False) is not None
 
 
 def test_of_a_version_without_a_signature_that_can_be_served_it_is_said_why() -> None:

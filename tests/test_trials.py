@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +15,15 @@ import pytest
 
 from appliance.dataplane.attempts import attempts
 from appliance.dataplane.running import Activity, hangs
-from appliance.dataplane.trials import COPY, PROOF, Fatal, try_out
+from appliance.dataplane.trials import COPY, PROOF, Fatal, check_memory, try_out
 from appliance.dataplane.warmup import WarmupReport, try_others, warm_up
 from appliance.errors import Code
 from appliance.options import ModelOptions
+from appliance.process_memory import available_bytes
 from appliance.supervisor.stderr import LastWords
 from appliance.trials import Outcome, Trial
 from backends.contract import BackendError, Signature, TensorSpec
-from tests.server import Server
+from tests.server import ROOT, Server, eventually
 
 ALONE = ModelOptions(merge_waiting_requests=False)
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
@@ -201,6 +204,7 @@ def test_a_process_hangs_that_neither_computes_nor_waits_for_a_processor_or_a_di
 
 class Counter(NumpyBackend):
     changing = frozenset({"count"})
+    outside: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         super().__init__(a=(VECTOR, identity), count=(VECTOR, identity))
@@ -223,10 +227,51 @@ def test_where_no_copy_can_be_had_it_is_not_tried() -> None:
         raise BackendError(Code.RESOURCE_EXHAUSTED, "no memory")
 
     (trial,) = try_others(Counter(), {"a"}, ModelOptions(), load=load).values()
-    assert (trial.outcome, trial.message.rpartition(": ")[2]) == (Outcome.LATE, "no memory")
+    assert (trial.outcome, trial.message.rpartition(": ")[2]) == (Outcome.UNTRIED, "no memory")
     fatal = Fatal([("count", COPY, "killed by SIGKILL (9)")])
     (trial,) = try_others(Counter(), {"a"}, ModelOptions(), fatal=fatal, load=Counter).values()
-    assert trial.outcome is Outcome.LATE
+    assert trial.outcome is Outcome.UNTRIED
+    (trial,) = try_others(Counter(), {"a"}, ModelOptions(), seconds_left=-1.0, load=Counter).values()
+    assert trial.outcome is Outcome.UNTRIED
+
+
+def test_no_copy_is_loaded_where_memory_is_short() -> None:
+    available = available_bytes()
+    assert available is not None
+    check_memory(available // 4)
+    with pytest.raises(BackendError, match=r"about \d+ MiB, and only \d+ MiB of memory are available") as raised:
+        check_memory(available * 2)
+    assert raised.value.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_where_loading_the_copy_takes_the_time_it_is_not_tried() -> None:
+    options = ModelOptions(warmup_timeout_seconds=0.05)
+
+    def load() -> Counter:
+        began = time.monotonic()
+        while time.monotonic() < began + options.warmup_timeout_seconds:
+            threading.Event().wait(options.warmup_timeout_seconds)
+        return Counter()
+
+    (trial,) = try_others(Counter(), {"a"}, options, load=load).values()
+    assert trial.outcome is Outcome.UNTRIED
+    assert trial.message == "it changes the model, and no time was left for its trial"
+
+
+def test_what_acts_outside_of_the_process_is_run_by_nothing(tmp_path: Path) -> None:
+    def forbidden() -> Counter:
+        raise AssertionError("a copy isolates no files")
+
+    class Writer(Counter):
+        outside: Mapping[str, str] = {"count": "WriteFile"}
+
+    backend = Writer()
+    report = warm_up(backend, str(tmp_path), ModelOptions())
+    assert report.message == "count acts outside of the server by WriteFile"
+    found = try_others(backend, report.trials, ModelOptions(), load=forbidden)
+    assert outcomes(found) == {"count": Outcome.UNTRIED}
+    assert "WriteFile" in found["count"].message
+    assert {name for name, _ in backend.runs} == {"a"}
 
 
 # -- attempts that a process has died of
@@ -320,6 +365,7 @@ MODELS = (
     "hangs",
     "endless",
     "on_device_training",
+    "writes_files",
     "image_bytes",
     "half_plus_two",
 )
@@ -329,6 +375,12 @@ MODELS = (
 def log(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a server has to say of `MODELS`."""
     root = tmp_path_factory.mktemp("trials")
+    (root / "working").mkdir()
+
+    class InFolder(Server):
+        cwd = root / "working"
+        environment: Mapping[str, str] = {"PYTHONPATH": str(ROOT)}
+
     for name in MODELS:
         (root / "models" / name).mkdir(parents=True)
         (root / "models" / name / "1").symlink_to(zoo / name)
@@ -339,15 +391,18 @@ def log(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         max_num_load_retries = 0
         [models.cold]
         enable_model_warmup = false
+        [models.writes_files]
+        release_gate = "strict"
         [models.hangs]
         warmup_timeout_seconds = 8.0
         [models.endless]
         warmup_timeout_seconds = 1.5
     """
     (root / "dropserve.toml").write_text(config)
-    with Server(model_root=root / "models", config=root / "dropserve.toml") as server:
+    with InFolder(model_root=root / "models", config=root / "dropserve.toml") as server:
         for name in (*MODELS, "cold"):
             server.wait_for(name, 1)
+        assert os.listdir(InFolder.cwd) == []  # where a made-up name or a constant one would be
         return server.log()
 
 
@@ -375,7 +430,16 @@ def test_what_answers_nothing_is_told_with_the_reason(log: str, model: str, why:
 
 
 @pytest.mark.parametrize(
-    "model", ["crash_on_one", "crash_on_three_rows", "endless", "on_device_training", "image_bytes", "half_plus_two"]
+    "model",
+    [
+        "crash_on_one",
+        "crash_on_three_rows",
+        "endless",
+        "on_device_training",
+        "writes_files",
+        "image_bytes",
+        "half_plus_two",
+    ],
 )
 def test_what_may_work_has_not_failed(log: str, model: str) -> None:
     assert of(log, model, "fails whatever it is asked") == []
@@ -398,5 +462,25 @@ def test_what_is_refused_or_late_is_told(log: str) -> None:
     assert late == "serving_default still runs in the background when the time was up"
 
 
+@pytest.mark.parametrize(
+    ("signature", "op"), [("save", "SaveV2"), ("note", "WriteFile"), ("tell", "PrintV2 to a file")]
+)
+def test_what_writes_files_is_served_and_not_tried(log: str, signature: str, op: str) -> None:
+    (told,) = of(log, "writes_files", f"signature {signature} was not tried: ")
+    assert told == f"it acts outside of the server (by {op}), which made-up requests must not"
+
+
 def test_without_warm_up_there_is_a_trial_and_no_warm_up(log: str) -> None:
     assert of(log, "cold", "warmed up") == []
+
+
+def test_what_has_served_is_not_tried_again_when_it_restarts(zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/1").symlink_to(zoo / "on_device_training")
+    with Server(model_root=tmp_path) as server:
+        server.wait_for("m", 1)
+        (worker,) = server.pids("ds-worker")
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: server.log().count(" warmed up with ") == 2, "it warms up again")
+        server.wait_for("m", 1)
+        assert len(of(server.log(), "m", "signature restore was not seen to answer (")) == 1

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.dataplane.trials import PROOF, Fatal
 from appliance.dataplane.warmup import WarmupReport, source_of, try_others, warm_up
 from appliance.dataplane.warmup_records import recorded_requests, records_path
 from appliance.fronts import protos
@@ -426,6 +427,9 @@ def test_warm_up_trains_no_model(load: Callable[[str], Backend], tmp_path: Path)
         ("keras2", set()),
         ("keras3", set()),
         ("unset_table", set()),
+        ("hangs", {"serving_default"}),
+        ("draws", {"serving_default"}),
+        ("writes_files", {"save", "note", "tell"}),
     ],
 )
 def test_signatures_that_change_their_model_are_known(
@@ -434,6 +438,8 @@ def test_signatures_that_change_their_model_are_known(
     backend = load(model)
     assert isinstance(backend, Changing)
     assert backend.changing == changing
+    outside = {"save": "SaveV2", "note": "WriteFile", "tell": "PrintV2 to a file"} if model == "writes_files" else {}
+    assert backend.outside == outside
 
 
 # -- merging
@@ -475,6 +481,15 @@ def test_recorded_rows_are_tried_too(recorded: Callable[..., WarmupReport]) -> N
     assert recorded("predicts", backend, ModelOptions()).mergeable == frozenset()
     backend = NumpyBackend(serving_default=(one(), identity))
     assert recorded("predicts", backend, ModelOptions()).mergeable == {"serving_default"}
+
+
+def test_where_too_many_processes_have_died_nothing_is_proven(files: Path, tmp_path: Path) -> None:
+    put(files / "predicts", tmp_path)
+    backend = NumpyBackend(serving_default=(one(), identity))
+    deaths = Fatal([(f"other{number}", PROOF, "killed by SIGABRT (6)") for number in range(5)])
+    told: list[tuple[str, int]] = []
+    report = warm_up(backend, str(tmp_path), ModelOptions(), 60.0, deaths, lambda *at: told.append(at))
+    assert (report.source, report.mergeable, told) == ("recorded", frozenset(), [])
 
 
 def test_recorded_examples_prove_what_parses_them(

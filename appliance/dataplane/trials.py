@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.dataplane.attempts import Made, attempts
 from appliance.dataplane.running import Running
 from appliance.dataplane.verdicts import Failure, verdict
+from appliance.process_memory import available_bytes
 from appliance.trials import Outcome, Trial
 from backends.contract import Backend, BackendError, Changing, Code, Placed, Signature
 from backends.domain import UnprovenError
@@ -29,6 +30,8 @@ __all__ = [
     "SignatureTrial",
     "by_importance",
     "changing",
+    "check_memory",
+    "outside",
     "tell_nobody",
     "try_on_copy",
     "try_out",
@@ -45,6 +48,7 @@ _MAX_LESSONS = 200  # refusals to learn from, for one signature
 _MAX_DEATHS = 4  # in all; with more, nothing is tried
 _MAX_DEATHS_OF_SIGNATURE = 3  # with so many, no attempts that are new
 _LEAST_SHARE_SECONDS = 1.0
+_MEMORY_FACTOR = 1.5  # so much of a model's memory must be available before it is loaded a second time
 _MAX_AT_ONCE = 4  # requests that are not over in time
 
 Announce = Callable[[str, int], None]
@@ -80,6 +84,24 @@ def by_importance(signatures: Collection[str]) -> list[str]:
 def changing(backend: Backend) -> frozenset[str]:
     """The signatures that made-up requests must not be run of: they would change what clients are answered."""
     return backend.changing if isinstance(backend, Changing) else frozenset()
+
+
+def outside(backend: Backend) -> Mapping[str, str]:
+    """Those of `changing` that made-up requests must not be run of on a copy either: they act outside of the process.
+    By which operator."""
+    return backend.outside if isinstance(backend, Changing) else {}
+
+
+def check_memory(model_bytes: int) -> None:
+    """Raises BackendError where another load of a model that takes `model_bytes` might have the kernel end processes,
+    of which this one need not be the first."""
+    available = available_bytes()
+    if available is not None and available < _MEMORY_FACTOR * model_bytes:
+        mib = 1 << 20
+        raise BackendError(
+            Code.RESOURCE_EXHAUSTED,
+            f"it takes about {model_bytes // mib} MiB, and only {available // mib} MiB of memory are available",
+        )
 
 
 class SignatureTrial:
@@ -213,7 +235,7 @@ def try_on_copy(
     fatal: Fatal = NOTHING_FATAL,
     announce: Announce = tell_nobody,
 ) -> dict[str, Trial]:
-    """Tries signatures that change what lasts, on a second load of their model, which is then dropped."""
+    """Tries signatures that change variables and tables, on a second load of their model, which is then dropped."""
     names = names[:MAX_SIGNATURES]
     why = "it changes the model, and "
     if fatal.too_many or any(COPY in fatal.of(name) for name in names):
@@ -227,8 +249,13 @@ def try_on_copy(
         except BackendError as error:
             why += f"a copy of it could not be loaded: {error.message}"
         else:
-            found = {trial.name: trial.outcome() for trial in try_out(copy, names, deadline, fatal, announce)}
-            del copy
+            found = {}
+            for trial in try_out(copy, names, deadline, fatal, announce):
+                outcome = trial.outcome()
+                if outcome.outcome is Outcome.LATE and not trial.is_running:  # the copy has taken the time
+                    outcome = Trial(Outcome.UNTRIED, outcome.code, f"it changes the model, and {outcome.message}")
+                found[trial.name] = outcome
+            del copy, trial
             gc.collect()  # a backend may refer to itself, and what it holds is large
             return found
-    return dict.fromkeys(names, Trial(Outcome.LATE, Code.UNAVAILABLE, why))
+    return dict.fromkeys(names, Trial(Outcome.UNTRIED, Code.UNAVAILABLE, why))

@@ -29,12 +29,13 @@ from appliance.dataplane.trials import (
     Fatal,
     by_importance,
     changing,
+    outside,
     tell_nobody,
     try_on_copy,
     try_out,
 )
 from appliance.dataplane.warmup_records import Call, calls_of, recorded_requests, records_path
-from appliance.errors import ServingError
+from appliance.errors import Code, ServingError
 from appliance.trials import Outcome, Trial, Trials
 from backends.contract import Backend, BackendError, Signature, TensorSpec
 from backends.domain import UnprovenError
@@ -134,7 +135,7 @@ def warm_up(
         draws = {trial.name: [trial.draw] for trial in trials if trial.draw is not None}
         requests = len(draws)
         outcomes = {trial.name: trial.outcome() for trial in trials}
-        remarks = _remarks(outcomes, [trial.name for trial in trials if trial.is_running], len(names), unsafe)
+        remarks = _remarks(outcomes, [trial.name for trial in trials if trial.is_running], len(names), _unsafe(backend))
         is_busy = any(trial.is_running for trial in trials)
     runner = _Runner(backend, deadline)
     mergeable: frozenset[str] = frozenset()
@@ -143,7 +144,7 @@ def warm_up(
         sound = {
             name: sources
             for name, sources in draws.items()
-            if PROOF not in fatal.of(name) and name not in changing(backend)
+            if PROOF not in fatal.of(name) and not fatal.too_many and name not in unsafe
         }
         mergeable = _proven(runner, backend.signatures, sound, options.max_merged_batch_size, announce)
     seconds = time.monotonic() - started
@@ -159,8 +160,9 @@ def try_others(
     announce: Announce = tell_nobody,
     load: Callable[[], Backend] | None = None,
 ) -> Trials:
-    """Tries the signatures that are not `known` from the warm-up, also where there is none. Those that change what
-    lasts are tried on what `load` returns, the same model once more, and without it not at all."""
+    """Tries the signatures that are not `known` from the warm-up, also where there is none. Those that change variables
+    and tables are tried on what `load` returns, the same model once more, and without it not at all; those that act
+    outside of the process are never tried."""
     made_up = options.warmup_timeout_seconds if options.enable_model_warmup else 0.0
     deadline = time.monotonic() + min(made_up or _TRIAL_SECONDS, seconds_left)
     names = [name for name in by_importance(backend.signatures) if name not in known]
@@ -168,7 +170,13 @@ def try_others(
     unsafe = changing(backend)
     safe = [name for name in names if name not in unsafe]
     trials = {trial.name: trial.outcome() for trial in try_out(backend, safe, deadline, fatal, announce)}
-    if load is not None and (rest := [name for name in names if name in unsafe]):
+    never = outside(backend)
+    for name in names:
+        if name in never:
+            why = f"it acts outside of the server (by {never[name]}), which made-up requests must not"
+            trials[name] = Trial(Outcome.UNTRIED, Code.FAILED_PRECONDITION, why)
+    rest = [name for name in names if name in unsafe and name not in never]
+    if load is not None and rest:
         trials |= try_on_copy(load, rest, deadline, fatal, announce)
     return trials
 
@@ -278,7 +286,16 @@ class _Recorded:
 # -- made-up inputs
 
 
-def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Collection[str]) -> str:
+def _unsafe(backend: Backend) -> dict[str, str]:
+    """What each signature does that is not to be run with made-up requests."""
+    never = outside(backend)
+    return {
+        name: f"acts outside of the server by {never[name]}" if name in never else "changes what the model keeps"
+        for name in sorted(changing(backend))
+    }
+
+
+def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Mapping[str, str]) -> str:
     """Which of so many signatures were not warmed up, and why; requests of those in `running` are not over. The
     `unsafe` are others."""
     left_out = signatures - len(trials)
@@ -289,7 +306,7 @@ def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Co
         for name, trial in trials.items()
         if trial.outcome in (Outcome.REFUSED, Outcome.FAILED) and name not in running
     ]
-    remarks += [f"{name} changes what the model keeps" for name in sorted(unsafe)]
+    remarks += [f"{name} {what}" for name, what in unsafe.items()]
     if running:
         verb = "still runs" if len(running) == 1 else "still run"
         more = f", {len(waiting)} more were left out" if waiting else ""

@@ -36,7 +36,7 @@ from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, Req
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.merging import Call, Merging, Outcome, joined
 from appliance.dataplane.run_trace import RunTracer
-from appliance.dataplane.trials import Fatal
+from appliance.dataplane.trials import Fatal, check_memory
 from appliance.dataplane.warmup import source_of, try_others, warm_up
 from appliance.dataplane.wire import (
     FLAG_DESCRIPTOR,
@@ -58,6 +58,7 @@ from appliance.errors import ConfigError
 from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions, options_from_json
+from appliance.process_memory import resident_bytes
 from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked
 from backends.domain import ANY, Bounded, Domain, UnprovenError
 from backends.registry import check_complete, end_profile, has_profiler, load, profile
@@ -87,6 +88,7 @@ class WorkerTask:
     options: ModelOptions
     fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
     domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
+    is_tried: bool = True  # whether the gate wants every signature tried: these files have not served yet
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -616,6 +618,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             device=task.options.device,
             gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
         )
+        bytes_before = resident_bytes(os.getpid()) or 0
         loaded = load_model()
         backend = _bounded(loaded, task)
         load_seconds = time.monotonic() - started
@@ -632,6 +635,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         def load_again() -> Backend:
             if time.monotonic() + 2 * load_seconds > warm_by:
                 raise BackendError(Code.DEADLINE_EXCEEDED, "load_timeout_seconds leaves no time for it")
+            check_memory((resident_bytes(os.getpid()) or 0) - bytes_before)
             return load_model()
 
         warm = warm_up(backend, task.path, task.options, warm_by - time.monotonic(), fatal, announce)
@@ -639,7 +643,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             metrics.warmed_up(task.path, warm.seconds)
         remarks = loaded.remarks if isinstance(loaded, Remarked) else ()
         trials = dict(warm.trials)
-        if task.options.release_gate != "off":
+        if task.is_tried and task.options.release_gate != "off":
             seconds_left = warm_by - time.monotonic()
             trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_again)
         report(
@@ -647,7 +651,8 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             signatures={name: s.to_json() for name, s in backend.signatures.items()},
             unsupported=dict(loaded.unsupported) if isinstance(loaded, Partial) else {},
             warmup=warm.to_json(),
-            trials={name: trial.to_json() for name, trial in trials.items()},
+            warmup_trials={name: trial.to_json() for name, trial in warm.trials.items()},
+            trials={name: trial.to_json() for name, trial in trials.items()} if task.is_tried else None,
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
             **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )

@@ -50,7 +50,7 @@ def refusal(
 
     `replaces` says whether another version of its model serves meanwhile, `unsupported` why each signature that was not
     tried cannot be served. No trials (None) were asked for: nothing is refused. A signature that was only late is given
-    the benefit of the doubt, but a version that has answered nothing at all replaces none that answers.
+    the benefit of the doubt, but a version of which all that were tried were late replaces none that answers.
     """
     if trials is None or gate is Gate.OFF or (gate is Gate.ONLY_REPLACING and not replaces):
         return None
@@ -61,12 +61,13 @@ def refusal(
             f"it has no signature that can be served: export it with one (serving_default){reasons}",
             is_final=True,
         )
+    trials = {name: trial for name, trial in trials.items() if trial.outcome is not Outcome.UNTRIED}
     failed = [name for name in sorted(trials) if trials[name].outcome is Outcome.FAILED]
     if failed:
         told = [f'signature "{name}" cannot answer: {_words(trials[name].message)}' for name in failed[:_NAMED]]
         more = f"; {len(failed) - _NAMED} more signatures neither" if len(failed) > _NAMED else ""
         return Refusal(trials[failed[0]].code, "; ".join(told) + more)
-    if replaces and all(trial.outcome is Outcome.LATE for trial in trials.values()):
+    if replaces and trials and all(trial.outcome is Outcome.LATE for trial in trials.values()):
         first = trials[min(trials)].message
         return Refusal(
             Code.DEADLINE_EXCEEDED,

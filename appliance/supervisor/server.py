@@ -284,7 +284,7 @@ class Supervisor:
         socket_path: str,
         signatures: Mapping[str, Signature],
         form: Form | None,
-        trials: Trials,
+        trials: Trials | None,
         remarks: Sequence[str],
         unsupported: Mapping[str, str],
     ) -> None:

@@ -47,7 +47,7 @@ class Reports(Protocol):
         socket_path: str,
         signatures: Mapping[str, Signature],
         form: Form | None,
-        trials: Trials,
+        trials: Trials | None,
         remarks: Sequence[str],
         unsupported: Mapping[str, str],
     ) -> None: ...
@@ -327,6 +327,8 @@ class Workers:
                 options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
                 fatal_attempts=worker.fatal_attempts,
                 domains={} if form is None else dict(form.domains),
+                # A form has been proven to answer as the model does, and what has served was tried before it did.
+                is_tried=worker.action.is_first and form is None,
             )
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
@@ -385,11 +387,12 @@ class Workers:
         number = worker.action.worker
         if report["event"] == "ready":
             signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
-            trials = {name: Trial.from_json(value) for name, value in report["trials"].items()}
-            _log_warmup(worker.action.servable, report["warmup"], trials)
-            failed = [name for name, trial in trials.items() if trial.outcome is Outcome.FAILED]
+            in_warmup = _trials(report["warmup_trials"])
+            trials = None if report["trials"] is None else _trials(report["trials"])
+            _log_warmup(worker.action.servable, report["warmup"], in_warmup if trials is None else trials)
+            failed = [name for name, trial in in_warmup.items() if trial.outcome is Outcome.FAILED]
             if failed and worker.may_fall_back:
-                self._failed(worker, trials[failed[0]].code, f"{failed[0]}: {trials[failed[0]].message}")
+                self._failed(worker, in_warmup[failed[0]].code, f"{failed[0]}: {in_warmup[failed[0]].message}")
                 return False  # it ends, for it is not heard any more
             if report.get("device") == "cuda":
                 logger.info("%s: runs on a GPU", worker.action.servable)
@@ -416,6 +419,10 @@ class Workers:
         self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))
 
 
+def _trials(values: Mapping[str, Any]) -> Trials:
+    return {name: Trial.from_json(value) for name, value in values.items()}
+
+
 def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:
     if warmup["source"] != "none":
         text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s"
@@ -429,6 +436,8 @@ def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials)
         if trial.outcome is Outcome.FAILED:
             what = f"{trial.code.name}: {trial.message}"
             logger.warning("%s: signature %s fails whatever it is asked: %s", servable, signature, what)
+        elif trial.outcome is Outcome.UNTRIED:
+            logger.info("%s: signature %s was not tried: %s", servable, signature, trial.message)
         elif trial.outcome is Outcome.LATE or (
             trial.outcome is Outcome.REFUSED and trial.message not in warmup["message"]
         ):
