@@ -327,6 +327,20 @@ def test_files_that_are_replaced_while_they_are_loaded_are_loaded_again(host: Ho
     assert host.manager.loaded_versions("a") == {1}
 
 
+def test_only_files_that_have_not_served_are_tried(host: Host) -> None:
+    host.add()
+    seen = {1: Observed("/models/a/1", "1", settled=True)}
+    (first,) = host.manager.observe("a", seen, "", host.now)
+    host.did([first])
+    host.ready(1)
+    (again,) = host.manager.worker_ended(host.worker(1), "killed by SIGKILL", host.now)
+    host.did([again])
+    host.ready(1)
+    (other,) = host.manager.observe("a", {1: Observed("/models/a/1", "2", settled=True)}, "", host.now)
+    starts = [action for action in (first, again, other) if isinstance(action, StartWorker)]
+    assert [start.is_tried for start in starts] == [True, False, True]
+
+
 def test_files_that_replace_those_of_a_served_version_and_are_incomplete_are_loaded_as_they_are_after_a_while(
     host: Host,
 ) -> None:

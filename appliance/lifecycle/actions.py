@@ -22,6 +22,7 @@ class StartWorker:
     form: Form | None = None  # what is loaded instead of the folder's own model
     digest: str = ""  # what identifies its files
     is_first: bool = False  # the version has not been served yet
+    is_tried: bool = False  # try its signatures: these files have not served yet
     check_files: bool = True  # see that the folder is all there, before the framework is asked to load it
 
 

@@ -247,7 +247,8 @@ class Servables:
         self._next_worker += 1
         self._workers[worker] = version
         names = self.model_of(version).names.get(path, frozenset())
-        return StartWorker(worker, version.id, path, names, form, digest or "", is_first, check_files)
+        is_tried = is_first or digest != version.served_digest
+        return StartWorker(worker, version.id, path, names, form, digest or "", is_first, is_tried, check_files)
 
     def forget_worker(self, worker: int) -> None:
         del self._workers[worker]

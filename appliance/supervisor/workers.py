@@ -328,7 +328,7 @@ class Workers:
                 fatal_attempts=worker.fatal_attempts,
                 domains={} if form is None else dict(form.domains),
                 # A form has been proven to answer as the model does, and what has served was tried before it did.
-                is_tried=worker.action.is_first and form is None,
+                is_tried=worker.action.is_tried and form is None,
             )
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
