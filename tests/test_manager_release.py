@@ -327,6 +327,16 @@ def test_files_that_are_replaced_while_they_are_loaded_are_loaded_again(host: Ho
     assert host.manager.loaded_versions("a") == {1}
 
 
+def test_files_that_replace_those_of_a_served_version_wait_for_a_demotion(host: Host) -> None:
+    host.serving(1)
+    host.did(host.manager.accelerate(ServableId("a", 1), Form("onnx", "/cache/f"), "1", host.now))
+    host.ready(1)
+    assert host.did(host.manager.demote(ServableId("a", 1), "it refused a request", host.now)) == ["start a/1"]
+    assert replace(host, "2") == []
+    host.ready(1)
+    assert replace(host, "2") == ["start a/1"]
+
+
 def test_only_files_that_have_not_served_are_tried(host: Host) -> None:
     host.add()
     seen = {1: Observed("/models/a/1", "1", settled=True)}

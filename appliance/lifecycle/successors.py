@@ -76,9 +76,11 @@ class Successors:
         if replacement is None or (replacement.path, replacement.digest) != (path, digest):
             replacement = version.replacement = Replacement(path, digest)
         successor = version.successor
-        if replacement.retry_at > now or (
-            successor is not None and (successor.path, successor.digest) == (path, digest)
-        ):
+        if successor is not None and not successor.stands_by:
+            is_under_way = (successor.path, successor.digest) == (path, digest)
+            if is_under_way or version.has_files_of(successor):  # a demotion, say, is not to be lost
+                return []
+        if replacement.retry_at > now:
             return []
         return self._succeed(version, Successor(path, digest), check_files=not replacement.trusts_loader)
 
