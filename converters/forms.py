@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,17 @@ def threads_of(spec: JobSpec, backend: str) -> int:
 class Form:
     """A loaded model. Ends with its `with` block."""
 
-    def __init__(self, child: Child, signatures: Mapping[str, Signature], unsupported: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        child: Child,
+        signatures: Mapping[str, Signature],
+        unsupported: Mapping[str, str],
+        changing: Collection[str] = (),
+    ) -> None:
         self._child = child
         self.signatures = signatures
         self.unsupported = unsupported
+        self.changing = changing  # as of `backends.contract.Changing`
 
     def __enter__(self) -> Form:
         return self
@@ -87,6 +94,7 @@ class Reference:
         self._form: Form | None = load_reference(spec, log)
         self.signatures = self._form.signatures
         self.unsupported = self._form.unsupported
+        self.changing = self._form.changing
 
     def __enter__(self) -> Reference:
         return self
@@ -161,7 +169,7 @@ def _load(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
     except BaseException:
         child.kill()
         raise
-    return Form(child, signatures, message["unsupported"])
+    return Form(child, signatures, message["unsupported"], message["changing"])
 
 
 def _raise_refusal(message: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -171,7 +171,7 @@ class _Work:
     def _with(self, reference: Reference, entry: Entry | None) -> tuple[Report, bool]:
         spec = self._spec
         served = tuple(reference.signatures)
-        hopeless = _hopeless(reference.signatures)
+        hopeless = _hopeless(reference.signatures, reference.changing)
         if hopeless:
             return Report("tensorflow", hopeless, signatures=served), True
         self._say("running TensorFlow on the cases of the proof")
@@ -361,8 +361,8 @@ def _plans(spec: JobSpec, modules: Mapping[str, Converter]) -> dict[str, tuple[C
     }
 
 
-def _hopeless(signatures: Mapping[str, Signature]) -> str:
-    """Why it would be in vain to try at all, or ""."""
+def _hopeless(signatures: Mapping[str, Signature], changing: Collection[str]) -> str:
+    """Why it would be in vain to try at all, or ""; requests of what is `changing` must not be made up."""
     if not signatures:
         return "the model has no signature that can be served"
     for name, signature in signatures.items():
@@ -373,6 +373,11 @@ def _hopeless(signatures: Mapping[str, Signature]) -> str:
                     f"signature {name!r} has the {side} {alias!r} of strings, which need TensorFlow's operators "
                     "(parsing, look-ups): nothing was tried, since a version uses one form for all its signatures"
                 )
+    for name in sorted(changing):
+        return (
+            f"signature {name!r} changes variables, tables or files, which a form would not: nothing was tried, since "
+            "a version uses one form for all its signatures"
+        )
     return ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.contract import Backend, BackendError, Partial, Signature
+from backends.contract import Backend, BackendError, Changing, Partial, Signature
 from backends.registry import load
 from converters.child import become_child
 from converters.frames import receive, send
@@ -36,7 +36,8 @@ def serve(sock: socket.socket) -> None:
                 backend = _load(message)
                 served = {name: signature.to_json() for name, signature in backend.signatures.items()}
                 unsupported = dict(backend.unsupported) if isinstance(backend, Partial) else {}
-                send(sock, {"signatures": served, "unsupported": unsupported})
+                changing = sorted(backend.changing) if isinstance(backend, Changing) else []
+                send(sock, {"signatures": served, "unsupported": unsupported, "changing": changing})
                 continue
             if backend is None:
                 raise RuntimeError("nothing is loaded")

@@ -135,6 +135,21 @@ def by_chance(tf: Any, out: str) -> None:
 
 
 @_model
+def counts(tf: Any, out: str) -> None:
+    """x float32[-1, 3] → y = 2 x, and counts the requests in a variable that no answer tells."""
+    requests = tf.Variable(0)
+
+    def double(x: Any) -> dict[str, Any]:
+        requests.assign_add(1)
+        return {"y": 2.0 * x}
+
+    module = tf.Module()
+    module.requests = requests
+    function = tf.function(double).get_concrete_function(tf.TensorSpec([None, 3], tf.float32, "x"))
+    tf.saved_model.save(module, out, signatures={"serving_default": function})
+
+
+@_model
 def unknown_operator(tf: Any, out: str) -> None:
     """x float32[-1, 3] → y, by an operator that neither ONNX nor TF-Lite has."""
     _save(tf, out, lambda x: {"y": tf.math.igamma(tf.abs(x) + 1.0, tf.abs(x) + 0.5)})

@@ -36,6 +36,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "embedding": {},
     "saturated": {},
     "by_chance": {},
+    "counts": {},
     "unknown_operator": {},
     "pairs": {"policy": "onnx"},
     "whole": {"policy": "onnx"},
@@ -227,6 +228,13 @@ def test_answers_by_chance_prove_nothing(jobs: Jobs) -> None:
     report = jobs("by_chance").report
     assert report.chosen == "tensorflow"
     assert "differ from call to call" in report.reason
+
+
+def test_what_changes_variables_or_files_is_not_run_and_stays_on_tensorflow(jobs: Jobs) -> None:
+    outcome = jobs("counts")
+    assert outcome.report.chosen == "tensorflow"
+    assert "'serving_default' changes variables, tables or files, which a form would not" in outcome.report.reason
+    assert "running TensorFlow on the cases of the proof" not in outcome.progress
 
 
 def test_operators_that_no_converter_knows_are_named(jobs: Jobs) -> None:
