@@ -232,6 +232,9 @@ def test_what_a_job_keeps_depends_on_what_is_in_the_libraries(tmp_path: Path) ->
     spec = JobSpec("/m/1", str(tmp_path), op_libraries=("/a.so",))
     elsewhere = replace(spec, op_libraries=("/b.so",))
     none = replace(spec, op_libraries=())
-    ingredients = [_ingredients(*of, {}) for of in ((spec, "c", ["1"]), (elsewhere, "c", ["1"]), (spec, "c", ["2"]))]
-    assert ingredients[0] == ingredients[1]
-    assert len({json.dumps(found) for found in (*ingredients, _ingredients(none, "c", [], {}))}) == 3
+
+    def ingredients(of: JobSpec, *hashes: str) -> str:
+        return json.dumps(_ingredients(of, "content", hashes, {}, "code"))
+
+    assert ingredients(spec, "1") == ingredients(elsewhere, "1")
+    assert len({ingredients(spec, "1"), ingredients(spec, "2"), ingredients(none)}) == 3
