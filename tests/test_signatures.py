@@ -149,10 +149,10 @@ def test_what_is_not_served_follows_the_worker_that_serves() -> None:
         return route.unsupported
 
     assert unsupported() == {}
-    host.manager.worker_ready(host.worker(1), "/run/1", {}, host.now, None, {"words": "sparse"})
+    host.manager.worker_ready(host.worker(1), "/run/1", {}, host.now, unsupported={"words": "sparse"})
     assert unsupported() == {"words": "sparse"}
     host.end(1)
     assert unsupported() == {}
     host.wait(60)
-    host.manager.worker_ready(host.worker(1), "/run/2", {}, host.now, None, {})
+    host.manager.worker_ready(host.worker(1), "/run/2", {}, host.now, unsupported={})
     assert unsupported() == {}
