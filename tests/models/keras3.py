@@ -311,7 +311,8 @@ def keras3_image_layers(tf: Any, out: str) -> None:
     model.export(out, verbose=False)
 
 
-@_model("mixed precision (`mixed_float16`), `model.export(path)`", inputs={"x": floats(4)})
+# Its arithmetic has 11 bits: TensorFlow's own answers move as far with a rounding of the input.
+@_model("mixed precision (`mixed_float16`), `model.export(path)`", inputs={"x": floats(4)}, accelerated_tolerance=3e-3)
 def keras3_mixed_precision(tf: Any, out: str) -> None:
     layers = tf.keras.layers
     x = tf.keras.Input((4,), name="x")

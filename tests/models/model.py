@@ -28,6 +28,7 @@ class Model:
     request of a signature that cannot be called. `judge` computes the expected answers: "load" (tf.saved_model.load),
     "session" (where only the loader of TensorFlow 1 takes it), "onnx" or "lite". `rest` tells whether
     REST can ask it; `libraries` are files of the tools' packages, the custom operators that the model needs.
+    `accelerated_tolerance` is relative, for the answers of its accelerated form.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model:
     rest: bool = True
     libraries: Sequence[str] = ()
     remark: str = ""
+    accelerated_tolerance: float = 1e-4  # what acceleration promises (docs/acceleration.md)
 
     @property
     def can_be_accelerated(self) -> bool:

@@ -20,7 +20,6 @@ from tests.models.model import Model
 from tests.server import Server, eventually
 
 PLAIN_TOLERANCE = 1e-5
-ACCELERATED_TOLERANCE = 1e-4  # what acceleration promises (docs/acceleration.md)
 
 Log = Callable[[str], None]
 
@@ -84,9 +83,11 @@ def serve(
     with Server(model_root=root, **about) as server:
         outcomes = _settled(server, names, accelerated, log)
         served = [name for name in names if outcomes[name].phase == "available" and not MODELS[name].refused]
-        tolerance = ACCELERATED_TOLERANCE if accelerated else PLAIN_TOLERANCE
-        for name, faults in _ask(server, served, answers, tolerance).items():
-            outcomes[name].faults += faults
+        tolerances = {n: MODELS[n].accelerated_tolerance if accelerated else PLAIN_TOLERANCE for n in served}
+        for tolerance in sorted(set(tolerances.values())):
+            alike = [name for name in served if tolerances[name] == tolerance]
+            for name, faults in _ask(server, alike, answers, tolerance).items():
+                outcomes[name].faults += faults
         for name in served:
             if accelerated:
                 outcomes[name].acceleration = server.get(f"/v1/models/{name}/versions/1/acceleration")[1]
