@@ -43,6 +43,10 @@ def assert_nothing_was_lost(load: Load) -> None:
     assert set(load.answers) == {TWO, THREE}
 
 
+def wait_until_it_is_seen_to_be_gone(server: Folder, model: str) -> None:
+    eventually(lambda: "no numbered version folder" in server.model(model)["reason"], "it is seen to be gone")
+
+
 def test_a_base_path_that_is_a_link_is_switched_to_the_next_release_without_a_lost_request(server: Folder) -> None:
     top = server.root.parent
     server.drop("half_plus_two", top / "release.1", 1)
@@ -76,7 +80,7 @@ def test_a_version_that_is_deleted_before_its_successor_is_copied_serves_meanwhi
     server.wait_for("copied", 1)
     with Load(server, "copied") as load:
         shutil.rmtree(server.root / "copied" / "1")
-        eventually(lambda: "no numbered version folder" in server.model("copied")["reason"], "it is seen to be gone")
+        wait_until_it_is_seen_to_be_gone(server, "copied")
         shutil.copytree(server.zoo / "half_plus_three", server.root / "copied" / "2")
         server.wait_for("copied", 2)
         load.more(20)
@@ -101,7 +105,7 @@ def test_a_version_that_is_deleted_and_copied_anew_is_served_anew_without_a_lost
     server.wait_for("again", 1)
     with Load(server, "again") as load:
         shutil.rmtree(folder)
-        eventually(lambda: "no numbered version folder" in server.model("again")["reason"], "it is seen to be gone")
+        wait_until_it_is_seen_to_be_gone(server, "again")
         shutil.copytree(server.zoo / "half_plus_three", folder)
         eventually(lambda: server.answer("again") == THREE, "the new files are served")
         load.more(20)
