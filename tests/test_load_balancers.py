@@ -464,6 +464,26 @@ def test_requests_that_killed_appliances_held_are_answered_by_the_last(
     assert answers[1] == [1]
 
 
+def test_a_held_request_is_answered_over_a_connection_that_is_made_for_it(
+    balancer: Balancer, instances: list[Instance], tmp_path: Path
+) -> None:
+    # Each appliance has one connection of the balancer's, which has been used and is in use again: what the killed one
+    # held can be repeated only over a new connection.
+    gate = tmp_path / "open"
+    held = predict_request("gate", "path", np.array([str(gate).encode()], object))
+    with balancer.channel() as channel:
+        call = channel.unary_unary(PREDICT)
+        for _ in range(4 * len(instances)):
+            call(predict_request("half_plus_two", "x", np.array([1.0])), timeout=30)
+        before = [instance.cpu_ticks() for instance in instances]
+        calls = [call.future(held, timeout=60) for _ in instances]
+        eventually(lambda: len(busy(instances, before)) == len(instances), "each appliance works on a request")
+        instances[0].kill()
+        gate.touch()
+        for answer in calls:
+            assert protos.PredictResponse.FromString(answer.result()).outputs["batch_size"].int_val[:] == [1]
+
+
 def busy(instances: list[Instance], before: list[int]) -> list[Instance]:
     """Those whose workers have computed for a while since `before`."""
     return [instance for instance, ticks in zip(instances, before, strict=True) if instance.cpu_ticks() > ticks + 20]
