@@ -23,6 +23,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
 
 from appliance.fronts import protos
 from tests.server import ROOT, Server, eventually
@@ -528,6 +529,11 @@ def test_only_models_and_readiness_are_public(balancer: Balancer) -> None:
             channel.unary_unary(status)(request.SerializeToString(), timeout=30)
         )
         assert [version.state for version in answer.model_version_status] == [30]
+        health = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=30)
+        assert health_pb2.HealthCheckResponse.FromString(health).status == health_pb2.HealthCheckResponse.SERVING
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+        assert next(watch) == health
+        watch.cancel()
 
 
 def test_an_appliance_that_is_drained_at_haproxy_is_replaced_unnoticed(
