@@ -16,7 +16,7 @@ from backends.dtypes import BY_NUMPY
 from converters.report import OutputParity, SignatureProof, Verdict
 from converters.tolerances import Tolerance, Tolerances
 
-__all__ = ["Comparison", "relative_moves"]
+__all__ = ["Comparison", "Outputs", "relative_moves"]
 
 Outputs = Mapping[str, np.ndarray]
 

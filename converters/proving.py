@@ -12,18 +12,18 @@ import numpy as np
 
 from backends.contract import BackendError, Signature
 from backends.domain import FINITE, Domain
-from converters.cases import Case, CaseMaker, DiedError, Run
+from converters.cases import Case, CaseMaker, Run
 from converters.child import ChildError
 from converters.forms import Form, Reference
 from converters.hard_cases import HardCases, Refused
-from converters.proof import Comparison, relative_moves
+from converters.proof import Comparison
 from converters.report import SignatureProof, Verdict
+from converters.roundings import DRAWS, moves, noise_of, with_medians
 from converters.tolerances import Tolerances
 
 __all__ = ["Evidence", "Proof", "gather", "prove"]
 
 _MAX_CASE_BYTES = 512 << 20  # of all cases of a version
-_NOISE_DRAWS = 2
 _ENOUGH_CASES = 4  # these are run however long they take
 # The cases that look for trouble may take half as long as the others, within bounds.
 _HARD_SHARE = 0.5
@@ -84,7 +84,7 @@ def gather(
             found[name] = Evidence(signature, tuple(cases), maker, (), problem)
             continue
         noise_ends = ends + seconds / len(reference.signatures)
-        noise = _noise(cases, timed.run, noise_ends)
+        noise = noise_of(cases, timed.run, noise_ends)
         now = time.monotonic()
         hard_ends = now + min(_MAX_HARD_SECONDS, max(_MIN_HARD_SECONDS, _HARD_SHARE * (now - begun)))
         hard = HardCases(maker, timed.risk, numbers)
@@ -95,7 +95,7 @@ def gather(
             signature,
             tuple(cases),
             maker,
-            _with_medians(noise, len(cases)),
+            with_medians(noise, len(cases)),
             None,
             tuple(hard.refused),
             hard.domain,
@@ -122,55 +122,6 @@ class _Timed:
     def risk(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raises BackendError, DiedError."""
         return self._reference.risk(self._name, inputs, min(20 * self._longest, _MAX_HARD_SECONDS))
-
-
-def _noise(cases: Sequence[Case], run: Run, ends: float) -> list[dict[str, float]]:
-    """For each case, by how much each output moves at most when each input of floats moves by one rounding, up or down.
-
-    A few draws may miss how sensitive a case is, so it is taken to be as sensitive as half of the cases, at least.
-    """
-    found: list[dict[str, float]] = []
-    for index, case in enumerate(cases):
-        found.append(_moves(case, run, index, _NOISE_DRAWS if time.monotonic() < ends else 0))
-    return found
-
-
-def _moves(case: Case, run: Run, seed: int, draws: int) -> dict[str, float]:
-    """By how much each output moves at most, of so many draws."""
-    own: dict[str, float] = {}
-    has_floats = any(array.dtype.kind == "f" for array in case.inputs.values())
-    for draw in range(draws if has_floats else 0):
-        random = np.random.default_rng([seed, draw])
-        try:
-            outputs = run({alias: _rounded(array, random) for alias, array in case.inputs.items()})
-        except (BackendError, DiedError):
-            continue
-        for alias, move in relative_moves(case.outputs, outputs).items():
-            own[alias] = max(own.get(alias, 0.0), move)
-    return own
-
-
-def _with_medians(found: Sequence[Mapping[str, float]], count: int) -> tuple[Mapping[str, float], ...]:
-    """The moves of `count` cases, of which those of the first are `found`."""
-    medians = {
-        alias: float(np.median([own[alias] for own in found if alias in own]))
-        for alias in {alias for own in found for alias in own}
-    }
-    padded = [*found, *({} for _ in range(count - len(found)))]
-    return tuple({alias: max(own.get(alias, 0.0), median) for alias, median in medians.items()} for own in padded)
-
-
-def _rounded(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Each float moved by one unit in the last place: its own, or that of the array's root mean square (1 where all are
-    0) where that is larger. A zero has none to speak of, but the layers that follow round all the same."""
-    if array.dtype.kind != "f":
-        return array
-    wide = array.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    typical = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-    steps = np.maximum(np.abs(wide), typical or 1.0) * np.finfo(array.dtype).eps
-    moved: np.ndarray = (wide + np.where(random.random(array.shape) < 0.5, -steps, steps)).astype(array.dtype)
-    return moved
 
 
 def _problem(
@@ -345,7 +296,7 @@ class Proof:
         is_finite = all(array.dtype.kind != "f" or np.all(np.isfinite(array)) for array in case.inputs.values())
         if risk is None or not is_finite or not self._difference(case, answer, usual):
             return usual
-        own = _moves(case, risk, number, _NOISE_DRAWS)
+        own = moves(case, risk, number, DRAWS)
         return {alias: max(usual.get(alias, 0.0), own.get(alias, 0.0)) for alias in {*usual, *own}}
 
     def _difference(self, case: Case, answer: Mapping[str, np.ndarray], noise: Mapping[str, float]) -> str:

@@ -1,0 +1,115 @@
+"""By how much TensorFlow's own answers move when its inputs move by roundings, and which other answers that explains.
+
+No other arithmetic, in another order, can be closer than that. Runs TensorFlow, and never a form.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from backends.contract import BackendError
+from converters.cases import Case, DiedError, Inputs, Run
+from converters.proof import Outputs, relative_moves
+
+__all__ = ["DRAWS", "moved_answers", "moves", "noise_of", "typical_noise", "with_medians"]
+
+DRAWS = 2
+"""In so many random directions a case is moved to measure its noise."""
+
+# How far an input moves for answers that are to explain another: by one rounding, and as far as the noise is allowed.
+_STEPS = (1.0, 8.0)
+_PLAIN = 1000.0  # whole numbers and halves up to this are what people write, and need no rounding
+
+
+def noise_of(cases: Sequence[Case], run: Run, ends: float) -> list[dict[str, float]]:
+    """For each case, by how much each output moves at most when each input of floats moves by one rounding, up or down.
+
+    A few draws may miss how sensitive a case is, so it is taken to be as sensitive as half of the cases, at least.
+    """
+    found: list[dict[str, float]] = []
+    for index, case in enumerate(cases):
+        found.append(moves(case, run, index, DRAWS if time.monotonic() < ends else 0))
+    return found
+
+
+def moves(case: Case, run: Run, seed: int, draws: int) -> dict[str, float]:
+    """By how much each output moves at most, of so many draws."""
+    own: dict[str, float] = {}
+    has_floats = any(array.dtype.kind == "f" for array in case.inputs.values())
+    for draw in range(draws if has_floats else 0):
+        random = np.random.default_rng([seed, draw])
+        try:
+            outputs = run({alias: _rounded(array, random) for alias, array in case.inputs.items()})
+        except (BackendError, DiedError):
+            continue
+        for alias, move in relative_moves(case.outputs, outputs).items():
+            own[alias] = max(own.get(alias, 0.0), move)
+    return own
+
+
+def with_medians(found: Sequence[Mapping[str, float]], count: int) -> tuple[Mapping[str, float], ...]:
+    """The moves of `count` cases, of which those of the first are `found`."""
+    medians = {
+        alias: float(np.median([own[alias] for own in found if alias in own]))
+        for alias in {alias for own in found for alias in own}
+    }
+    padded = [*found, *({} for _ in range(count - len(found)))]
+    return tuple({alias: max(own.get(alias, 0.0), median) for alias, median in medians.items()} for own in padded)
+
+
+def typical_noise(noise: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What `with_medians` gives a case that was not measured."""
+    return {alias: min(of[alias] for of in noise if alias in of) for alias in {a for of in noise for a in of}}
+
+
+def moved_answers(inputs: Inputs, run: Run, *, spare_plain: bool) -> Iterator[Outputs]:
+    """TensorFlow's answers on inputs that lie a few roundings beside `inputs`: all up, all down, and at random.
+
+    With `spare_plain`, whole numbers and halves of a usual size stay as they are; nothing is run where that leaves
+    nothing to move.
+    """
+    for steps in _STEPS:
+        for draw, direction in enumerate((1.0, -1.0, None, None)):
+            random = np.random.default_rng([int(steps), draw])
+            moved = {
+                alias: _spared(array, _rounded(array, random, steps, direction), spare_plain)
+                for alias, array in inputs.items()
+            }
+            if all(
+                moved[alias] is array or moved[alias].tobytes() == array.tobytes() for alias, array in inputs.items()
+            ):
+                return
+            try:
+                yield run(moved)
+            except (BackendError, DiedError):
+                continue
+
+
+def _rounded(
+    array: np.ndarray, random: np.random.Generator, steps: float = 1.0, direction: float | None = None
+) -> np.ndarray:
+    """Each float moved by `steps` units in the last place, each in a random direction where none is given: its own, or
+    that of the array's root mean square (1 where all are 0) where that is larger. A zero has none to speak of, but the
+    layers that follow round all the same."""
+    if array.dtype.kind != "f":
+        return array
+    wide = array.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    typical = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+    sizes = np.maximum(np.abs(wide), typical or 1.0) * np.finfo(array.dtype).eps * steps
+    signs = np.where(random.random(array.shape) < 0.5, -1.0, 1.0) if direction is None else direction
+    with np.errstate(over="ignore", invalid="ignore"):  # beside the largest float lies infinity
+        moved: np.ndarray = np.asarray(wide + signs * sizes).astype(array.dtype)
+    return moved
+
+
+def _spared(array: np.ndarray, moved: np.ndarray, spare_plain: bool) -> np.ndarray:
+    if not spare_plain or moved is array:
+        return moved
+    with np.errstate(invalid="ignore"):
+        is_plain = (np.abs(array) <= _PLAIN) & (array * 2 == np.floor(array * 2))
+    kept: np.ndarray = np.where(is_plain, array, moved)
+    return kept
