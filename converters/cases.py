@@ -6,6 +6,7 @@ vocabulary, an image that is too small) is replaced, and not counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ Run = Callable[[Inputs], Mapping[str, np.ndarray]]
 _SIZES = (7, 16, 32, 64, 128, 224, 1, 3)
 _ID_BOUNDS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 _MAX_ID_INPUTS = 8
+# A call that takes so many times as long as a plain one, and longer than this, takes as long as its ids are large: they
+# are lengths or counts, and larger ones would take all of the proof's time.
+_SLOWER = 10.0
+_SLOW_SECONDS = 0.05
 _STYLES = (
     (1.0, True, "normal", (1, 3, 8)),
     (1.0, False, "from 0 to 1", (2, 9)),
@@ -58,9 +63,16 @@ class Case:
 class CaseMaker:
     """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one."""
 
-    def __init__(self, signature: Signature, run: Run, recorded: Sequence[Inputs] = ()) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        run: Run,
+        recorded: Sequence[Inputs] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.signature = signature
         self._run = run
+        self._clock = clock
         self._recorded = recorded
         self._usual = next((inputs for inputs in recorded if _odd(inputs) is None), None)
         self.refused = 0
@@ -176,31 +188,41 @@ class CaseMaker:
         self.sizes = tuple(found or odd[:2])
 
     def _find_bounds(self) -> None:
-        """How many ids, counted from 0, TensorFlow takes in each input of whole numbers."""
+        """How many ids, counted from 0, TensorFlow takes in each input of whole numbers, in about the time of others: a
+        loop that an id counts gets no more rounds than that."""
         for alias, spec in list(self.signature.inputs.items())[:_MAX_ID_INPUTS]:
             if spec.element.numpy.kind not in "iu" or spec.dtype == "uint8":
                 continue
             largest = int(np.iinfo(spec.element.numpy).max) + 1
             good, bad = self._default_bound, 0
+            plain, _ = self._timed(alias, good - 1)
             for bound in _ID_BOUNDS:
                 if bound <= good:
                     continue
                 if bound > largest:
                     break
-                if not self._takes(alias, bound - 1):
+                seconds, is_taken = self._timed(alias, bound - 1)
+                if seconds > max(_SLOWER * plain, _SLOW_SECONDS):
+                    break
+                if not is_taken:
                     bad = bound
                     break
                 good = bound
             while bad and bad - good > 1:
                 middle = (good + bad) // 2
-                if self._takes(alias, middle - 1):
+                _, is_taken = self._timed(alias, middle - 1)
+                if is_taken:
                     good = middle
                 else:
                     bad = middle
             self._bounds[alias] = good
 
-    def _takes(self, alias: str, value: int) -> bool:
-        return self._try("", self._with_id(alias, value)) is not None
+    def _timed(self, alias: str, value: int) -> tuple[float, bool]:
+        """How long TensorFlow had `value` in an input, and whether it took it."""
+        inputs = self._with_id(alias, value)
+        begun = self._clock()
+        case = self._try("", inputs)
+        return self._clock() - begun, case is not None
 
     def _with_id(self, alias: str, value: int) -> Inputs:
         """Plain inputs, of which one has `value` in its first element."""

@@ -261,6 +261,38 @@ def test_the_bound_of_a_vocabulary_is_found_and_tried() -> None:
     assert min(int(case.inputs["ids"].min()) for case in cases) == 0
 
 
+class Looping:
+    """A model that goes round as often as its largest id says, by a clock of its own, in microseconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.most = 0
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rounds = int(inputs["ids"].max(initial=0))
+        self.most = max(self.most, rounds)
+        self.now += 1e-3 + 1e-5 * rounds
+        return {"y": inputs["ids"].mean(axis=1).astype(np.float32)}
+
+
+def test_ids_by_which_a_model_loops_are_no_larger_than_what_takes_little_time() -> None:
+    looping = Looping()
+    cases = list(CaseMaker(IDS, looping.run, clock=lambda: looping.now).cases())
+    assert looping.most == 9_999  # the first that was slow, and tried once
+    assert max(int(case.inputs["ids"].max()) for case in cases) == 999
+
+
+def test_a_call_that_is_slow_with_any_id_sets_no_bound() -> None:
+    looping = Looping()
+
+    def slowly(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        looping.now += 1.0
+        return embedding(inputs)
+
+    cases = list(CaseMaker(IDS, slowly, clock=lambda: looping.now).cases())
+    assert max(int(case.inputs["ids"].max()) for case in cases) == 4320
+
+
 def test_cases_have_several_batch_sizes_and_two_sizes_for_unknown_dimensions() -> None:
     cases = list(CaseMaker(IDS, embedding).cases())
     shapes = {case.inputs["ids"].shape for case in cases}
