@@ -6,7 +6,7 @@ inputs told anything: an output that never varies is equal in any graph that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from backends.dtypes import BY_NUMPY
 from converters.report import OutputParity, SignatureProof, Verdict
 from converters.tolerances import Tolerance, Tolerances
 
-__all__ = ["Comparison", "Outputs", "relative_moves"]
+__all__ = ["Comparison", "Outputs", "nearest", "relative_moves", "sizes_of"]
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -54,16 +54,26 @@ class Comparison:
         answer: Outputs,
         recorded: bool = False,
         noise: Mapping[str, float] | None = None,
+        sizes: Mapping[str, float] | None = None,
     ) -> None:
         """Compares the outputs of one case; `case` says which, for people. `noise` is by how much TensorFlow's own
-        outputs move there, as `relative_moves` has it."""
-        noise = noise or {}
+        outputs move there, as `relative_moves` has it. Outputs of floats count as no smaller than `sizes`."""
+        noise, sizes = noise or {}, sizes or {}
         self._cases += 1
         self._recorded += recorded
         for alias, output in self._outputs.items():
-            wrong = output.add(case, truth[alias], answer[alias], self._tolerances[alias], noise.get(alias, 0.0))
+            tolerance, size = self._tolerances[alias], sizes.get(alias, 0.0)
+            wrong = output.add(case, truth[alias], answer[alias], tolerance, noise.get(alias, 0.0), size)
             if wrong and not self.difference:
                 self.difference = f"output {alias!r} {wrong}, on {case}"
+
+    def shares(self, truth: Outputs, answer: Outputs, noise: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """For each element of each output, the share that its difference has of what is allowed; infinite where it must
+        be equal and is not, or is of another shape. Nothing is kept."""
+        return {
+            alias: _shares(truth[alias], answer[alias], tolerance and tolerance.beside_noise(noise.get(alias, 0.0)))
+            for alias, tolerance in self._tolerances.items()
+        }
 
     def proof(self, refused: int = 0, on_refused: str = "", failure: str = "") -> SignatureProof:
         """The result. `failure` says that the candidate failed where TensorFlow answered."""
@@ -124,7 +134,13 @@ class _Output:
         self._values: set[bytes] = set()  # of what is no number
 
     def add(
-        self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None, noise: float = 0.0
+        self,
+        case: str,
+        truth: np.ndarray,
+        answer: np.ndarray,
+        tolerance: Tolerance | None,
+        noise: float = 0.0,
+        size: float = 0.0,
     ) -> str:
         """What is wrong with `answer`, or ""."""
         self._note_range(truth)
@@ -136,7 +152,7 @@ class _Output:
             )
         if tolerance is None:
             return self._add_exact(case, truth, answer)
-        return self._add_floats(case, truth, answer, tolerance.beside_noise(noise), noise)
+        return self._add_floats(case, truth, answer, tolerance.beside_noise(noise), noise, size)
 
     def _add_exact(self, case: str, truth: np.ndarray, answer: np.ndarray) -> str:
         wrong = truth != answer
@@ -153,21 +169,18 @@ class _Output:
             f"{_index(at)} it is {answer[at]!r} instead of {truth[at]!r}"
         )
 
-    def _add_floats(self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance, noise: float) -> str:
-        wide = np.complex128 if truth.dtype.kind == "c" else np.float64
-        expected, found = truth.astype(wide), answer.astype(wide)
-        finite = np.isfinite(expected)
-        # Infinities must be the same ones; a NaN is a NaN.
-        odd = np.where(finite, ~np.isfinite(found), ~((expected == found) | (np.isnan(expected) & np.isnan(found))))
+    def _add_floats(
+        self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance, noise: float, size: float
+    ) -> str:
+        expected, found = _wide(truth), _wide(answer)
+        odd = _odd(expected, found)
         if np.any(odd):
             at = np.unravel_index(int(np.argmax(odd)), truth.shape)
             self._keep(_Worst(float("inf"), None, None, case))
             return f"is {answer[at]!s} instead of {truth[at]!s} at {_index(at)}"
-        expected, found = np.where(finite, expected, 0), np.where(finite, found, 0)
         if not expected.size:
             return ""
-        magnitudes = np.maximum(np.abs(expected), _root_mean_square(expected[finite]))
-        differences = np.abs(expected - found)
+        differences, magnitudes = _distances(expected, found, size)
         allowed = tolerance.absolute + tolerance.relative * magnitudes
         shares = differences / allowed
         worst = np.unravel_index(int(np.argmax(shares)), truth.shape)
@@ -234,6 +247,78 @@ def _widened(
     found: tuple[np.ndarray, np.ndarray] | None, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     return (low, high) if found is None else (np.minimum(found[0], low), np.maximum(found[1], high))
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _odd(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Where one is no finite number and the other differs. Infinities must be the same ones; a NaN is a NaN."""
+    return np.where(
+        np.isfinite(expected), ~np.isfinite(found), ~((expected == found) | (np.isnan(expected) & np.isnan(found)))
+    )
+
+
+def _distances(expected: np.ndarray, found: np.ndarray, size: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """How far apart the finite ones are, and how large they count: as the output's root mean square, or `size`, at
+    least."""
+    finite = np.isfinite(expected)
+    usual = max(_root_mean_square(expected[finite]), size)
+    expected, found = np.where(finite, expected, 0), np.where(finite, found, 0)
+    return np.abs(expected - found), np.maximum(np.abs(expected), usual)
+
+
+def _shares(truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None) -> np.ndarray:
+    if answer.dtype != truth.dtype or answer.shape != truth.shape:
+        return np.full(truth.shape, np.inf)
+    if tolerance is None:
+        return np.where(truth != answer, np.inf, 0.0)
+    expected, found = _wide(truth), _wide(answer)
+    odd = _odd(expected, found)
+    differences, magnitudes = _distances(expected, np.where(odd, 0, found))
+    return np.where(odd, np.inf, differences / (tolerance.absolute + tolerance.relative * magnitudes))
+
+
+def nearest(truths: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
+    """Of all that lies between the answers `truths`, what is nearest to `answer`, element by element. The first of
+    `truths` where it has another shape, or is no finite number and none of them is the same."""
+    return {alias: _nearest([truth[alias] for truth in truths], answer[alias]) for alias in truths[0]}
+
+
+def _nearest(truths: Sequence[np.ndarray], answer: np.ndarray) -> np.ndarray:
+    first = truths[0]
+    same = [truth for truth in truths if truth.shape == answer.shape and truth.dtype == answer.dtype]
+    if not same:
+        return first
+    if first.dtype.kind == "c":
+        parts = [_nearest([part(truth) for truth in same], part(answer)) for part in (np.real, np.imag)]
+        return np.asarray(parts[0] + 1j * parts[1]).astype(first.dtype)
+    stacked = np.stack(same)
+    equal = np.any(stacked == answer, axis=0)
+    if first.dtype.kind in "bO":
+        return np.where(equal, answer, first)
+    if first.dtype.kind in "iu":
+        return np.clip(answer, stacked.min(axis=0), stacked.max(axis=0))
+    wide, found = stacked.astype(np.float64), answer.astype(np.float64)
+    finite = np.isfinite(wide)
+    lowest, highest = np.where(finite, wide, np.inf).min(axis=0), np.where(finite, wide, -np.inf).max(axis=0)
+    between = np.isfinite(found) & (lowest <= highest)
+    kept = np.where(equal | (np.isnan(found) & np.isnan(wide).any(axis=0)), found, first.astype(np.float64))
+    near: np.ndarray = np.where(between, np.clip(found, lowest, np.maximum(lowest, highest)), kept).astype(first.dtype)
+    return near
+
+
+def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
+    """The largest root mean square of each output of floats, over several answers."""
+    found: dict[str, float] = {}
+    for outputs in answers:
+        for alias, array in outputs.items():
+            if array.dtype.kind in "fcV":
+                numbers = _wide(array)
+                size = _root_mean_square(numbers[np.isfinite(numbers)])
+                found[alias] = max(found.get(alias, 0.0), size)
+    return found
 
 
 def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:

@@ -262,7 +262,7 @@ def test_the_bound_of_a_vocabulary_is_found_and_tried() -> None:
 
 
 class Looping:
-    """A model that goes round as often as its largest id says, by a clock of its own, in microseconds."""
+    """A model that goes round as often as its largest id says; each round takes ten microseconds of its own clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
