@@ -10,13 +10,17 @@ import numpy as np
 
 from backends.domain import FINITE, Domain, smallest_normal
 
-__all__ = ["ORDINARY", "Edges", "float_edges", "float_limit", "whole_edges"]
+__all__ = ["FLOAT_LEVELS", "ORDINARY", "WHOLE_LEVELS", "Edges", "float_edges", "float_limit", "whole_edges"]
 
 ORDINARY = 1000.0
 """Floats up to this are what any form must be right on: those of the other cases are."""
 
 _FLOAT_LEVELS = (1e4, 1e6, 1e9, 1e15, 1e30)
 _BITS = ((7, 8), (15, 16), (31, 32), (53,), (63, 64))
+
+# Up to these, a form may be proven that is wrong beyond.
+FLOAT_LEVELS = (ORDINARY, *_FLOAT_LEVELS)
+WHOLE_LEVELS = (0, *(2 ** bits[-1] + 1 for bits in _BITS[:-1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,19 @@ class Comparison:
             if wrong and not self.difference:
                 self.difference = f"output {alias!r} {wrong}, on {case}"
 
-    def shares(self, truth: Outputs, answer: Outputs, noise: Mapping[str, float]) -> dict[str, np.ndarray]:
+    def shares(
+        self, truth: Outputs, answer: Outputs, noise: Mapping[str, float], sizes: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
         """For each element of each output, the share that its difference has of what is allowed; infinite where it must
-        be equal and is not, or is of another shape. Nothing is kept."""
+        be equal and is not, or is of another shape. Where there are rows, each counts for itself: the largest do not
+        hide what is wrong with the others. Nothing is kept."""
         return {
-            alias: _shares(truth[alias], answer[alias], tolerance and tolerance.beside_noise(noise.get(alias, 0.0)))
+            alias: _shares(
+                truth[alias],
+                answer[alias],
+                tolerance and tolerance.beside_noise(noise.get(alias, 0.0)),
+                sizes.get(alias, 0.0),
+            )
             for alias, tolerance in self._tolerances.items()
         }
 
@@ -166,7 +174,7 @@ class _Output:
         self._keep(_Worst(float("inf"), absolute, None, case))
         return (
             f"must be equal, and differs in {int(np.count_nonzero(wrong)):,} of {truth.size:,} elements: at "
-            f"{_index(at)} it is {answer[at]!r} instead of {truth[at]!r}"
+            f"{_index(at)} it is {_shown(answer[at])} instead of {_shown(truth[at])}"
         )
 
     def _add_floats(
@@ -250,75 +258,86 @@ def _widened(
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    wide: np.ndarray = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    return wide
 
 
 def _odd(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Where one is no finite number and the other differs. Infinities must be the same ones; a NaN is a NaN."""
-    return np.where(
+    odd: np.ndarray = np.where(
         np.isfinite(expected), ~np.isfinite(found), ~((expected == found) | (np.isnan(expected) & np.isnan(found)))
     )
+    return odd
 
 
-def _distances(expected: np.ndarray, found: np.ndarray, size: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def _distances(
+    expected: np.ndarray, found: np.ndarray, size: float = 0.0, *, by_rows: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """How far apart the finite ones are, and how large they count: as the output's root mean square, or `size`, at
-    least."""
+    least; `by_rows`, as that of most rows."""
     finite = np.isfinite(expected)
     usual = max(_root_mean_square(expected[finite]), size)
     expected, found = np.where(finite, expected, 0), np.where(finite, found, 0)
+    if by_rows and expected.ndim and expected.size:
+        rows = np.abs(expected.reshape(len(expected), -1))
+        tops = rows.max(axis=1, keepdims=True)
+        scaled = np.divide(rows, tops, out=np.zeros_like(rows), where=tops > 0)
+        usual = max(size, float(np.median(tops[:, 0] * np.sqrt(np.mean(np.square(scaled), axis=1)))))
     return np.abs(expected - found), np.maximum(np.abs(expected), usual)
 
 
-def _shares(truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None) -> np.ndarray:
+def _shares(truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None, size: float) -> np.ndarray:
     if answer.dtype != truth.dtype or answer.shape != truth.shape:
         return np.full(truth.shape, np.inf)
     if tolerance is None:
         return np.where(truth != answer, np.inf, 0.0)
     expected, found = _wide(truth), _wide(answer)
     odd = _odd(expected, found)
-    differences, magnitudes = _distances(expected, np.where(odd, 0, found))
+    differences, magnitudes = _distances(expected, np.where(odd, 0, found), size, by_rows=True)
     return np.where(odd, np.inf, differences / (tolerance.absolute + tolerance.relative * magnitudes))
 
 
-def nearest(truths: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
-    """Of all that lies between the answers `truths`, what is nearest to `answer`, element by element. The first of
-    `truths` where it has another shape, or is no finite number and none of them is the same."""
-    return {alias: _nearest([truth[alias] for truth in truths], answer[alias]) for alias in truths[0]}
+def nearest(truth: Outputs, moved: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
+    """What is nearest to `answer`, element by element, of all that is no farther from `truth` than the farthest of
+    `moved`; of whole numbers, of all that lies between them. `truth` where that is another kind of value."""
+    return {alias: _nearest(array, [other[alias] for other in moved], answer[alias]) for alias, array in truth.items()}
 
 
-def _nearest(truths: Sequence[np.ndarray], answer: np.ndarray) -> np.ndarray:
-    first = truths[0]
-    same = [truth for truth in truths if truth.shape == answer.shape and truth.dtype == answer.dtype]
-    if not same:
-        return first
-    if first.dtype.kind == "c":
-        parts = [_nearest([part(truth) for truth in same], part(answer)) for part in (np.real, np.imag)]
-        return np.asarray(parts[0] + 1j * parts[1]).astype(first.dtype)
-    stacked = np.stack(same)
-    equal = np.any(stacked == answer, axis=0)
-    if first.dtype.kind in "bO":
-        return np.where(equal, answer, first)
-    if first.dtype.kind in "iu":
-        return np.clip(answer, stacked.min(axis=0), stacked.max(axis=0))
-    wide, found = stacked.astype(np.float64), answer.astype(np.float64)
-    finite = np.isfinite(wide)
-    lowest, highest = np.where(finite, wide, np.inf).min(axis=0), np.where(finite, wide, -np.inf).max(axis=0)
-    between = np.isfinite(found) & (lowest <= highest)
-    kept = np.where(equal | (np.isnan(found) & np.isnan(wide).any(axis=0)), found, first.astype(np.float64))
-    near: np.ndarray = np.where(between, np.clip(found, lowest, np.maximum(lowest, highest)), kept).astype(first.dtype)
-    return near
+def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray) -> np.ndarray:
+    moved = [other for other in moved if other.shape == truth.shape]
+    if not moved or answer.shape != truth.shape or answer.dtype != truth.dtype:
+        return truth
+    kind = truth.dtype.kind
+    if kind == "c":
+        parts = [_nearest(part(truth), [part(m) for m in moved], part(answer)) for part in (np.real, np.imag)]
+        return np.asarray(parts[0] + 1j * parts[1]).astype(truth.dtype)
+    stacked = np.stack([truth, *moved])
+    if kind in "iu":
+        return np.asarray(np.clip(answer, stacked.min(axis=0), stacked.max(axis=0)))
+    if kind not in "fV":
+        return np.where(np.any(stacked == answer, axis=0), answer, truth)
+    wide, expected, found = _wide(stacked), _wide(truth), _wide(answer)
+    both = np.isfinite(wide) & np.isfinite(expected)
+    with np.errstate(invalid="ignore"):
+        farthest = np.where(both, np.abs(wide - expected), 0.0).max(axis=0)
+        near = expected + np.clip(found - expected, -farthest, farthest)
+    # Roundings may also make infinity and NaN, or no longer make them.
+    odd = ~np.isfinite(found) | ~np.isfinite(expected)
+    is_met = np.any((wide == found) | (np.isnan(wide) & np.isnan(found)), axis=0)
+    is_met |= np.isfinite(found) & np.any(np.isfinite(wide), axis=0)
+    chosen: np.ndarray = np.where(odd, np.where(is_met, found, expected), near).astype(truth.dtype)
+    return chosen
 
 
 def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
-    """The largest root mean square of each output of floats, over several answers."""
-    found: dict[str, float] = {}
+    """The root mean square of each output of floats: the median of those that are not 0, over several answers."""
+    found: dict[str, list[float]] = {}
     for outputs in answers:
         for alias, array in outputs.items():
             if array.dtype.kind in "fcV":
                 numbers = _wide(array)
-                size = _root_mean_square(numbers[np.isfinite(numbers)])
-                found[alias] = max(found.get(alias, 0.0), size)
-    return found
+                found.setdefault(alias, []).append(_root_mean_square(numbers[np.isfinite(numbers)]))
+    return {alias: float(np.median([size for size in sizes if size > 0] or [0.0])) for alias, sizes in found.items()}
 
 
 def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:
@@ -345,6 +364,10 @@ def _root_mean_square(values: np.ndarray) -> float:
 
 def _kind(array: np.ndarray) -> str:
     return BY_NUMPY[array.dtype].name if array.dtype in BY_NUMPY else str(array.dtype)
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, bytes) else str(value)
 
 
 def _index(position: tuple[np.intp, ...]) -> str:

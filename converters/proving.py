@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from backends.contract import BackendError, Signature
 from backends.domain import FINITE, Domain
-from converters.cases import Case, CaseMaker, Run
+from converters.cases import Case, CaseMaker, Inputs, Run
 from converters.child import ChildError
 from converters.forms import Form, Reference
 from converters.hard_cases import HardCases, Refused
+from converters.judging import Judge, Runs
+from converters.mutations import within
+from converters.narrowing import narrowed, open_sizes
 from converters.proof import Comparison
-from converters.report import SignatureProof, Verdict
-from converters.roundings import DRAWS, moves, noise_of, with_medians
+from converters.report import Searched, SignatureProof, Verdict
+from converters.roundings import noise_of, with_medians
+from converters.search import Search
+from converters.shrinking import Budget, said, shrunk
 from converters.tolerances import Tolerances
 
 __all__ = ["Evidence", "Proof", "gather", "prove"]
@@ -29,8 +34,11 @@ _ENOUGH_CASES = 4  # these are run however long they take
 _HARD_SHARE = 0.5
 _MIN_HARD_SECONDS = 5.0
 _MAX_HARD_SECONDS = 20.0
+_SEARCH_SHARE = 0.5
+_MIN_SEARCH_SECONDS = 1.0  # of a form
+_SHRINK_TRIES = 200
+_SHRINK_SECONDS = 2.0
 _CALL_SECONDS = 120.0
-_HARD_CALL_SECONDS = 30.0
 _MAX_BEYOND = 12  # differences that a report tells of
 
 
@@ -38,7 +46,8 @@ _MAX_BEYOND = 12  # differences that a report tells of
 class Evidence:
     """What TensorFlow answers on the cases of one signature. `noise` is, for each case, by
     how much the outputs move with roundings of the inputs. `problem` says why that proves nothing, if it does not.
-    `refused` are inputs out of the usual that TensorFlow refuses, and `domain` those that were tried."""
+    `refused` are inputs out of the usual that TensorFlow refuses, and `domain` those that were tried. `risk` runs
+    TensorFlow on what may kill it. `numbers` are the graph's own, and `seconds` is how long TensorFlow took."""
 
     signature: Signature
     cases: tuple[Case, ...]
@@ -48,6 +57,8 @@ class Evidence:
     refused: tuple[Refused, ...] = ()
     domain: Domain = FINITE
     risk: Run | None = None
+    numbers: tuple[float, ...] = ()
+    seconds: float = 0.0
 
 
 def gather(
@@ -100,6 +111,8 @@ def gather(
             tuple(hard.refused),
             hard.domain,
             timed.risk,
+            tuple(numbers),
+            time.monotonic() - begun,
         )
     return found
 
@@ -160,26 +173,21 @@ def prove(
     precision: str,
     tolerances: Tolerances,
     seconds: float,
+    search_seconds: float,
 ) -> dict[str, SignatureProof]:
-    """The proofs of the signatures `names`. `load` starts the converted form, again where it has died. Raises
-    BackendError, ChildError where it cannot be loaded."""
+    """The proofs of the signatures `names`, by their cases in about `seconds`, and by a search of `search_seconds` at
+    most. `load` starts the converted form, again where it has died. Raises BackendError, ChildError where it cannot be
+    loaded."""
+    bounds = _Bounds(min(_MIN_SEARCH_SECONDS, search_seconds) / len(names), search_seconds / len(names))
     found: dict[str, SignatureProof] = {}
     form = _Reloaded(load)
     try:
         for name in names:
             ends = time.monotonic() + seconds / len(names)
-            found[name] = Proof(form, name, evidence[name], precision, tolerances).run(ends)
+            found[name] = Proof(form, name, evidence[name], precision, tolerances).run(ends, bounds)
     finally:
         form.end()
     return found
-
-
-class Runs(Protocol):
-    """What a form is for a proof."""
-
-    def run(self, name: str, inputs: Mapping[str, np.ndarray], seconds: float) -> Mapping[str, np.ndarray]:
-        """The outputs. Raises BackendError where the framework refuses, ChildError where the process dies or hangs."""
-        ...
 
 
 class _Reloaded:
@@ -204,6 +212,17 @@ class _Reloaded:
             self._form.__exit__()
 
 
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """The seconds of a search: half of what the cases took, within these."""
+
+    least: float
+    most: float
+
+    def seconds(self, cases: float) -> float:
+        return min(self.most, max(self.least, _SEARCH_SHARE * cases))
+
+
 class Proof:
     """The proof of one signature of a form: what it must be right on, then where it is right besides."""
 
@@ -215,53 +234,73 @@ class Proof:
         precision: str,
         tolerances: Tolerances,
     ) -> None:
-        self._form = form
+        signature = evidence.signature
         self._name = name
         self._evidence = evidence
-        self._comparison = Comparison(name, evidence.signature, precision, tolerances)
-        self._precision = precision
-        self._tolerances = tolerances
+        self._right = [case for case in evidence.cases if case.without is None]
+        self._judge = Judge(form, name, signature, evidence.risk, self._right, evidence.noise, precision, tolerances)
+        self._comparison = Comparison(name, signature, precision, tolerances)
         self._domain = evidence.domain
         self._edges = 0
         self._beyond: list[str] = []
+        self._budget: Budget | None = None
+        self._searched = Searched()
 
-    def run(self, ends: float) -> SignatureProof:
-        """The proof. Raises BackendError, ChildError where the form cannot be loaded again."""
-        evidence, maker = self._evidence, self._evidence.maker
-        for number, case in enumerate(evidence.cases):
-            if number >= _ENOUGH_CASES and time.monotonic() > ends:
-                self._domain &= FINITE
-                break
-            if case.without is not None:
-                self._try_beyond(number, case, case.without)
-                continue
-            try:
-                answer = self._form.run(self._name, case.inputs, _CALL_SECONDS)
-            except BackendError as error:
-                failure = f"it refuses what TensorFlow answers, {case.label}: {error.message}"
-                return self._comparison.proof(maker.refused, failure=failure)
-            except ChildError as error:
-                return self._comparison.proof(maker.refused, failure=f"on {case.label}, {error}")
-            noise = self._noise(number, case, answer) if case.hard else evidence.noise[number]
-            self._comparison.add(case.label, case.outputs, answer, case.recorded, noise)
-            if self._comparison.difference:
-                return self._comparison.proof(maker.refused)
-        for refused in evidence.refused:
+    def run(self, ends: float, bounds: _Bounds = _Bounds(0.0, 0.0)) -> SignatureProof:
+        """The proof; the cases end at `ends`. Raises BackendError, ChildError where the form cannot be loaded again."""
+        begun = time.monotonic()
+        maker = self._evidence.maker
+        if failure := self._cases(ends):
+            return self._comparison.proof(maker.refused, failure=failure)
+        for refused in self._evidence.refused:
             self._try_refused(refused)
         on_refused = ""
         if maker.refused_example is not None:
             # A form that such a request kills would go down with the first client that sends one.
             try:
-                self._form.run(self._name, maker.refused_example, _CALL_SECONDS)
+                self._judge.answer(maker.refused_example, _CALL_SECONDS)
                 on_refused = "answered"
             except BackendError:
                 on_refused = "refused"
             except ChildError as error:
                 return self._comparison.proof(maker.refused, "died", f"on inputs that TensorFlow refuses, {error}")
         proof = self._comparison.proof(maker.refused, on_refused)
+        if proof.verdict is Verdict.PROVEN:
+            failure = self._search(bounds.seconds(self._evidence.seconds + time.monotonic() - begun))
+            proof = self._comparison.proof(maker.refused, on_refused, failure)
         return dataclasses.replace(
-            proof, edges=self._edges, domain=self._domain, beyond=tuple(self._beyond[:_MAX_BEYOND])
+            proof,
+            edges=self._edges,
+            domain=self._domain,
+            beyond=tuple(self._beyond[:_MAX_BEYOND]),
+            searched=self._searched,
         )
+
+    def _cases(self, ends: float) -> str:
+        """Compares all cases, up to the first difference; how the form failed where it has no answer."""
+        evidence = self._evidence
+        for number, case in enumerate(evidence.cases):
+            if number >= _ENOUGH_CASES and time.monotonic() > ends:
+                self._domain &= FINITE
+                break
+            if case.without is not None:
+                self._try_beyond(number, case, case.without)
+            else:
+                try:
+                    answer = self._judge.answer(case.inputs, _CALL_SECONDS)
+                except BackendError as error:
+                    return f"it refuses what TensorFlow answers, {case.label}: {error.message}"
+                except ChildError as error:
+                    return f"on {case.label}, {error}"
+                usual = evidence.noise[number]
+                noise = self._judge.noise(case, answer, usual, number) if case.hard else usual
+                self._comparison.add(case.label, case.outputs, answer, case.recorded, noise)
+                if self._comparison.difference:
+                    _, why = self._smallest(case.inputs, case.label, _budget())
+                    self._comparison.difference = why or self._comparison.difference
+            if self._comparison.difference:
+                break
+        return ""
 
     def _try_beyond(self, number: int, case: Case, without: Domain) -> None:
         """A case that only tells for which inputs the form is proven."""
@@ -269,41 +308,86 @@ class Proof:
             return  # it is not proven for such inputs anyway
         self._edges += 1
         try:
-            answer = self._form.run(self._name, case.inputs, _HARD_CALL_SECONDS)
+            answer = self._judge.answer(case.inputs)
         except BackendError as error:
             self._leave_out(without, f"it refuses what TensorFlow answers, {case.label}: {error.message}")
             return
         except ChildError as error:
             self._leave_out(without, f"on {case.label}, {error}")
             return
-        if wrong := self._difference(case, answer, self._noise(number, case, answer)):
-            self._leave_out(without, wrong)
+        noise = self._judge.noise(case, answer, self._evidence.noise[number], number)
+        if wrong := self._judge.difference(case.label, case.outputs, answer, noise):
+            self._budget = self._budget or _budget()
+            smallest, why = self._smallest(case.inputs, case.label, self._budget)
+            self._leave_out(without, why or wrong)
+            # What is wrong for one reason may be so for another, on inputs that are not out of the usual.
+            if why and within(self._domain, self._evidence.signature, smallest) and self._is_wrong(smallest):
+                self._comparison.difference = why
 
     def _try_refused(self, refused: Refused) -> None:
         if self._domain & refused.without == self._domain:
             return
         try:
-            self._form.run(self._name, refused.inputs, _HARD_CALL_SECONDS)
+            self._judge.answer(refused.inputs)
             self._leave_out(refused.without, f"it answers what TensorFlow refuses, {refused.label}")
         except BackendError:
             pass
         except ChildError as error:
             self._leave_out(refused.without, f"on {refused.label}, which TensorFlow refuses, {error}")
 
-    def _noise(self, number: int, case: Case, answer: Mapping[str, np.ndarray]) -> Mapping[str, float]:
-        """By how much the outputs move with roundings: of a hard case that is measured where it matters only."""
-        usual, risk = self._evidence.noise[number], self._evidence.risk
-        is_finite = all(array.dtype.kind != "f" or np.all(np.isfinite(array)) for array in case.inputs.values())
-        if risk is None or not is_finite or not self._difference(case, answer, usual):
-            return usual
-        own = moves(case, risk, number, DRAWS)
-        return {alias: max(usual.get(alias, 0.0), own.get(alias, 0.0)) for alias in {*usual, *own}}
+    def _search(self, seconds: float) -> str:
+        """Searches within the domain so far for inputs on which the form is wrong, and leaves out what can be; how the
+        form failed where it did so on others, and has no answer."""
+        evidence, signature = self._evidence, self._evidence.signature
+        begun = time.monotonic()
+        if not seconds or evidence.risk is None:
+            return ""
+        cases = [case for case in evidence.cases if within(self._domain, signature, case.inputs)]
+        search = Search(self._judge, cases, evidence.numbers, self._domain, zlib.crc32(self._name.encode()))
+        failure = ""
+        while (suspect := search.run(begun + seconds)) is not None:
+            smallest, why = suspect.inputs, f"{suspect.failure}, on {said(suspect.inputs)}"
+            if not suspect.failure:
+                smallest, why = self._smallest(suspect.inputs, "searched inputs", _budget())
+            without = narrowed(signature, smallest, [case.inputs for case in self._right])
+            if without is None:
+                failure = why if suspect.failure else ""
+                self._comparison.difference = why
+                break
+            self._leave_out(without, why)
+            search.narrow(self._domain)
+        worst = said(search.worst_row) if search.worst_row else ""
+        took = time.monotonic() - begun
+        self._searched = Searched(search.tried, took, search.worst, worst, search.explained)
+        return failure
 
-    def _difference(self, case: Case, answer: Mapping[str, np.ndarray], noise: Mapping[str, float]) -> str:
-        alone = Comparison(self._name, self._evidence.signature, self._precision, self._tolerances)
-        alone.add(case.label, case.outputs, answer, noise=noise)
-        return alone.difference
+    def _smallest(self, inputs: Inputs, label: str, budget: Budget) -> tuple[Inputs, str]:
+        """The smallest inputs found on which the form differs still, and how; "" where it does no longer."""
+        is_wrong = self._is_wrong(inputs)
+
+        def differs(found: Inputs) -> bool:
+            return self._is_wrong(found) if is_wrong else bool(self._differs(found))
+
+        sizes = open_sizes(self._evidence.signature, [case.inputs for case in self._right])
+        smallest = shrunk(self._evidence.signature, inputs, differs, budget, min(sizes, default=1))
+        return smallest, self._differs(smallest, f"{said(smallest)}, the smallest input that was found from {label}")
+
+    def _is_wrong(self, inputs: Inputs) -> bool:
+        try:
+            return self._judge.is_wrong(inputs)
+        except ChildError:
+            return False
+
+    def _differs(self, inputs: Inputs, label: str = "") -> str:
+        try:
+            return self._judge.differs(inputs, label)
+        except ChildError:
+            return ""
 
     def _leave_out(self, without: Domain, why: str) -> None:
         self._domain &= without
         self._beyond.append(why)
+
+
+def _budget() -> Budget:
+    return Budget(_SHRINK_TRIES, _SHRINK_SECONDS)

@@ -16,6 +16,7 @@ __all__ = [
     "Demotion",
     "OutputParity",
     "Report",
+    "Searched",
     "SignatureProof",
     "Timing",
     "Verdict",
@@ -69,12 +70,27 @@ class OutputParity:
 
 
 @dataclass(frozen=True, slots=True)
+class Searched:
+    """What was tried besides the cases, to find a difference: how many `inputs`, in how many `seconds`.
+
+    `of_allowed` is the largest share that a difference had of what is allowed, on the inputs `worst`. Differences that
+    roundings of the inputs make of TensorFlow's own answer as well are not counted: they were met `explained` times.
+    """
+
+    inputs: int = 0
+    seconds: float = 0.0
+    of_allowed: float = 0.0
+    worst: str = ""
+    explained: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SignatureProof:
     """A signature compared with TensorFlow. `cases` were compared; `refused` were refused by TensorFlow, not counted.
 
     `on_refused` says what the candidate did with inputs that TensorFlow refuses: "refused", "answered", or "" where
     there were none. `domain` are the inputs for which it is proven, and `beyond` says what it does elsewhere, for which
-    `edges` cases were run.
+    `edges` cases were run. Differences are told on the smallest inputs that were found for them.
     """
 
     signature: str
@@ -88,6 +104,7 @@ class SignatureProof:
     edges: int = 0
     domain: Domain = FINITE
     beyond: tuple[str, ...] = ()
+    searched: Searched = field(default_factory=Searched)
 
 
 @dataclass(frozen=True, slots=True)

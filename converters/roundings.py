@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from backends.contract import BackendError
+from backends.domain import smallest_normal
 from converters.cases import Case, DiedError, Inputs, Run
 from converters.proof import Outputs, relative_moves
 
@@ -65,17 +66,18 @@ def typical_noise(noise: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {alias: min(of[alias] for of in noise if alias in of) for alias in {a for of in noise for a in of}}
 
 
-def moved_answers(inputs: Inputs, run: Run, *, spare_plain: bool) -> Iterator[Outputs]:
-    """TensorFlow's answers on inputs that lie a few roundings beside `inputs`: all up, all down, and at random.
+def moved_answers(inputs: Inputs, run: Run, unit: float, *, spare_plain: bool) -> Iterator[Outputs]:
+    """TensorFlow's answers on inputs that lie a few roundings beside `inputs`: all up, all down, and at random. One
+    rounding is `unit` of a number, or what its element type has, if that is more.
 
     With `spare_plain`, whole numbers and halves of a usual size stay as they are; nothing is run where that leaves
     nothing to move.
     """
     for steps in _STEPS:
-        for draw, direction in enumerate((1.0, -1.0, None, None)):
+        for draw, direction in enumerate((1.0, -1.0, None, None, None)):
             random = np.random.default_rng([int(steps), draw])
             moved = {
-                alias: _spared(array, _rounded(array, random, steps, direction), spare_plain)
+                alias: _spared(array, _rounded(array, random, unit, steps, direction), spare_plain)
                 for alias, array in inputs.items()
             }
             if all(
@@ -89,17 +91,26 @@ def moved_answers(inputs: Inputs, run: Run, *, spare_plain: bool) -> Iterator[Ou
 
 
 def _rounded(
-    array: np.ndarray, random: np.random.Generator, steps: float = 1.0, direction: float | None = None
+    array: np.ndarray,
+    random: np.random.Generator,
+    unit: float = 0.0,
+    steps: float = 1.0,
+    direction: float | None = None,
 ) -> np.ndarray:
     """Each float moved by `steps` units in the last place, each in a random direction where none is given: its own, or
-    that of the array's root mean square (1 where all are 0) where that is larger. A zero has none to speak of, but the
-    layers that follow round all the same."""
+    that of the root mean square of its row (1 where all are 0, or as good as that) where that is larger. A zero has
+    none to speak of, but the layers that follow round all the same."""
     if array.dtype.kind != "f":
         return array
     wide = array.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    typical = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-    sizes = np.maximum(np.abs(wide), typical or 1.0) * np.finfo(array.dtype).eps * steps
+    finite = np.where(np.isfinite(wide), wide, 0.0)
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.square(finite)
+        typical = np.sqrt(
+            squares.mean(axis=tuple(range(1, array.ndim)), keepdims=True) if array.ndim > 1 else squares.mean()
+        )
+    typical = np.where(typical >= smallest_normal(array.dtype), typical, 1.0)
+    sizes = np.maximum(np.abs(wide), typical) * max(float(np.finfo(array.dtype).eps), unit) * steps
     signs = np.where(random.random(array.shape) < 0.5, -1.0, 1.0) if direction is None else direction
     with np.errstate(over="ignore", invalid="ignore"):  # beside the largest float lies infinity
         moved: np.ndarray = np.asarray(wide + signs * sizes).astype(array.dtype)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Tolerance", "Tolerances"]
+__all__ = ["UNITS", "Tolerance", "Tolerances"]
+
+UNITS = {"float32": 0.0, "tf32": 2.0**-10, "float16": 2.0**-10, "int8": 2.0**-7}
+"""What one rounding of each precision is, relatively, where it is coarser than the element type."""
 
 # What rounding to the element type alone may make of an answer: a few units in the last place.
 _OF_DTYPE = {"float16": 4e-3, "bfloat16": 3e-2}

@@ -31,7 +31,13 @@ def run_job(path: str | os.PathLike[str], *, code: Path = ROOT, **options: Any) 
     """Accelerates the SavedModel at `path`, by the packages in the folder `code`: any proven form is fast enough, and
     any timing is final, so that a busy machine changes nothing."""
     work_dir = tempfile.mkdtemp(dir=_SCRATCH.name)
-    defaults = {"yielding": False, "measure_seconds": 0.1, "max_others": 1.0, "min_speedup": 0.0}
+    defaults = {
+        "yielding": False,
+        "search_seconds": 1.0,
+        "measure_seconds": 0.1,
+        "max_others": 1.0,
+        "min_speedup": 0.0,
+    }
     spec = JobSpec(path=os.fspath(path), work_dir=work_dir, **{**defaults, **options})
     job = subprocess.run(
         [sys.executable, "-m", "converters.job"],
