@@ -192,7 +192,8 @@ def prove_folder(
     def load() -> Form:
         return load_form(spec, form, folder, log)
 
-    return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds, spec.search_seconds)
+    search = spec.min_search_seconds, spec.search_seconds
+    return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds, search)
 
 
 def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: socket.socket) -> None:

@@ -104,8 +104,8 @@ class Judge:
 
     def is_wrong(self, inputs: Inputs) -> bool:
         """Whether the form differs on searched inputs, by more than what roundings of them make of TensorFlow's own
-        answer. Beside a threshold, they make of it either side. Whole numbers and halves of a usual size are what they
-        are, on one side. Raises ChildError."""
+        answer. Beside a threshold, they make of it either side. Whole numbers and simple fractions of a usual size are
+        what they are, on one side. Raises ChildError."""
         case = self._case("", inputs)
         if case is None:
             return False
@@ -119,14 +119,14 @@ class Judge:
 
     def _is_beyond_roundings(self, case: Case, answer: Outputs) -> bool:
         noise = self.noise(case, answer, self._usual, 0)
-        moved = self._moved(case, spare_plain=False)
+        spared = self._moved(case, spare_plain=True)
+        moved = [*self._moved(case, spare_plain=False), *spared]
         # With nothing to move, nothing tells how much has cancelled: then it must differ by what matters usually.
         sizes = self._least_sizes if moved else self._sizes
         if self.difference("", nearest(case.outputs, moved, answer), answer, noise, sizes):
             return True
         if UNITS[self._precision]:  # weights that are rounded leave no number as it is
             return False
-        spared = self._moved(case, spare_plain=True)
         return bool(self.difference("", nearest(case.outputs, spared, answer), answer, noise, self._sizes))
 
     def _moved(self, case: Case, *, spare_plain: bool) -> list[Outputs]:

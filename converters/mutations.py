@@ -69,6 +69,15 @@ class Values:
         """Takes `values` in, beside which answers jump."""
         self._learned.extend(values)
 
+    def ends(self, random: np.random.Generator) -> tuple[Any, Any]:
+        """Two numbers between which it is worth looking."""
+        size = float(random.choice([2.0, 10.0, 100.0, 1000.0]))
+        if self.dtype.kind in "iu":
+            whole = (max(self.least, -int(size)), min(self.largest, int(size)))
+            return self.dtype.type(whole[0]), self.dtype.type(whole[1])
+        # Not symmetric: points that are evenly spaced around 0 are mostly halves and the like.
+        return self.dtype.type(-size * random.uniform(0.5, 1.0)), self.dtype.type(size * random.uniform(0.5, 1.0))
+
     def draw(self, random: np.random.Generator) -> Any:
         """One of them, or one of any size."""
         if self._learned and random.random() < _LEARNED:

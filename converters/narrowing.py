@@ -9,10 +9,13 @@ import numpy as np
 from backends.contract import Signature
 from backends.domain import FINITE, Domain, smallest_normal
 from converters.cases import Inputs
-from converters.edges import FLOAT_LEVELS, WHOLE_LEVELS
+from converters.edges import FLOAT_LEVELS, ORDINARY, WHOLE_LEVELS
 from converters.mutations import within
 
-__all__ = ["narrowed", "open_sizes"]
+__all__ = ["USUAL", "narrowed", "open_sizes", "tamed"]
+
+USUAL = Domain(largest=ORDINARY, subnormal=False, least_whole=0, largest_whole=WHOLE_LEVELS[1])
+"""Numbers that any form must be right on."""
 
 
 def narrowed(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> Domain | None:
@@ -52,6 +55,24 @@ def _without(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> It
                 yield Domain(least_whole=-level)
     if sizes := open_sizes(signature, right):
         yield Domain(smallest=min(sizes))
+
+
+def tamed(signature: Signature, inputs: Inputs, domain: Domain) -> Inputs:
+    """The inputs with plain numbers in place of those that lie outside of `domain`."""
+    found = dict(inputs)
+    for alias, array in inputs.items():
+        kind = array.dtype.kind
+        if kind in "fcV":
+            with np.errstate(invalid="ignore"):
+                sizes = np.abs(array).astype(np.float64)
+                is_large = ~(sizes <= (np.inf if domain.largest is None else domain.largest))
+            if domain.largest is None:
+                is_large &= False
+            is_tiny = (sizes > 0) & (sizes < smallest_normal(array.real.dtype)) & (not domain.subnormal)
+            found[alias] = np.where(is_large, array.dtype.type(1), np.where(is_tiny, array.dtype.type(0), array))
+        elif kind in "iu" and signature.inputs[alias].dtype != "uint8":
+            found[alias] = np.clip(array, domain.least_whole, domain.largest_whole)
+    return found
 
 
 def open_sizes(signature: Signature, inputs: Sequence[Inputs]) -> set[int]:

@@ -18,7 +18,7 @@ from converters.forms import Form, Reference
 from converters.hard_cases import HardCases, Refused
 from converters.judging import Judge, Runs
 from converters.mutations import within
-from converters.narrowing import narrowed, open_sizes
+from converters.narrowing import USUAL, narrowed, open_sizes, tamed
 from converters.proof import Comparison
 from converters.report import Searched, SignatureProof, Verdict
 from converters.roundings import noise_of, with_medians
@@ -35,7 +35,6 @@ _HARD_SHARE = 0.5
 _MIN_HARD_SECONDS = 5.0
 _MAX_HARD_SECONDS = 20.0
 _SEARCH_SHARE = 0.5
-_MIN_SEARCH_SECONDS = 1.0  # of a form
 _SHRINK_TRIES = 200
 _SHRINK_SECONDS = 2.0
 _CALL_SECONDS = 120.0
@@ -173,12 +172,13 @@ def prove(
     precision: str,
     tolerances: Tolerances,
     seconds: float,
-    search_seconds: float,
+    search_seconds: tuple[float, float],
 ) -> dict[str, SignatureProof]:
-    """The proofs of the signatures `names`, by their cases in about `seconds`, and by a search of `search_seconds` at
-    most. `load` starts the converted form, again where it has died. Raises BackendError, ChildError where it cannot be
-    loaded."""
-    bounds = _Bounds(min(_MIN_SEARCH_SECONDS, search_seconds) / len(names), search_seconds / len(names))
+    """The proofs of the signatures `names`, by their cases in about `seconds`, and by a search that takes half as long
+    as those, within `search_seconds`: at least for each, at most for all. `load` starts the converted form, again where
+    it has died. Raises BackendError, ChildError where it cannot be loaded."""
+    least, most = search_seconds[0], search_seconds[1] / len(names)
+    bounds = _Bounds(min(least, most), most)
     found: dict[str, SignatureProof] = {}
     form = _Reloaded(load)
     try:
@@ -318,9 +318,9 @@ class Proof:
         noise = self._judge.noise(case, answer, self._evidence.noise[number], number)
         if wrong := self._judge.difference(case.label, case.outputs, answer, noise):
             self._budget = self._budget or _budget()
-            smallest, why = self._smallest(case.inputs, case.label, self._budget)
+            smallest, why = self._smallest(self._tamed(case.inputs, without), case.label, self._budget)
             self._leave_out(without, why or wrong)
-            # What is wrong for one reason may be so for another, on inputs that are not out of the usual.
+            # What is odd about the case need not be what is wrong.
             if why and within(self._domain, self._evidence.signature, smallest) and self._is_wrong(smallest):
                 self._comparison.difference = why
 
@@ -348,8 +348,12 @@ class Proof:
         while (suspect := search.run(begun + seconds)) is not None:
             smallest, why = suspect.inputs, f"{suspect.failure}, on {said(suspect.inputs)}"
             if not suspect.failure:
-                smallest, why = self._smallest(suspect.inputs, "searched inputs", _budget())
+                smallest, why = self._smallest(self._tamed(suspect.inputs, USUAL), "searched inputs", _budget())
             without = narrowed(signature, smallest, [case.inputs for case in self._right])
+            if without is not None and (tame := self._tamed(smallest, without)) is not smallest:
+                # What seemed to be odd about them is not what is wrong.
+                smallest, why = self._smallest(tame, "searched inputs", _budget())
+                without = narrowed(signature, smallest, [case.inputs for case in self._right])
             if without is None:
                 failure = why if suspect.failure else ""
                 self._comparison.difference = why
@@ -360,6 +364,11 @@ class Proof:
         took = time.monotonic() - begun
         self._searched = Searched(search.tried, took, search.worst, worst, search.explained)
         return failure
+
+    def _tamed(self, inputs: Inputs, domain: Domain) -> Inputs:
+        """The inputs without what lies outside of `domain`, if the form is wrong on them still."""
+        tame = tamed(self._evidence.signature, inputs, domain)
+        return tame if self._is_wrong(tame) else inputs
 
     def _smallest(self, inputs: Inputs, label: str, budget: Budget) -> tuple[Inputs, str]:
         """The smallest inputs found on which the form differs still, and how; "" where it does no longer."""

@@ -22,7 +22,9 @@ DRAWS = 2
 
 # How far an input moves for answers that are to explain another: by one rounding, and as far as the noise is allowed.
 _STEPS = (1.0, 8.0)
-_PLAIN = 1000.0  # whole numbers and halves up to this are what people write, and need no rounding
+# Numbers of so few bits are mostly what they are meant to be, and most arithmetic does not round them.
+_PLAIN = 1000.0
+_PLAIN_PARTS = 64.0
 
 
 def noise_of(cases: Sequence[Case], run: Run, ends: float) -> list[dict[str, float]]:
@@ -70,8 +72,8 @@ def moved_answers(inputs: Inputs, run: Run, unit: float, *, spare_plain: bool) -
     """TensorFlow's answers on inputs that lie a few roundings beside `inputs`: all up, all down, and at random. One
     rounding is `unit` of a number, or what its element type has, if that is more.
 
-    With `spare_plain`, whole numbers and halves of a usual size stay as they are; nothing is run where that leaves
-    nothing to move.
+    With `spare_plain`, whole numbers and simple fractions of a usual size stay as they are; nothing is run where that
+    leaves nothing to move.
     """
     for steps in _STEPS:
         for draw, direction in enumerate((1.0, -1.0, None, None, None)):
@@ -121,6 +123,6 @@ def _spared(array: np.ndarray, moved: np.ndarray, spare_plain: bool) -> np.ndarr
     if not spare_plain or moved is array:
         return moved
     with np.errstate(invalid="ignore"):
-        is_plain = (np.abs(array) <= _PLAIN) & (array * 2 == np.floor(array * 2))
+        is_plain = (np.abs(array) <= _PLAIN) & (array * _PLAIN_PARTS == np.floor(array * _PLAIN_PARTS))
     kept: np.ndarray = np.where(is_plain, array, moved)
     return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,61 +11,58 @@ __all__ = ["Section"]
 
 _MAX_LEVELS = 12
 _SMOOTH = 0.4  # what changes by less than this part of before, within an interval so much smaller, does not jump
+_BEND = 1.25
+_LEAST = 1e-6  # of the largest answer: less is roundings
 _STEPS = range(1, 24, 2)  # of these powers of two, in roundings, away from the place
 
 
 class Section:
     """`points` are the values to try next, in a row; `beside`, once the place is found, those around it."""
 
-    def __init__(self, values: Sequence[Any], most: int) -> None:
-        """`values` are where to begin; no more than `most` points are tried at once."""
-        self.points: list[Any] = _sorted(values)
+    def __init__(self, low: Any, high: Any, most: int) -> None:
+        """Begins between `low` and `high`, and tries `most` points at once."""
+        self.points: list[Any] = _between(low, high, most) if low < high else []
         self.beside: list[Any] = []
         self._most = most
         self._jump = np.inf
         self._level = 0
 
-    def closed_in(self, answers: Mapping[str, np.ndarray]) -> bool:
-        """Whether there are new points, between those at which `answers`, a row for each, changed most."""
-        jumps = _jumps(answers, len(self.points))
+    def closed_in(self, answers: Mapping[str, np.ndarray], random: np.random.Generator) -> bool:
+        """Whether there are new points: between two at which `answers`, a row for each, jumped."""
+        points, self.points = self.points, []
+        jumps = _jumps(answers, len(points))
         self._level += 1
-        at = int(np.argmax(jumps)) if jumps.size else 0
-        if not jumps.size or not jumps[at] > 0 or self._level > _MAX_LEVELS:
-            self.points = []
+        if not jumps.size or not jumps.max() > 0 or self._level > _MAX_LEVELS:
             return False
-        if self._level > 2 and jumps[at] < _SMOOTH * self._jump:
-            self.points = []
+        # Where there are several, any: a later section finds the others.
+        at = int(random.choice(np.flatnonzero(jumps > 0.5 * jumps.max())))
+        if jumps[at] < _SMOOTH * self._jump and self._level > 1:
             return False
         self._jump = float(jumps[at])
-        low, high = self.points[at], self.points[at + 1]
-        self.points = _between(low, high, self._most)
-        if len(self.points) > 2:
+        low, high = points[at], points[at + 1]
+        between = _between(low, high, self._most)
+        if len(between) > 2:
+            self.points = between
             return True
-        self.points, self.beside = [], _beside(low, high)
+        self.beside = _beside(low, high)
         return False
 
 
-def _sorted(values: Sequence[Any]) -> list[Any]:
-    finite = [value for value in values if np.isfinite(value)]
-    return sorted(set(finite))
-
-
 def _jumps(answers: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """By how much neighbours differ: of whole numbers, whether they do."""
+    """By how much more two neighbours differ than those beside them do: what grows or bends does not jump."""
     found = np.zeros(max(count - 1, 0))
     for array in answers.values():
-        if not array.ndim or len(array) != count or not array.size or array.dtype.kind not in "iubfV":
+        if not array.ndim or len(array) != count or not array.size or array.dtype.kind not in "iubfV" or count < 3:
             continue
-        flat = array.reshape(count, -1)
-        if array.dtype.kind in "iub":
-            jumps = np.any(flat[1:] != flat[:-1], axis=1).astype(np.float64)
-        else:
-            wide = flat.astype(np.float64)
-            finite = np.isfinite(wide)
-            size = float(np.max(np.abs(wide), where=finite, initial=0.0)) or 1.0
-            wide = np.where(finite, wide / size, 2.0)
-            jumps = np.max(np.abs(wide[1:] - wide[:-1]), axis=1)
-        found = np.maximum(found, jumps)
+        wide = array.reshape(count, -1).astype(np.float64)
+        finite = np.isfinite(wide)
+        size = float(np.max(np.abs(wide), where=finite, initial=0.0)) or 1.0
+        wide = np.where(finite, wide / size, 2.0)
+        steps = np.abs(wide[1:] - wide[:-1])
+        # An end has one neighbour only: it may well grow on.
+        before, after = np.vstack([_BEND * steps[1:2], steps[:-1]]), np.vstack([steps[1:], _BEND * steps[-2:-1]])
+        jumps = np.max(steps - np.maximum(before, after), axis=1)
+        found = np.maximum(found, np.where(jumps > _LEAST, jumps, 0.0))
     return found
 
 
@@ -86,11 +83,11 @@ def _beside(low: Any, high: Any) -> list[Any]:
     kind = np.asarray(low).dtype
     if kind.kind in "iu":
         limits = np.iinfo(kind)
-        around = [int(low) - 2**k for k in range(0, 12, 2)] + [int(high) + 2**k for k in range(0, 12, 2)]
+        steps = [2**power for power in range(0, 12, 2)]
+        around = [value for step in steps for value in (int(low) - step, int(high) + step)]
         return [low, high, *(kind.type(value) for value in around if limits.min <= value <= limits.max)]
     unit = max(abs(float(low)), abs(float(high))) * float(np.finfo(kind).eps)
-    pairs = [(float(low) - unit * 2**step, float(high) + unit * 2**step) for step in _STEPS]
-    around = [value for pair in pairs for value in pair]
+    around = [value for step in _STEPS for value in (float(low) - unit * 2**step, float(high) + unit * 2**step)]
     with np.errstate(over="ignore"):
         found = np.array([float(low), float(high), *around]).astype(kind)
     return [value for value in found if np.isfinite(value)]

@@ -18,11 +18,11 @@ class JobSpec:
 
     `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
     `recorder` is a module whose `recorded_cases(path, signatures)` gives the inputs of the requests that were recorded
-    for the version, by signature; "": there are none. `search_seconds` is the most that a form is searched for
-    differences, besides its cases. Thread counts, the session's configuration and `op_libraries` are
-    those with which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as
-    disturbed where other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache.
-    `yielding`: see `converters.child.Limits`. `converters` are modules by name.
+    for the version, by signature; "": there are none. Besides its cases, a form is searched for differences: each of
+    its signatures for `min_search_seconds` at least, all together for `search_seconds` at most. Thread counts, the
+    session's configuration and `op_libraries` are those with which the version is served; 0 threads: one for each core.
+    `max_batch_size` 0: 8. Timings count as disturbed where other processes took more than the share `max_others` of the
+    processors. `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`. `converters` are modules by name.
     """
 
     path: str
@@ -36,6 +36,7 @@ class JobSpec:
     timeout_seconds: float = 600.0
     memory_bytes: int = 8 << 30
     proof_seconds: float = 60.0
+    min_search_seconds: float = 1.0
     search_seconds: float = 20.0
     measure_seconds: float = 10.0
     max_others: float = 0.1

@@ -184,5 +184,70 @@ def pairs(tf: Any, out: str) -> None:
     _save(tf, out, lambda x: {"y": tf.ensure_shape(x, [2, 3]) * 2.0})
 
 
+def _save_signatures(tf: Any, out: str, module: Any, signatures: dict[str, tuple[Callable[..., Any], str]]) -> None:
+    """Signatures of x and z, or x alone: of rows of 4 floats, of sequences, or of ids."""
+    specs = {
+        "floats": [tf.TensorSpec([None, 4], tf.float32, "x")],
+        "two floats": [tf.TensorSpec([None, 4], tf.float32, name) for name in "xz"],
+        "sequences": [tf.TensorSpec([None, None], tf.float32, "x")],
+        "ids": [tf.TensorSpec([None], tf.int64, "x")],
+        "two ids": [tf.TensorSpec([None], tf.int64, name) for name in "xz"],
+    }
+    concrete = {}
+    for name, (function, kind) in signatures.items():
+        traced = tf.function(lambda *inputs, function=function: {"y": function(*inputs)})
+        concrete[name] = traced.get_concrete_function(*specs[kind])
+    tf.saved_model.save(module, out, signatures=concrete)
+
+
+@_model
+def rare_by_cases(tf: Any, out: str) -> None:
+    """A signature for each error of `tests.planted_converter` that the cases of a proof come upon."""
+    module = tf.Module()
+    module.table = tf.Variable(tf.random.stateless_normal([1000, 4], [3, 4]))
+    signatures = {
+        "beyond_a_million": (lambda x: x * 2.0, "floats"),
+        "from_33_rows": (lambda x: x * 2.0, "floats"),
+        "no_look_for_nan": (lambda x: tf.where(tf.math.is_nan(x), tf.zeros_like(x), x), "floats"),
+        "at_least": (lambda x: tf.where(x > 6.5, x, tf.zeros_like(x)), "floats"),
+        "clipped_elsewhere": (lambda x: tf.clip_by_value(x, -1.0, 6.0), "floats"),
+        "sign_of_zero": (lambda x: 1.0 / x, "floats"),
+        "last_of_equals": (lambda x: tf.argmax(x, axis=1), "floats"),
+        "subnormal": (lambda x: tf.cast(x > 0.0, tf.float32), "floats"),
+        "odd_length": (lambda x: tf.reduce_sum(x, axis=1), "sequences"),
+        "narrow": (lambda x: x * 3, "ids"),
+        "towards_zero": (lambda x: x // 7, "ids"),
+        "last_id": (lambda x: tf.gather(module.table, x), "ids"),
+    }
+    _save_signatures(tf, out, module, signatures)
+
+
+@_model
+def rare_by_search(tf: Any, out: str) -> None:
+    """A signature for each error of `tests.planted_converter` that no case of a proof comes upon."""
+    module = tf.Module()
+    module.table = tf.Variable(tf.random.stateless_normal([1000, 4], [3, 4]))
+    module.limit = tf.Variable(3.25)
+
+    def above(x: Any) -> Any:
+        return tf.where(x * 2.0 + 1.0 > module.limit, x, tf.zeros_like(x))
+
+    def product(x: Any, z: Any) -> Any:
+        return tf.reduce_sum(tf.gather(module.table, x) * tf.gather(module.table, z), axis=1)
+
+    signatures = {
+        "from_100_rows": (lambda x: x * 2.0, "floats"),
+        "at_least_behind_arithmetic": (above, "floats"),
+        "another_limit_behind_arithmetic": (above, "floats"),
+        "both_large": (lambda x, z: x * 0.5 + z, "two floats"),
+        "halves_up": (tf.round, "floats"),
+        "one_length": (lambda x: tf.reduce_sum(x, axis=1), "sequences"),
+        "one_number": (lambda x: x * 3, "ids"),
+        "middle_id": (lambda x: tf.gather(module.table, x), "ids"),
+        "two_ids": (product, "two ids"),
+    }
+    _save_signatures(tf, out, module, signatures)
+
+
 if __name__ == "__main__":
     build(sys.argv[1])

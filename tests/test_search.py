@@ -1,0 +1,323 @@
+"""The search for inputs on which a form differs, and what a proof makes of them: functions stand for both sides.
+
+Each search ends by a clock that goes on by a millisecond a look: how fast the machine is changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends.contract import BackendError, Code, Signature, TensorSpec
+from backends.domain import ANY, Domain
+from converters.cases import Case, CaseMaker, DiedError, Run
+from converters.child import ChildError
+from converters.judging import Judge
+from converters.narrowing import USUAL, narrowed, tamed
+from converters.roundings import noise_of, with_medians
+from converters.search import Search, Suspect
+from converters.sections import Section
+from converters.tolerances import Tolerances
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
+
+Arrays = Mapping[str, np.ndarray]
+Function = Callable[..., np.ndarray]
+
+FLOATS = Signature({"x": TensorSpec("float32", (-1, 4))}, {"y": TensorSpec("float32", (-1, 4))})
+ONE = Signature({"x": TensorSpec("float32", (-1, 4))}, {"y": TensorSpec("float32", (-1, 1))})
+CLASSES = Signature({"x": TensorSpec("float32", (-1, 4))}, {"y": TensorSpec("int64", (-1,))})
+IDS = Signature({"x": TensorSpec("int64", (-1,))}, {"y": TensorSpec("int64", (-1,))})
+PAIRS = Signature(
+    {"x": TensorSpec("int64", (-1,)), "z": TensorSpec("int64", (-1,))}, {"y": TensorSpec("float32", (-1,))}
+)
+VECTOR = Signature({"x": TensorSpec("float32", (6,))}, {"y": TensorSpec("float32", (6,))})
+SEQUENCES = Signature({"x": TensorSpec("float32", (-1, -1))}, {"y": TensorSpec("float32", (-1,))})
+
+WEIGHTS = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+TABLE = np.random.default_rng(2).normal(size=(3000, 4)).astype(np.float32)
+
+SHORT = 0.4  # seconds of a search that is to find nothing
+
+
+class Stand:
+    def __init__(self, function: Function) -> None:
+        self._function = function
+
+    def run(self, _: str, inputs: Arrays, __: float) -> dict[str, np.ndarray]:
+        return {"y": self._function(**inputs)}
+
+
+def searching(
+    signature: Signature,
+    truth: Function,
+    answer: Function,
+    domain: Domain = ANY,
+    precision: str = "float32",
+    risk: Run | None = None,
+) -> Search:
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": truth(**inputs)}
+
+    cases = list(CaseMaker(signature, run).cases())
+    noise = with_medians(noise_of(cases, run, float("inf")), len(cases))
+    judge = Judge(Stand(answer), "s", signature, risk or run, cases, noise, precision, Tolerances())
+    ticks = itertools.count()
+    return Search(judge, cases, [], domain, 1, clock=lambda: next(ticks) * 1e-3)
+
+
+def found(signature: Signature, truth: Function, answer: Function, **options: Any) -> Suspect | None:
+    return searching(signature, truth, answer, **options).run(5.0)
+
+
+def in_table(*ids: np.ndarray) -> None:
+    for each in ids:
+        if each.size and (each.min() < 0 or each.max() >= len(TABLE)):
+            raise BackendError(Code.INVALID_ARGUMENT, "there is no such id")
+
+
+def score(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    in_table(x, z)
+    return np.sum(TABLE[x] * TABLE[z], axis=1)
+
+
+# -- what is found
+
+
+def test_one_id_of_a_table_is_found() -> None:
+    def triple(x: np.ndarray) -> np.ndarray:
+        in_table(x)
+        return x * 3
+
+    suspect = found(IDS, triple, lambda x: np.where(x == 1789, 0, x * 3))
+    assert suspect is not None
+    assert suspect.inputs["x"].tolist() == [1789]
+
+
+def test_two_ids_that_are_wrong_together_are_found() -> None:
+    def wrong(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return np.where((x > 2000) & (z == 7), 1, score(x, z)).astype(np.float32)
+
+    suspect = found(PAIRS, score, wrong)
+    assert suspect is not None
+    assert suspect.inputs["z"].tolist() == [7]
+
+
+@pytest.mark.parametrize("limit", [7.0, 7.002])
+def test_a_threshold_behind_arithmetic_is_found(limit: float) -> None:
+    def above(x: np.ndarray, limit: float = 7.0) -> np.ndarray:
+        return np.where(2 * x + 1 > limit, x, 0).astype(np.float32)
+
+    if limit == 7.0:  # at least for more than
+        assert found(FLOATS, above, lambda x: np.where(2 * x + 1 >= 7.0, x, 0).astype(np.float32)) is not None
+    else:
+        assert found(FLOATS, above, lambda x: above(x, limit)) is not None
+
+
+def test_halves_and_equals_are_found() -> None:
+    assert found(FLOATS, lambda x: np.round(x, 0), lambda x: np.floor(x + np.float32(0.5))) is not None
+    assert found(CLASSES, lambda x: np.argmax(x, 1), lambda x: 3 - np.argmax(x[:, ::-1], 1)) is not None
+
+
+def test_a_length_and_a_number_of_rows_are_found() -> None:
+    def total(x: np.ndarray) -> np.ndarray:
+        return np.sum(x, axis=1)
+
+    suspect = found(SEQUENCES, total, lambda x: -total(x) if x.shape[1] == 11 else total(x))
+    assert suspect is not None
+    assert suspect.inputs["x"].shape[1] == 11
+    suspect = found(FLOATS, lambda x: 2 * x, lambda x: 2 * x if len(x) < 100 else -x)
+    assert suspect is not None
+    assert len(suspect.inputs["x"]) >= 100
+
+
+def test_inputs_without_rows_are_searched_too() -> None:
+    assert found(VECTOR, lambda x: 2 * x, lambda x: np.where((x > 20).sum() > 1, x, 2 * x)) is not None
+
+
+def test_a_form_that_refuses_or_dies_is_found() -> None:
+    def refuses(x: np.ndarray) -> np.ndarray:
+        if (x == 0.5).any():
+            raise BackendError(Code.INVALID_ARGUMENT, "no halves")
+        return 2 * x
+
+    def dies(x: np.ndarray) -> np.ndarray:
+        if (x == 0.5).any():
+            raise ChildError("it was killed by SIGSEGV")
+        return 2 * x
+
+    for answer, why in ((refuses, "it refuses what TensorFlow answers: no halves"), (dies, "SIGSEGV")):
+        suspect = found(FLOATS, lambda x: 2 * x, answer)
+        assert suspect is not None
+        assert why in suspect.failure
+
+
+# -- what is not
+
+
+def in_doubles(function: Function) -> Function:
+    """The same with other roundings."""
+    return lambda **inputs: function(**{name: array.astype(np.float64) for name, array in inputs.items()})
+
+
+def rounded(function: Function) -> Function:
+    return lambda **inputs: function(**inputs).astype(np.float32)
+
+
+def deep(x: np.ndarray) -> np.ndarray:
+    for seed in range(6):
+        weights = np.random.default_rng(seed).normal(size=(4, 4)).astype(np.float32).astype(x.dtype)
+        x = np.tanh(x @ weights + x.dtype.type(0.1))
+    return np.sum(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("signature", "function"),
+    [
+        (ONE, lambda x: x @ WEIGHTS[:, :1]),
+        (ONE, deep),
+        (CLASSES, lambda x: np.argmax(x @ WEIGHTS, axis=1)),
+        (CLASSES, lambda x: (x @ WEIGHTS[:, 0] > 0.3).astype(np.int64)),
+        (FLOATS, lambda x: np.floor(x @ WEIGHTS[:, :4])),
+        (FLOATS, lambda x: (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + x.dtype.type(1e-6))),
+    ],
+    ids=["a sum near 0", "layers", "the largest", "a threshold", "steps", "a normalisation"],
+)
+def test_what_roundings_do_is_no_difference(signature: Signature, function: Function) -> None:
+    answer = in_doubles(function) if signature is CLASSES else rounded(in_doubles(function))
+    search = searching(signature, function, answer, domain=USUAL)
+    assert search.run(SHORT) is None
+    assert search.tried > 100
+
+
+def test_a_form_of_weights_of_eight_bits_is_not_searched_for_what_those_round() -> None:
+    steps = np.abs(WEIGHTS).max() / 127
+    short = (np.round(WEIGHTS / steps) * steps)[:, :4].astype(np.float32)
+
+    def right(x: np.ndarray) -> np.ndarray:
+        return x @ WEIGHTS[:, :4]
+
+    assert searching(FLOATS, right, lambda x: x @ short, USUAL, "int8").run(SHORT) is None
+    assert found(FLOATS, right, lambda x: x @ short, domain=USUAL) is not None
+
+
+def test_what_tensorflow_refuses_or_does_not_survive_is_no_difference() -> None:
+    def picky(inputs: Arrays) -> dict[str, np.ndarray]:
+        if (inputs["x"] > 5).any():
+            raise BackendError(Code.INVALID_ARGUMENT, "too much")
+        if (inputs["x"] < -5).any():
+            raise DiedError("it took too much memory")
+        return {"y": inputs["x"] * 2}
+
+    wrong = searching(FLOATS, lambda x: 2 * x, lambda x: np.where(np.abs(x) > 5, 0, 2 * x), risk=picky)
+    assert wrong.run(SHORT) is None
+
+
+def test_answers_that_change_from_call_to_call_are_no_difference() -> None:
+    random = np.random.default_rng(0)
+
+    def by_chance(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] * 2 + random.normal(size=inputs["x"].shape).astype(np.float32)}
+
+    assert searching(FLOATS, lambda x: 2 * x, lambda x: 2 * x, risk=by_chance).run(SHORT) is None
+
+
+def test_nothing_is_tried_out_of_the_domain() -> None:
+    domain = Domain(largest=100.0, least_whole=0, largest_whole=9, subnormal=False)
+    seen: list[np.ndarray] = []
+
+    def double(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return 2 * x
+
+    assert searching(FLOATS, double, lambda x: 2 * x, domain).run(SHORT) is None
+    begun = sum(len(case.inputs["x"]) for case in CaseMaker(FLOATS, lambda inputs: {"y": inputs["x"]}).cases())
+    searched = np.concatenate(seen[-len(seen) // 2 :]).astype(np.float64)
+    assert len(searched) > begun
+    assert np.abs(searched).max() <= 100
+    assert not ((searched != 0) & (np.abs(searched) < np.finfo(np.float32).smallest_normal)).any()
+
+
+# -- how it goes
+
+
+def test_a_search_repeats_itself() -> None:
+    def run() -> tuple[int, float, list[Any]]:
+        search = searching(ONE, deep, rounded(in_doubles(deep)))
+        search.run(SHORT)
+        return search.tried, search.worst, search.worst_row["x"].tolist()
+
+    first = run()
+    assert first == run()
+    assert 0 < first[1] <= 1
+
+
+def test_the_longest_call_is_a_small_part_of_the_time() -> None:
+    counts: list[int] = []
+
+    def slow(inputs: Arrays) -> dict[str, np.ndarray]:
+        counts.append(len(inputs["x"]))
+        now[0] += 0.02 * counts[-1]
+        return {"y": inputs["x"] * 2}
+
+    now = [0.0]
+    cases = [Case("a", {"x": np.ones((3, 4), np.float32)}, {"y": np.full((3, 4), 2, np.float32)})]
+    judge = Judge(Stand(lambda x: 2 * x), "s", FLOATS, slow, cases, [{}], "float32", Tolerances())
+    assert Search(judge, cases, [], ANY, 1, clock=lambda: now[0]).run(4.0) is None
+    assert max(counts) <= 10
+    assert now[0] < 4.5
+
+
+def test_a_place_where_an_answer_jumps_is_closed_in_on() -> None:
+    random = np.random.default_rng(0)
+    section = Section(np.float32(-700), np.float32(900), 32)
+    while section.points:
+        points = np.array(section.points)
+        if not section.closed_in({"y": np.where(points > 3.3, points + 1, points)}, random):
+            break
+    assert np.float32(3.3) in section.beside[:2]
+    assert max(section.beside) > 4
+    smooth = Section(np.float32(-700), np.float32(900), 32)
+    calls = 0
+    while smooth.points and calls < 50:
+        calls += 1
+        points = np.array(smooth.points)
+        smooth.closed_in({"y": np.maximum(points, 0) + np.square(points)}, random)
+    assert calls == 1
+    assert smooth.beside == []
+
+
+# -- what is left out
+
+
+@pytest.mark.parametrize(
+    ("values", "domain"),
+    [
+        ([2e6, 1, 0, 0], Domain(largest=1e6)),
+        ([3000, 1, 0, 0], Domain(largest=1000.0)),
+        ([np.nan, 1, 0, 0], Domain(largest=float(np.finfo(np.float64).max))),
+        ([1e-40, 1, 0, 0], Domain(subnormal=False)),
+        ([7, 1, 0, 0], None),
+    ],
+)
+def test_the_widest_domain_without_the_wrong_inputs_is_found(values: list[float], domain: Domain | None) -> None:
+    right = [{"x": np.full((2, 4), 255, np.float32)}]
+    assert narrowed(FLOATS, {"x": np.array([values], np.float32)}, right) == domain
+
+
+def test_ids_that_the_usual_cases_have_are_not_left_out() -> None:
+    right = [{"x": np.array([0, 2999])}]
+    assert narrowed(IDS, {"x": np.array([1789])}, right) is None
+    assert narrowed(IDS, {"x": np.array([100_000])}, right) == Domain(largest_whole=2**16 + 1)
+    assert narrowed(IDS, {"x": np.array([-5])}, right) == Domain(least_whole=0)
+
+
+def test_odd_numbers_are_replaced_by_plain_ones() -> None:
+    odd = {"x": np.array([[np.nan, 1e9, 1e-40, 3]], np.float32)}
+    assert tamed(FLOATS, odd, USUAL)["x"].tolist() == [[1, 1, 0, 3]]
+    assert np.isnan(tamed(FLOATS, odd, ANY)["x"][0, 0])
+    assert tamed(IDS, {"x": np.array([-3, 5, 70_000])}, USUAL)["x"].tolist() == [0, 5, 257]
