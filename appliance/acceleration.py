@@ -14,7 +14,7 @@ from appliance.errors import ConfigError
 from appliance.options import ModelOptions
 from converters.cache import default_folder
 from converters.codec import from_json, to_json
-from converters.report import Candidate, Demotion, Report, SignatureProof, Timing, Verdict
+from converters.report import Candidate, Demotion, Report, Searched, SignatureProof, Timing, Verdict
 from converters.spec import JobSpec
 from converters.tolerances import Tolerances
 
@@ -126,6 +126,8 @@ def report_text(report: Report) -> str:
             lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
         for proof in candidate.proofs:
             lines.append(f"  {_proof_line(proof)}")
+            if proof.searched.inputs:
+                lines.append(f"    {_search_line(proof.searched)}")
             if proof.verdict is Verdict.PROVEN and (left_out := proof.domain.left_out()):
                 lines.append(f"    TensorFlow answers {left_out}")
                 lines += [f"      {why}" for why in proof.beyond[:_MAX_BEYOND]]
@@ -162,3 +164,9 @@ def _proof_line(proof: SignatureProof) -> str:
     said = f": {proof.reason}" if proof.reason else ""
     edges = f" and {proof.edges} out of the usual" if proof.edges else ""
     return f"{proof.signature!r} {proof.verdict} on {cases}{edges}{refused}{said}"
+
+
+def _search_line(searched: Searched) -> str:
+    at_worst = f": at worst {searched.of_allowed:.2g} of what is allowed, on {searched.worst}" if searched.worst else ""
+    explained = f"; {searched.explained} times, roundings were the difference" if searched.explained else ""
+    return f"searched {searched.inputs:,} other inputs in {searched.seconds:.1f} s{at_worst}{explained}"

@@ -14,7 +14,7 @@ import numpy as np
 from backends.contract import Signature
 from backends.domain import Domain
 from converters.cases import Inputs
-from converters.edges import float_edges, float_limit, whole_edges
+from converters.edges import FLOAT_LEVELS, float_edges, float_limit, whole_edges
 
 __all__ = ["Mutations", "Values", "within"]
 
@@ -24,6 +24,8 @@ _SCALES = (-1.0, 0.5, 2.0, 10.0, 0.1, 1e3, 1e-3, 0.0)
 _MAX_CHANGES = 4
 _MAX_LEARNED = 64
 _LEARNED = 0.2  # of the numbers are such, where there are any
+_EXTREMES = 0.08  # of the rows have extremes in all of their inputs
+_SIZES = (100.0, 300.0, *FLOAT_LEVELS[:1], *FLOAT_LEVELS)
 _ALL = 0.15  # of the changes go to all elements of an input at once
 _TOGETHER = 0.3  # of the rows have all of their inputs changed
 
@@ -112,12 +114,34 @@ class Mutations:
         able = [alias for alias in row if alias in self._values and row[alias].size]
         if not able:
             return row
+        if random.random() < _EXTREMES:
+            return self._extremes(row, able)
         together = len(able) > 1 and random.random() < _TOGETHER
         chosen = able if together else [able[int(random.integers(len(able)))]]
         changed = {alias: row[alias].copy() for alias in chosen}
         for alias, array in changed.items():
             for _ in range(int(random.integers(1, _MAX_CHANGES))):
                 self._change(array, self._values[alias], donor[alias])
+        return {**row, **changed}
+
+    def _extremes(self, row: Inputs, able: Sequence[str]) -> Inputs:
+        """`row` with numbers of one large size, of either sign, at the same places of all inputs."""
+        random = self._random
+        size = float(random.choice(_SIZES))
+        share = random.random()
+        changed = {alias: row[alias].copy() for alias in able}
+        most = max(array.size for array in changed.values())
+        chosen = np.flatnonzero(random.random(most) < share) if random.random() < 0.5 else random.integers(most, size=1)
+        for alias, array in changed.items():
+            flat, values = array.reshape(-1), self._values[alias]
+            at = chosen % flat.size
+            if array.dtype.kind in "iu":
+                whole = (values.least, values.largest)
+                flat[at] = np.where(random.random(len(at)) < 0.5, *np.array(whole, array.dtype))
+            elif array.dtype.kind in "fV":
+                signs = np.where(random.random(len(at)) < 0.5, -size, size)
+                with np.errstate(over="ignore"):
+                    flat[at] = signs.astype(array.dtype)
         return {**row, **changed}
 
     def _change(self, array: np.ndarray, values: Values, donor: np.ndarray) -> None:

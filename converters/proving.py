@@ -26,7 +26,7 @@ from converters.search import Search
 from converters.shrinking import Budget, said, shrunk
 from converters.tolerances import Tolerances
 
-__all__ = ["Evidence", "Proof", "gather", "prove"]
+__all__ = ["Bounds", "Evidence", "Proof", "gather", "prove"]
 
 _MAX_CASE_BYTES = 512 << 20  # of all cases of a version
 _ENOUGH_CASES = 4  # these are run however long they take
@@ -178,7 +178,7 @@ def prove(
     as those, within `search_seconds`: at least for each, at most for all. `load` starts the converted form, again where
     it has died. Raises BackendError, ChildError where it cannot be loaded."""
     least, most = search_seconds[0], search_seconds[1] / len(names)
-    bounds = _Bounds(min(least, most), most)
+    bounds = Bounds(min(least, most), most)
     found: dict[str, SignatureProof] = {}
     form = _Reloaded(load)
     try:
@@ -213,8 +213,8 @@ class _Reloaded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bounds:
-    """The seconds of a search: half of what the cases took, within these."""
+class Bounds:
+    """The seconds of a search: half of what the cases took, within these. None where `most` is 0."""
 
     least: float
     most: float
@@ -246,7 +246,7 @@ class Proof:
         self._budget: Budget | None = None
         self._searched = Searched()
 
-    def run(self, ends: float, bounds: _Bounds = _Bounds(0.0, 0.0)) -> SignatureProof:
+    def run(self, ends: float, bounds: Bounds = Bounds(0.0, 0.0)) -> SignatureProof:
         """The proof; the cases end at `ends`. Raises BackendError, ChildError where the form cannot be loaded again."""
         begun = time.monotonic()
         maker = self._evidence.maker

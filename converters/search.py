@@ -30,7 +30,9 @@ _ROWS = (32, 32, 32, 32, 32, 32, 1, 2, 3, 8, 16, 33, 64, 65, 100, 128, 129, 257)
 _MAX_CALL_BYTES = 8 << 20
 _MAX_BEHAVIOURS = 20_000
 _MAX_DEATHS = 2
-_CALL_SHARE = 0.05  # of the time that is left, for one call
+_CALL_SHARE = 0.02  # of the time that is left, for one call
+_JUDGED = 25  # times as long as a call takes what tells roundings from what is wrong
+_JUDGED_SECONDS = 2.0  # which may be so much over the time
 _SWEEP_SHARE = 0.3  # of the time, for ids in a row
 _SWEEP_ELEMENTS = 4096
 _SWEPT = 1 << 20  # larger numbers are no ids
@@ -134,13 +136,15 @@ class Search:
         except (BackendError, ChildError) as error:
             how = "it refuses what TensorFlow answers" if isinstance(error, BackendError) else "it fails"
             return Suspect(inputs, f"{how}: {error}")
-        self._row_seconds = (self._clock() - begun) / count
+        seconds = self._clock() - begun
+        self._row_seconds = seconds / count
         self._truth = truth
         self.tried += count
         shares = self._by_rows(self._judge.shares(truth, answer), count)
         worst = int(np.argmax(shares))
         if shares[worst] > 1:
-            for suspect in [self._row(inputs, worst), *([inputs] if count > 1 else [])]:
+            has_time = count > 1 and _JUDGED * seconds < max(_JUDGED_SECONDS, self._ends - self._clock())
+            for suspect in [self._row(inputs, worst), *([inputs] if has_time else [])]:
                 try:
                     if self._judge.is_wrong(suspect):
                         return Suspect(suspect)

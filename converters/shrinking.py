@@ -18,6 +18,7 @@ __all__ = ["Budget", "said", "shrunk"]
 
 _MAX_SHOWN = 16  # elements of an input that is shown whole
 _MAX_ODD = 4  # elements that are shown of a larger one
+_POWERS = (10, 100, 1000, 10**4, 10**6, 10**9, 10**15, 10**30)
 _MAX_SIMPLER = 64  # elements that are made simpler one by one
 
 
@@ -166,6 +167,7 @@ def _plainer(value: float) -> Iterator[float]:
     """Numbers that are easier to read, the plainest first."""
     found: list[float] = [0, 1, -1]
     if np.isfinite(value):
+        found += [int(np.sign(value)) * power for power in _POWERS if power < abs(value)]
         if isinstance(value, float):
             found += [float(np.trunc(value)), float(np.trunc(value)) + (1.0 if value > 0 else -1.0)]
         found += [type(value)(float(f"{value:.{digits}e}")) for digits in (0, 1, 2, 3)]

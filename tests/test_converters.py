@@ -339,4 +339,5 @@ def test_the_report_reads_as_a_table(jobs: Jobs) -> None:
     assert lines[0].endswith("at least)")
     assert any(line.startswith("tensorflow") and " ms" in line for line in lines)
     assert any(line.startswith("tflite-int8") and "1 of 1" in line for line in lines)
+    assert any(line.startswith("    searched ") and "at worst 0." in line for line in lines)
     assert "operators that it does not know: Igamma" in report_text(jobs("unknown_operator").report)

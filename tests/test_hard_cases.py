@@ -14,7 +14,7 @@ from converters.child import ChildError
 from converters.edges import float_edges, whole_edges
 from converters.hard_cases import HardCases
 from converters.proof import Comparison
-from converters.proving import Evidence, Proof
+from converters.proving import Bounds, Evidence, Proof
 from converters.report import SignatureProof, Verdict
 from converters.tolerances import Tolerances
 
@@ -58,7 +58,9 @@ class Stand:
             raise
 
 
-def proven(signature: Signature, truth: Function, answer: Function, *numbers: float) -> SignatureProof:
+def proven(
+    signature: Signature, truth: Function, answer: Function, *numbers: float, search_seconds: float = 0.0
+) -> SignatureProof:
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         return {"y": truth(inputs["x"])}
 
@@ -69,7 +71,8 @@ def proven(signature: Signature, truth: Function, answer: Function, *numbers: fl
     evidence = Evidence(
         signature, tuple(cases), maker, tuple({} for _ in cases), None, tuple(hard.refused), hard.domain, run
     )
-    return Proof(Stand(answer), "s", evidence, "float32", Tolerances()).run(float("inf"))
+    bounds = Bounds(search_seconds, search_seconds)
+    return Proof(Stand(answer), "s", evidence, "float32", Tolerances()).run(float("inf"), bounds)
 
 
 # -- the values
@@ -278,3 +281,41 @@ def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
     comparison.add("a case", {"y": np.array([1])}, {"y": np.array([1])})
     assert comparison.proof().verdict is Verdict.INDISTINCT
     assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT
+
+
+# -- what the search shows besides
+
+
+def test_a_form_that_is_wrong_on_one_id_is_not_proven_and_the_report_names_it() -> None:
+    def table(x: np.ndarray) -> np.ndarray:
+        if x.size and (x.min() < 0 or x.max() >= 3000):
+            raise BackendError(Code.INVALID_ARGUMENT, "there is no such id")
+        return x * 3
+
+    def wrong(x: np.ndarray) -> np.ndarray:
+        return np.where(x == 1789, 0, table(x))
+
+    assert proven(IDS, table, wrong).verdict is Verdict.PROVEN  # by the cases alone
+    proof = proven(IDS, table, wrong, search_seconds=60.0)
+    assert proof.verdict is Verdict.DIFFERS
+    assert "it is 0 instead of 5367, on x = [1789], the smallest input that was found" in proof.reason
+    assert proof.searched.inputs > 1000
+
+
+def test_a_form_that_the_search_finds_wrong_beyond_usual_floats_is_proven_for_those() -> None:
+    def wrong(x: np.ndarray) -> np.ndarray:
+        return np.where((x[:, :1] > 2000) & (x[:, 1:2] > 2000) & (x[:, 2:3] < -2000), 0, 2 * x).astype(np.float32)
+
+    proof = proven(FLOATS, lambda x: 2 * x, wrong, search_seconds=2.0)
+    assert (proof.verdict, proof.domain.largest) == (Verdict.PROVEN, 1000.0)
+    assert any("searched inputs" in why for why in proof.beyond)
+    assert 0 <= proof.searched.of_allowed <= 1
+
+
+def test_an_odd_case_on_which_something_else_is_wrong_proves_nothing_for_the_rest() -> None:
+    def wrong(x: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(x).max(axis=1, keepdims=True) > 300, 0, 2 * x).astype(np.float32)
+
+    proof = proven(FLOATS, lambda x: 2 * x, wrong)
+    assert (proof.verdict, proof.domain.largest) == (Verdict.DIFFERS, 1000.0)
+    assert "the smallest input that was found from some floats of up to 1e+04" in proof.reason
