@@ -250,7 +250,8 @@ class Proof:
         """The proof; the cases end at `ends`. Raises BackendError, ChildError where the form cannot be loaded again."""
         begun = time.monotonic()
         maker = self._evidence.maker
-        if failure := self._cases(ends):
+        failure = self._cases(ends)
+        if failure or self._comparison.difference:
             return self._comparison.proof(maker.refused, failure=failure)
         for refused in self._evidence.refused:
             self._try_refused(refused)

@@ -317,5 +317,5 @@ def test_an_odd_case_on_which_something_else_is_wrong_proves_nothing_for_the_res
         return np.where(np.abs(x).max(axis=1, keepdims=True) > 300, 0, 2 * x).astype(np.float32)
 
     proof = proven(FLOATS, lambda x: 2 * x, wrong)
-    assert (proof.verdict, proof.domain.largest) == (Verdict.DIFFERS, 1000.0)
+    assert proof.verdict is Verdict.DIFFERS
     assert "the smallest input that was found from some floats of up to 1e+04" in proof.reason
