@@ -38,6 +38,7 @@ _SEARCH_SHARE = 0.5
 _SHRINK_TRIES = 200
 _SHRINK_SECONDS = 2.0
 _CALL_SECONDS = 120.0
+_SEARCHED = "searched inputs"
 _MAX_BEYOND = 12  # differences that a report tells of
 
 
@@ -338,25 +339,27 @@ class Proof:
 
     def _search(self, seconds: float) -> str:
         """Searches within the domain so far for inputs on which the form is wrong, and leaves out what can be; how the
-        form failed where it did so on others, and has no answer."""
+        form died, if it did."""
         evidence, signature = self._evidence, self._evidence.signature
         begun = time.monotonic()
         if not seconds or evidence.risk is None:
             return ""
+        right = [case.inputs for case in self._right]
         cases = [case for case in evidence.cases if within(self._domain, signature, case.inputs)]
         search = Search(self._judge, cases, evidence.numbers, self._domain, zlib.crc32(self._name.encode()))
         failure = ""
         while (suspect := search.run(begun + seconds)) is not None:
-            smallest, why = suspect.inputs, f"{suspect.failure}, on {said(suspect.inputs)}"
-            if not suspect.failure:
-                smallest, why = self._smallest(self._tamed(suspect.inputs, USUAL), "searched inputs", _budget())
-            without = narrowed(signature, smallest, [case.inputs for case in self._right])
+            if suspect.failure:
+                failure = f"on {said(suspect.inputs)}, {suspect.failure}"
+                break
+            smallest, why = self._smallest(self._tamed(suspect.inputs, USUAL), _SEARCHED, _budget())
+            without = narrowed(signature, smallest, right)
             if without is not None and (tame := self._tamed(smallest, without)) is not smallest:
                 # What seemed to be odd about them is not what is wrong.
-                smallest, why = self._smallest(tame, "searched inputs", _budget())
-                without = narrowed(signature, smallest, [case.inputs for case in self._right])
+                smallest, why = self._smallest(tame, _SEARCHED, _budget())
+                without = narrowed(signature, smallest, right)
+            why = why or f"it differs on {said(smallest)}, from {_SEARCHED}"
             if without is None:
-                failure = why if suspect.failure else ""
                 self._comparison.difference = why
                 break
             self._leave_out(without, why)
@@ -376,6 +379,9 @@ class Proof:
         is_wrong = self._is_wrong(inputs)
 
         def differs(found: Inputs) -> bool:
+            # Where it is wrong beyond what it is proven for is known.
+            if not within(self._domain, self._evidence.signature, found):
+                return False
             return self._is_wrong(found) if is_wrong else bool(self._differs(found))
 
         sizes = open_sizes(self._evidence.signature, [case.inputs for case in self._right])

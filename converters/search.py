@@ -46,7 +46,7 @@ _ALIKE = 0.7  # of the calls have rows that are all made of one
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """Inputs on which the form is wrong; `failure` says how, where it did not answer."""
+    """Inputs on which the form is wrong; `failure` says how it died, if it did."""
 
     inputs: Inputs
     failure: str = ""
@@ -132,10 +132,11 @@ class Search:
         if not fits(truth, self._signature.outputs):
             return None
         try:
-            answer = self._judge.answer(inputs)
-        except (BackendError, ChildError) as error:
-            how = "it refuses what TensorFlow answers" if isinstance(error, BackendError) else "it fails"
-            return Suspect(inputs, f"{how}: {error}")
+            answer = self._answer(inputs)
+        except BackendError:
+            return Suspect(inputs)
+        except ChildError as error:
+            return Suspect(inputs, str(error))
         seconds = self._clock() - begun
         self._row_seconds = seconds / count
         self._truth = truth
@@ -149,10 +150,17 @@ class Search:
                     if self._judge.is_wrong(suspect):
                         return Suspect(suspect)
                 except ChildError as error:
-                    return Suspect(suspect, f"it fails: {error}")
+                    return Suspect(suspect, str(error))
             self.explained += 1
         self._keep(inputs, shares, truth)
         return None
+
+    def _answer(self, inputs: Inputs) -> Outputs:
+        """The form's. One death may have come from outside, such as for want of memory; two have not."""
+        try:
+            return self._judge.answer(inputs)
+        except ChildError:
+            return self._judge.answer(inputs)
 
     def _row(self, inputs: Inputs, index: int) -> Inputs:
         return {alias: array[index : index + 1] for alias, array in inputs.items()} if self._has_rows else inputs

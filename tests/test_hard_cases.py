@@ -319,3 +319,13 @@ def test_an_odd_case_on_which_something_else_is_wrong_proves_nothing_for_the_res
     proof = proven(FLOATS, lambda x: 2 * x, wrong)
     assert proof.verdict is Verdict.DIFFERS
     assert "the smallest input that was found from some floats of up to 1e+04" in proof.reason
+
+
+def test_the_smallest_input_lies_within_what_the_form_is_proven_for_otherwise() -> None:
+    def wrong(x: np.ndarray) -> np.ndarray:
+        return np.where((x < 0) | (x == 1789), 7, x * 3)
+
+    proof = proven(IDS, lambda x: x * 3, wrong, search_seconds=60.0)
+    assert proof.verdict is Verdict.DIFFERS
+    assert "on x = [1789], the smallest" in proof.reason
+    assert "on x = [-1], the smallest" in proof.beyond[0]

@@ -150,10 +150,24 @@ def test_a_form_that_refuses_or_dies_is_found() -> None:
             raise ChildError("it was killed by SIGSEGV")
         return 2 * x
 
-    for answer, why in ((refuses, "it refuses what TensorFlow answers: no halves"), (dies, "SIGSEGV")):
+    for answer, failure in ((refuses, ""), (dies, "it was killed by SIGSEGV")):
         suspect = found(FLOATS, lambda x: 2 * x, answer)
         assert suspect is not None
-        assert why in suspect.failure
+        assert (suspect.inputs["x"] == 0.5).any()
+        assert suspect.failure == failure
+
+
+def test_a_form_that_died_once_is_asked_again() -> None:
+    deaths: list[np.ndarray] = []
+
+    def dies_once(x: np.ndarray) -> np.ndarray:
+        if not deaths:
+            deaths.append(x)
+            raise ChildError("it was killed by SIGKILL (was the machine out of memory?)")
+        return 2 * x
+
+    assert searching(FLOATS, lambda x: 2 * x, dies_once).run(SHORT) is None
+    assert len(deaths) == 1
 
 
 # -- what is not
