@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from converters import frames
 from converters.cases import Case, CaseMaker, batched
-from converters.proof import Comparison, relative_moves
+from converters.proof import Comparison, nearest, relative_moves, sizes_of
 from converters.report import SignatureProof, Verdict
+from converters.roundings import moved_answers
 from converters.tolerances import Tolerance, Tolerances
 
 X = {"x": TensorSpec("float32", (-1, 3))}
@@ -235,6 +236,60 @@ def test_moves_are_relative_to_the_output() -> None:
     moves = relative_moves(truth, moved)
     assert moves.keys() == {"y"}
     assert moves["y"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def near(truth: object, moved: list[object], answer: object, dtype: str = "float32") -> list[object]:
+    arrays = [{"y": np.array(value, dtype)} for value in moved]
+    found: list[object] = nearest({"y": np.array(truth, dtype)}, arrays, {"y": np.array(answer, dtype)})["y"].tolist()
+    return found
+
+
+def test_an_answer_within_what_roundings_move_is_as_good_as_the_truth() -> None:
+    assert near([1, 1, 1], [[2, 1, 0.5], [1, 1, 1]], [1.5, 1.5, 1.25]) == [1.5, 1, 1.25]
+    assert near([1.0], [[2.0]], [5.0]) == [2.0]
+    assert near([3], [[7], [4]], [5], "int64") == [5]
+    assert near([3], [[7], [4]], [9], "int64") == [7]
+    assert near([True], [[True]], [False], "bool") == [True]
+    assert near([True], [[False]], [False], "bool") == [False]
+    assert near([1 + 1j], [[2 + 1j]], [1.5 + 2j], "complex64") == [1.5 + 1j]
+
+
+def test_roundings_may_make_infinity_but_not_another_one() -> None:
+    assert near([3e38], [[np.inf]], [np.inf]) == [np.inf]
+    assert near([3e38], [[np.inf]], [-np.inf]) == [float(np.float32(3e38))]
+    assert np.isnan(near([1.0], [[np.nan]], [np.nan])).all()
+    assert near([np.inf], [[1.0]], [2.0]) == [2.0]
+    assert near([np.inf], [[np.inf]], [2.0]) == [np.inf]
+
+
+def test_what_is_another_shape_or_type_is_not_explained_by_roundings() -> None:
+    truth, answer = {"y": np.ones(2, np.float32)}, {"y": np.ones(3, np.float32)}
+    assert nearest(truth, [truth], answer)["y"] is truth["y"]
+    assert nearest(truth, [truth], {"y": np.ones(2)})["y"] is truth["y"]
+
+
+def test_answers_are_as_large_as_most_of_them() -> None:
+    answers = [{"y": np.full(4, size, np.float32), "n": np.array([9])} for size in (0, 1, 2, 1000)]
+    assert sizes_of(answers) == {"y": 2.0}
+
+
+def moved(values: list[list[float]], unit: float = 0.0, *, spare_plain: bool) -> np.ndarray:
+    inputs = {"x": np.array(values, np.float32), "ids": np.array([3])}
+    return np.array([found["x"] for found in moved_answers(inputs, lambda x: x, unit, spare_plain=spare_plain)])
+
+
+def test_inputs_are_moved_by_one_and_by_eight_roundings_of_their_row_but_not_what_is_plain() -> None:
+    found = moved([[1.0, 0.0, 0.3], [1e6, 2.5, 0.3]], spare_plain=False)
+    assert len(found) == 10
+    distances = np.abs(found.astype(np.float64) - [[1.0, 0.0, 0.3], [1e6, 2.5, 0.3]])
+    assert 0 < distances[:, 0].max() < 2e-6
+    assert distances[:, 1].min() > 0.1
+    spared = moved([[1.0, 0.0, 0.3]], spare_plain=True)
+    assert (spared[:, 0, :2] == [1, 0]).all()
+    assert (spared[:, 0, 2] != np.float32(0.3)).all()
+    assert len(moved([[1.0, 0.0, -2.25]], spare_plain=True)) == 0
+    coarse = moved([[1.0, 0.0, 0.3]], 2**-7, spare_plain=False)
+    assert np.abs(coarse[:, 0, 0] - 1).max() == 2**-4
 
 
 # -- cases
