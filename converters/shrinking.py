@@ -193,7 +193,10 @@ def _said(array: np.ndarray) -> str:
     flat = np.flatnonzero(~is_usual)
     shape = f"{array.dtype.name} of shape {list(array.shape)}"
     if len(flat) > _MAX_ODD:
-        return f"{shape}, from {array.min()!s} to {array.max()!s}"
+        is_nan = np.isnan(array) if array.dtype.kind in "fcV" else np.zeros(array.shape, bool)
+        numbers = array[~is_nan]
+        found = f"from {numbers.min()!s} to {numbers.max()!s}" if numbers.size else ""
+        return ", ".join([shape, *([found] if found else []), *(["some NaN"] if is_nan.any() else [])])
     odd = (
         f"{array[at]!s} at [{', '.join(str(int(axis)) for axis in at)}]"
         for at in (np.unravel_index(place, array.shape) for place in flat)

@@ -96,4 +96,6 @@ def test_inputs_are_told_whole_or_by_what_is_odd_in_them() -> None:
     assert said({"x": image}) == "x = float32 of shape [1, 8, 8, 3], all 0.0 but for 2.5 at [0, 1, 2, 0]"
     image += np.arange(3, dtype=np.float32)
     assert said({"x": image}) == "x = float32 of shape [1, 8, 8, 3], from 0.0 to 2.5"
+    image[0, 0, 0, 0] = np.nan
+    assert said({"x": image}) == "x = float32 of shape [1, 8, 8, 3], from 0.0 to 2.5, some NaN"
     assert said({"n": np.array(3), "b": np.array([True])}) == "n = 3, b = [True]"
