@@ -335,3 +335,16 @@ def test_odd_numbers_are_replaced_by_plain_ones() -> None:
     assert tamed(FLOATS, odd, USUAL)["x"].tolist() == [[1, 1, 0, 3]]
     assert np.isnan(tamed(FLOATS, odd, ANY)["x"][0, 0])
     assert tamed(IDS, {"x": np.array([-3, 5, 70_000])}, USUAL)["x"].tolist() == [0, 5, 257]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64", "int8", "uint8", "uint64", "bool"])
+def test_inputs_of_any_element_type_are_searched(dtype: str) -> None:
+    signature = Signature({"x": TensorSpec(dtype, (-1, 3))}, {"y": TensorSpec("bool", (-1, 3))})
+    one = np.ones(1, signature.inputs["x"].element.numpy)[0]
+    search = searching(signature, lambda x: x == one, lambda x: x == one)
+    assert search.run(SHORT) is None
+    assert search.tried > 100
+    wrong = searching(signature, lambda x: x == one, lambda x: (x == one) & ~(x == one).all(axis=1, keepdims=True))
+    assert wrong.run(5.0) is not None
+    tame = tamed(signature, {"x": np.full((2, 3), one)}, USUAL)["x"]
+    assert (tame.dtype, tame.tolist()) == (one.dtype, [[one] * 3] * 2)
