@@ -2,8 +2,8 @@
 
 Inputs are made of those of the cases, and those go on to be changed whose answers came closest to a disagreement or
 were of a kind that was not seen before. Ids are tried one after the other, and places where TensorFlow's answer jumps
-are closed in on, since it is there that thresholds lie. All from one stream of random numbers: a search repeats itself,
-as far as its time goes.
+are closed in on, since it is there that thresholds lie. All comes from one stream of random numbers: on a clock that
+repeats itself, so does the search.
 """
 
 from __future__ import annotations
