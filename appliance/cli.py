@@ -275,7 +275,12 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
     rows = [("MODEL", "VERSION", "STATE", "REASON")]
     for model in document["models"]:
         rows += [
-            (model["name"], v["version"], v["phase"], "; ".join([*filter(None, [v["reason"]]), *v["remarks"]]))
+            (
+                model["name"],
+                v["version"],
+                v["phase"],
+                "; ".join([*filter(None, [v["reason"]]), *v["remarks"], *v["refused"]]),
+            )
             for v in model["versions"]
         ]
         if model["reason"] or not model["versions"]:

@@ -79,8 +79,10 @@ def _become_worker(task: dict[str, Any], descriptors: list[int], supervisor: int
             if time.monotonic() > deadline:
                 os._exit(1)
             os.sched_yield()
-        become_worker(supervisor)
-        from appliance.dataplane.worker import WorkerTask, run_worker  # noqa: PLC0415 - the server itself serves none
+        become_worker(supervisor, is_expendable=task.get("odd_shapes_from") is not None)
+        # The server itself serves none.
+        from appliance.dataplane.worker import run_worker  # noqa: PLC0415
+        from appliance.dataplane.worker_task import WorkerTask  # noqa: PLC0415
 
         status = run_worker(WorkerTask.from_json(task), socket.socket(fileno=control_descriptor))
     except BaseException:  # noqa: BLE001 - the outer loop of a process

@@ -133,6 +133,18 @@ DEMOTIONS = Metric(
     "Accelerated forms that failed, so that TensorFlow serves again.",
     ("model",),
 )
+UNPROVEN = Metric(
+    "dropserve_unproven_requests_total",
+    Type.COUNTER,
+    "Requests for which the accelerated form was not proven: TensorFlow answers them.",
+    ("model",),
+)
+REFUSED = Metric(
+    "dropserve_refused_requests_total",
+    Type.COUNTER,
+    "Requests that were refused because their kind has ended the version's process.",
+    ("model",),
+)
 PROCESSES = Metric("dropserve_processes", Type.GAUGE, "Living processes.", ("role",))
 RESIDENT_MEMORY = Metric(
     "dropserve_process_resident_memory_bytes",
@@ -369,6 +381,12 @@ class RequestMetrics:
             recorder.histogram(REQUEST_DURATION, self._protocol, model, method),
             tf_latency,
         )
+
+    def unproven(self, model: str) -> None:
+        self._recorder.counter(UNPROVEN, model).add()
+
+    def refused(self, model: str) -> None:
+        self._recorder.counter(REFUSED, model).add()
 
     def examples(self, model: str, count: int) -> None:
         """Counts the examples of a classify, regress or multi-inference request to a known model."""

@@ -18,6 +18,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _CRASHES = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+_FATAL = (*_CRASHES, signal.SIGBUS)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,11 +40,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def become_worker(supervisor: int) -> None:
+def become_worker(supervisor: int, is_expendable: bool = False) -> None:
     """What every worker's process is, however it was started: a child that dies with its supervisor, whose number is
-    `supervisor`, and that a Ctrl-C on the terminal does not end."""
+    `supervisor`, and that a Ctrl-C on the terminal does not end. One that `is_expendable` serves nobody."""
     die_with_parent(supervisor)
-    set_name("ds-worker")
+    set_name("ds-trial" if is_expendable else "ds-worker")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
@@ -52,6 +53,12 @@ def is_crash(status: int) -> bool:
     """Whether a wait status is that of a process that its own code brought down: not of one that ended by itself, or
     that somebody killed, the kernel without memory among them. SIGBUS is left out: it comes of files that went."""
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) in _CRASHES
+
+
+def fatal_signal(status: int) -> str:
+    """The name of the signal that a process raised by what it ran, by its wait status; "" where it ended otherwise."""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return signal.Signals(number).name if number in _FATAL else ""
 
 
 def describe_status(status: int) -> str:

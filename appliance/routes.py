@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import Code, ServingError
+from appliance.poison import Refused
 from appliance.servable import ModelSpec, PublicState
 from backends.contract import Signature
 
@@ -31,6 +32,7 @@ class VersionRoute:
     accelerated: str = ""  # the backend of the accelerated form that is served, "" for the version's own model
     remarks: tuple[str, ...] = ()  # what its operator should know although it is available
     unsupported: Mapping[str, str] = field(default_factory=dict)  # the model's other signatures: why each is not served
+    refused: tuple[Refused, ...] = ()  # requests that have ended its process
 
     @property
     def available(self) -> bool:
@@ -53,6 +55,7 @@ class VersionRoute:
             "accelerated": self.accelerated,
             "remarks": list(self.remarks),
             "unsupported": dict(self.unsupported),
+            "refused": [refused.to_json() for refused in self.refused],
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class VersionRoute:
             value["accelerated"],
             tuple(value["remarks"]),
             value["unsupported"],
+            tuple(map(Refused.from_json, value["refused"])),
         )
 
 

@@ -560,6 +560,24 @@ def crash_on_one(tf: Any, out: str) -> None:
 
 
 @_model
+def crash_on_seven(tf: Any, out: str) -> None:
+    """x float32[-1, -1] → y = x; rows of seven values abort the whole process."""
+    _crash(tf, out, "a row of seven", lambda x: tf.equal(tf.shape(x)[1], 7), [None, None])
+
+
+@_model
+def convolution(tf: Any, out: str) -> None:
+    """x float32[-1, 8, 8, 1] → y [-1, 2]: sums of a convolution, whose kernel fails a CHECK (SIGABRT) on ranks below 4
+    and answers rank 5 and images of other sizes."""
+    weights = tf.Variable(tf.ones([3, 3, 1, 2]))
+
+    def convolve(x: Any) -> dict[str, Any]:
+        return {"y": tf.reduce_sum(tf.nn.conv2d(x, weights, 1, "SAME"), axis=[1, 2])}
+
+    _save(tf, out, convolve, tf.TensorSpec([None, 8, 8, 1], tf.float32, "x"), weights=weights)
+
+
+@_model
 def crash_on_three_rows(tf: Any, out: str) -> None:
     """x float32[-1] → y = x; three rows, as the trials of merging have them, abort the whole process."""
     _crash(tf, out, "three rows", lambda x: tf.equal(tf.size(x), 3))

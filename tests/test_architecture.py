@@ -32,7 +32,7 @@ EXCEPTIONS = {
     # The doctor looks at model folders as the source does.
     "appliance.doctor_facts": {"appliance.lifecycle.source"},
     # The worker that a forked process becomes; the import is in that process only.
-    "appliance.forkserver": {"appliance.dataplane.worker"},
+    "appliance.forkserver": {"appliance.dataplane.worker", "appliance.dataplane.worker_task"},
 }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from appliance.dataplane.connection import Arrays, Connection, DiedError, DrainingError, UnprovenInputError
 from appliance.dataplane.wire import Packed, pack_arrays
 from appliance.errors import Code, ServingError
+from appliance.poison import refusal, shape_text
 from appliance.questions import Questions
 from appliance.routes import ModelRoute, Snapshot, VersionRoute
 from appliance.servable import ModelSpec
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _RETRIES = 3
 _MAX_SECOND_OPINIONS = 8
+_MAX_WANTED = 300  # characters of a signature's inputs in an error
 # What says nothing of the model: the queue is full, time is up, nobody waits, the process is gone or going.
 _NO_ANSWER = frozenset({Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE})
 _SNAPSHOT_WAIT_SECONDS = 2.0
@@ -56,6 +58,10 @@ class Router:
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
         self.on_inflight: Callable[[int], None] = lambda _: None  # is told the bytes in flight when they change
+        # Are told the model of a request that its form was not proven for, and of one that is refused as it has ended
+        # the version's process.
+        self.on_unproven: Callable[[str], None] = lambda _: None
+        self.on_refused: Callable[[str], None] = lambda _: None
 
     async def start(self, on_lost: Callable[[], None]) -> None:
         """Gets the first snapshot and keeps up with the next ones. `on_lost` is called when the supervisor is gone.
@@ -161,6 +167,8 @@ class Router:
         for _ in range(_RETRIES):
             serial = self.snapshot.serial
             model, version = self.snapshot.resolve(spec)
+            if version.refused:
+                self._check_not_refused(model, version, signature, inputs)
             connection = self._connections.get(version.socket_path)
             if connection is not None and connection.open:
                 try:
@@ -168,6 +176,8 @@ class Router:
                 except DrainingError:
                     pass
                 except UnprovenInputError as error:
+                    if unproven is None:
+                        self.on_unproven(model.name)
                     unproven = error
                     with contextlib.suppress(_NobodyError):
                         return await self._by_the_model(model.name, version, signature, outputs, packed, deadline_ns)
@@ -188,6 +198,22 @@ class Router:
             f"Model {model.name} version {version.version} has no worker that takes requests",
             "it is being replaced or restarted; try again",
             retry_after_seconds=1,
+        )
+
+    def _check_not_refused(
+        self, model: ModelRoute, version: VersionRoute, signature: str, inputs: Mapping[str, np.ndarray]
+    ) -> None:
+        """Raises INVALID_ARGUMENT for a request of a kind that has ended the version's process before."""
+        declared = version.signatures.get(signature)
+        found = None if declared is None else refusal(version.refused, signature, declared, inputs)
+        if found is None or declared is None:
+            return
+        self.on_refused(model.name)
+        wanted = ", ".join(f"{name}: {spec.dtype} {shape_text(spec.shape)}" for name, spec in declared.inputs.items())
+        raise ServingError(
+            Code.INVALID_ARGUMENT,
+            f"Refused by model {model.name} version {version.version}: {found}",
+            f"the signature takes {wanted[:_MAX_WANTED]}",
         )
 
     async def _ask(

@@ -12,7 +12,8 @@ import socket
 import sys
 import traceback
 
-from appliance.dataplane.worker import WorkerTask, run_worker
+from appliance.dataplane.worker import run_worker
+from appliance.dataplane.worker_task import WorkerTask
 from appliance.processes import become_worker, spawn
 
 _VARIABLE = "DROPSERVE_WORKER"

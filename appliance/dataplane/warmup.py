@@ -73,7 +73,7 @@ class WarmupOptions(Protocol):
 class WarmupReport:
     """What warm-up did. `source` is where its requests came from, and `message` says what was left out, and why;
     requests of the signatures in `mergeable` give the same answers when they run together. `trials` says what came of
-    each signature that was run."""
+    each signature that was run, and `answered` has inputs like those that it has answered."""
 
     requests: int = 0
     seconds: float = 0.0
@@ -81,6 +81,7 @@ class WarmupReport:
     message: str = ""
     mergeable: frozenset[str] = frozenset()
     trials: Trials = field(default_factory=dict)
+    answered: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -148,7 +149,8 @@ def warm_up(
         }
         mergeable = _proven(runner, backend.signatures, sound, options.max_merged_batch_size, announce)
     seconds = time.monotonic() - started
-    return WarmupReport(requests + runner.requests, seconds, source, remarks, mergeable, outcomes)
+    answered = {name: sources[0](1, 0) for name, sources in draws.items()}
+    return WarmupReport(requests + runner.requests, seconds, source, remarks, mergeable, outcomes, answered)
 
 
 def try_others(

@@ -11,7 +11,6 @@ drain and has answered everything, or when its supervisor is gone.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import mmap
 import os
@@ -25,7 +24,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,9 @@ from appliance.batching_parameters import BatchingParameters, of_version
 from appliance.dataplane import shared
 from appliance.dataplane.batching import BatchQueue, Entry, Extent, Refusal, RequestQueue
 from appliance.dataplane.channel import Channel
-from appliance.dataplane.merging import Call, Merging, Outcome, joined
+from appliance.dataplane.merging import Call, Inputs, Merging, Outcome, joined
+from appliance.dataplane.odd_shapes import try_odd_shapes
+from appliance.dataplane.run_record import RunRecord
 from appliance.dataplane.run_trace import RunTracer
 from appliance.dataplane.trials import Fatal, check_memory
 from appliance.dataplane.warmup import source_of, try_others, warm_up
@@ -54,14 +54,14 @@ from appliance.dataplane.wire import (
     parse_predict_meta,
     unpack_arrays,
 )
+from appliance.dataplane.worker_task import WorkerTask, loader_of
 from appliance.errors import ConfigError
 from appliance.gpu_placement import gpu_environment
 from appliance.metrics import Recorder, WorkerMetrics
-from appliance.options import ModelOptions, options_from_json
 from appliance.process_memory import resident_bytes
 from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked
-from backends.domain import ANY, Bounded, Domain, UnprovenError
-from backends.registry import check_complete, end_profile, has_profiler, load, profile
+from backends.domain import ANY, Bounded, UnprovenError
+from backends.registry import check_complete, end_profile, has_profiler, profile
 
 # While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
 # nothing for so long is broken: its connection is closed.
@@ -69,34 +69,6 @@ _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
 _READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, which it must not break
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerTask:
-    """What a worker needs to know. Plain values: it travels as JSON."""
-
-    model: str
-    version: int
-    path: str
-    socket_path: str
-    backend: str
-    artifact: str  # the folder of the accelerated form that `backend` loads instead of `path`; "" for none
-    check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
-    metrics_directory: str
-    max_concurrent_requests: int  # the option's value, worked out
-    shared_memory_bytes: int
-    options: ModelOptions
-    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
-    domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
-    is_tried: bool = True  # whether the gate wants every signature tried: these files have not served yet
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
-        domains = {name: Domain(**domain) for name, domain in value["domains"].items()}
-        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"]), "domains": domains})
 
 
 class _Request:
@@ -204,6 +176,8 @@ class Worker:
         methods = {name: signature.method_name for name, signature in backend.signatures.items()}
         self.merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
         self._tracer = RunTracer(self.merging)
+        # A thread leads while the others run.
+        self._record = RunRecord(task.record_path, self._concurrency + 1, backend.signatures, task.is_watched)
         self._running = 0
         self._draining = False
         self._drained = False
@@ -222,19 +196,25 @@ class Worker:
         register(self._listener, selectors.EVENT_READ, self._on_connect)
         register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         for index in range(self._concurrency):
-            threading.Thread(target=self._work, name=f"serve-{index}", daemon=True).start()
-        self._work()
+            threading.Thread(target=self._work, args=(index,), name=f"serve-{index}", daemon=True).start()
+        self._work(self._concurrency)
         for client in list(self._clients):
             self._say_goodbye(client)
 
-    def _work(self) -> None:
-        """One thread: leads, runs, leads again. Returns when drained."""
+    def note_answered(self, answered: Mapping[str, Inputs]) -> None:
+        """Notes that requests like these, by signature, were answered before it serves."""
+        for signature, inputs in answered.items():
+            self._record.answered(self._record.number_of(signature, inputs))
+
+    def _work(self, thread: int) -> None:
+        """The thread of this index: leads, runs, leads again. Returns when drained."""
+        row = self._record.row(thread)
         try:
             while True:
                 with self._poll_lock:
                     work = self._next()
                 while work:
-                    self._run(work)
+                    self._run(work, row)
                     work = self._finish()
                 if self._drained:
                     return
@@ -468,10 +448,10 @@ class Worker:
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _run(self, work: list[Entry[_Request]]) -> None:
+    def _run(self, work: list[Entry[_Request]], row: int) -> None:
         """Runs what was taken together, and ends each request of it."""
         if self._batches is None and len(work) == 1:
-            self._run_one(work[0])
+            self._run_one(work[0], row)
             return
         signature = ""
         outputs: Sequence[str] = ()
@@ -488,11 +468,31 @@ class Worker:
                 wanted.append(entry)
             except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
                 self._end(entry, outputs, error)
-        if calls:
-            for entry, outcome in zip(wanted, self.merging.run(signature, outputs, calls), strict=True):
+        if not self._record.merges:
+            for entry, call in zip(wanted, calls, strict=True):
+                self._end(entry, outputs, self._run_calls(row, signature, outputs, [call])[0])
+        elif calls:
+            for entry, outcome in zip(wanted, self._run_calls(row, signature, outputs, calls), strict=True):
                 self._end(entry, outputs, outcome)
 
-    def _run_one(self, entry: Entry[_Request]) -> None:
+    def _run_calls(self, row: int, signature: str, outputs: Sequence[str], calls: Sequence[Call]) -> list[Outcome]:
+        """What comes of `calls`, which are on record while they run together."""
+        numbers = [self._record.number_of(signature, call.inputs) for call in calls]
+        inputs = calls[0].inputs if len(calls) == 1 else None
+        is_alone = self._record.is_watching and self._record.watch(row, inputs)
+        self._record.begin_together(row, set(numbers))
+        try:
+            outcomes = self.merging.run(signature, outputs, calls)
+        finally:
+            self._record.begin_together(row, ())
+            if is_alone:
+                self._record.unwatch()
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                self._record.answered(number)
+        return outcomes
+
+    def _run_one(self, entry: Entry[_Request], row: int) -> None:
         """The same for one request without batching, which is the path of almost all: it takes no detour."""
         request = entry.item
         request.client.pending.pop(request.request_id, None)
@@ -500,7 +500,17 @@ class Worker:
             _check_wanted(entry)
             signature, outputs, table = parse_predict_meta(request.meta)
             inputs = unpack_arrays(table, request.payload)
-            arrays = self.merging.execute(signature, outputs, inputs)
+            record = self._record
+            number = record.number_of(signature, inputs)
+            is_alone = record.is_watching and record.watch(row, inputs)
+            record.begin(row, number)
+            try:
+                arrays = self.merging.execute(signature, outputs, inputs)
+            finally:
+                record.end(row)
+                if is_alone:
+                    record.unwatch()
+            record.answered(number)
             self._answer(request, list(zip(outputs, arrays, strict=True)))
         except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
             self._answer_failure(request, error)
@@ -586,6 +596,8 @@ def _call(entry: Entry[_Request], inputs: dict[str, np.ndarray]) -> Call:
 
 def run_worker(task: WorkerTask, control: socket.socket) -> int:
     """The life of a worker process; its exit status. It reports to the supervisor in JSON lines on `control`."""
+    if task.odd_shapes_from is not None:
+        return try_odd_shapes(task, control)
 
     def report(event: str, **details: Any) -> None:
         control.sendall(json.dumps({"event": event, **details}).encode() + b"\n")
@@ -604,20 +616,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         loaded_from = task.artifact or task.path
         incomplete = _check(task, loaded_from)
         batching = of_version(task.options, task.path)
-        load_model = functools.partial(
-            load,
-            task.backend,
-            loaded_from,
-            tags=task.options.tags,
-            intra_op_threads=task.options.tensorflow_intra_op_parallelism,
-            inter_op_threads=task.options.tensorflow_inter_op_parallelism,
-            interpreters=task.options.num_tflite_interpreters,
-            session_config_file=task.options.tensorflow_session_config_file,
-            libraries=task.options.op_libraries,
-            onnx_spinning=task.options.onnx_spinning,
-            device=task.options.device,
-            gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
-        )
+        load_model = loader_of(task)
         bytes_before = resident_bytes(os.getpid()) or 0
         loaded = load_model()
         backend = _bounded(loaded, task)
@@ -657,6 +656,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )
         worker = Worker(task, backend, control, listener, batching=batching, mergeable=warm.mergeable, metrics=metrics)
+        worker.note_answered(warm.answered)
     except IncompleteError as error:
         report("incomplete", message=str(error))
         return 0

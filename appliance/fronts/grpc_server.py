@@ -78,6 +78,8 @@ class GrpcFront:
         )
         self.counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
         self.router.on_inflight = self.counts.inflight
+        self.router.on_unproven = self.counts.unproven
+        self.router.on_refused = self.counts.refused
         self._inference = Inference(
             self.router,
             settings.options.enable_signature_method_name_check,

@@ -79,6 +79,8 @@ class RestFront:
         self._pages = MetricsPages(settings.metrics_directory)
         self._monitoring_path = settings.monitoring_path
         self.router.on_inflight = self._counts.inflight
+        self.router.on_unproven = self._counts.unproven
+        self.router.on_refused = self._counts.refused
         self._inference = Inference(
             self.router,
             settings.options.enable_signature_method_name_check,
@@ -228,6 +230,7 @@ class RestFront:
                                 "accelerated": version.accelerated,
                                 "remarks": list(version.remarks),
                                 "unsupported": dict(version.unsupported),
+                                "refused": [str(refused) for refused in version.refused],
                             }
                             for version in model.versions
                         ],

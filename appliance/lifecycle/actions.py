@@ -24,6 +24,7 @@ class StartWorker:
     is_first: bool = False  # the version has not been served yet
     is_tried: bool = False  # try its signatures: these files have not served yet
     check_files: bool = True  # see that the folder is all there, before the framework is asked to load it
+    is_watched: bool = False  # a request has ended a process of it: see `appliance.poison`
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from appliance.errors import Code
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StateChange
 from appliance.lifecycle.judging import judge, note_death
 from appliance.lifecycle.loads import Loads
+from appliance.lifecycle.poisoning import Poisoning
 from appliance.lifecycle.policy import Latest, VersionPolicy
 from appliance.lifecycle.release import Gate, Refusal, ReleaseRules
 from appliance.lifecycle.servables import AT_REST, Model, Servables, Version
@@ -19,6 +20,7 @@ from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 from appliance.lifecycle.wanted import wanted
+from appliance.poison import NO_RUNS, Runs
 from appliance.routes import ModelRoute, VersionRoute
 from appliance.servable import Form, ServableId
 from appliance.trials import Trials
@@ -41,6 +43,10 @@ class Manager:
         self._servables = Servables(labels_for_unavailable_versions)
         self._models = self._servables.models
         self._successors = Successors(self._servables)
+        self._poisoning = Poisoning(self._servables)
+        self.odd_shapes_tried = self._poisoning.odd_shapes_tried
+        self.odd_shapes_skipped = self._poisoning.odd_shapes_skipped
+        self.served = self._poisoning.served
         self._loads = Loads(max_load_retries, load_retry_interval_seconds, max_concurrent_loads)
 
     # -- what the supervisor tells ---------------------------------------------------------------------------
@@ -282,11 +288,13 @@ class Manager:
         version.code = code
         self._servables.move(version, Event.LOAD_FAILED, f"{reason} ({retry})")
 
-    def worker_ended(self, worker: int, how: str, now: float) -> list[Action]:
-        """The worker's process is gone: `how` says by what."""
+    def worker_ended(self, worker: int, how: str, now: float, runs: Runs = NO_RUNS, fatal: str = "") -> list[Action]:
+        """The worker's process is gone: `how` says by what, `runs` what it ran, and `fatal` what it died of where that
+        may be to blame."""
         version = self._servables.version_of(worker)
         if version is None:
             return []
+        self._poisoning.worker_ended(version, worker, runs, fatal)
         if version.is_succeeded_by(worker) or version.state in (State.LOADING, State.RESTARTING):
             return self.worker_failed(worker, Code.INTERNAL, f"its worker died while loading: {how}", now)
         self._detach(version)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from appliance.errors import Code
 from appliance.lifecycle.actions import StartWorker, StateChange
 from appliance.lifecycle.policy import Specific, VersionPolicy
 from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
+from appliance.poison import Suspects
 from appliance.routes import ModelRoute, VersionRoute
 from appliance.servable import Form, ServableId
 from backends.contract import Signature
@@ -79,6 +80,8 @@ class Version:
     form: Form | None = None  # the accelerated form that its worker serves
     successor: Successor | None = None
     replacement: Replacement | None = None
+    suspects: Suspects = field(default_factory=Suspects)  # of the files that it served last
+    untried: str = ""  # why no odd shapes were tried, or not all
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -106,6 +109,8 @@ class Version:
 
     def serve_since(self, now: float) -> None:
         """It is available from `now` (monotonic) on, without a gap if it was before."""
+        if self.suspects.files != self.digest:
+            self.suspects, self.untried = Suspects(self.digest), ""
         if self.state is State.AVAILABLE:
             self.served += now - self.available_since
         self.available_since = now
@@ -136,8 +141,9 @@ class Version:
             self.socket_path if available else "",
             self.signatures if available else {},
             "" if self.form is None else self.form.backend,
-            (*self.remarks, *self.changes) if available else (),
+            (*self.remarks, *self.changes, *([self.untried] if self.untried else [])) if available else (),
             self.unsupported if available else {},
+            self.suspects.refused if available else (),
         )
 
 
@@ -248,7 +254,9 @@ class Servables:
         self._workers[worker] = version
         names = self.model_of(version).names.get(path, frozenset())
         is_tried = is_first or digest != version.served_digest
-        return StartWorker(worker, version.id, path, names, form, digest or "", is_first, is_tried, check_files)
+        is_watched = version.suspects.is_watched and digest == version.suspects.files
+        start = StartWorker(worker, version.id, path, names, form, digest or "", is_first, is_tried, check_files)
+        return replace(start, is_watched=is_watched)
 
     def forget_worker(self, worker: int) -> None:
         del self._workers[worker]

@@ -34,10 +34,11 @@ from appliance.servable import Form, ServableId
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models
+from appliance.supervisor.odd_shapes import OddShapes
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.tasks import Tasks
-from appliance.supervisor.workers import Workers
+from appliance.supervisor.workers import WorkerEnd, Workers
 from appliance.tls import load_ssl_config
 from appliance.trials import Trials
 from backends.contract import Signature
@@ -95,6 +96,7 @@ class Supervisor:
             options.cache_dir,
             options.cache_max_bytes,
         )
+        self._odd_shapes = OddShapes(self._manager, self._models.options_of, self._act, self._tasks)
         self._published = 0  # the manager's revision that the fronts have
         self._ready = False
         self._leaving = False  # it still serves, but is not ready any more
@@ -216,6 +218,7 @@ class Supervisor:
             self._publish()
             self._models.changed()
             self._acceleration.look()
+            self._odd_shapes.look(self._workers)
             due = [
                 moment
                 for moment in (self._manager.next_due, ready_by if self._later or not self._ready else None)
@@ -297,8 +300,9 @@ class Supervisor:
     def worker_failed(self, number: int, code: Code, reason: str) -> None:
         self._act(self._manager.worker_failed(number, code, reason, time.monotonic()))
 
-    def worker_ended(self, number: int, how: str, crashed: bool) -> None:
-        self._act(self._manager.worker_ended(number, how, time.monotonic()), lasting=crashed)
+    def worker_ended(self, number: int, end: WorkerEnd) -> None:
+        now = time.monotonic()
+        self._act(self._manager.worker_ended(number, end.how, now, end.runs, end.fatal), lasting=end.crashed)
         self._fold_metrics()
 
     async def _drain(self, number: int) -> None:

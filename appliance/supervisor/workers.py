@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from appliance.dataplane import spawned_worker
+from appliance.dataplane.run_record import read_record
 from appliance.dataplane.trials import COPY, PROOF
-from appliance.dataplane.worker import WorkerTask
+from appliance.dataplane.worker_task import WorkerTask
 from appliance.errors import Code, ServingError
 from appliance.lifecycle.actions import StartWorker
 from appliance.options import ModelOptions
-from appliance.processes import Reaper, describe_status, is_crash
+from appliance.poison import NO_RUNS, Kind, Runs
+from appliance.processes import Reaper, describe_status, fatal_signal, is_crash
 from appliance.programs import ForkServer
 from appliance.questions import Questions
 from appliance.servable import Form, ServableId
@@ -37,6 +40,30 @@ _MAX_LINE_BYTES = 256 * 1024 * 1024
 _KILL_SECONDS = 2.0
 _STILL_LOADING_SECONDS = 10.0
 
+_CHECK = "Check failed: "  # before it, a line has the time, the thread and the file
+_NO_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnd:
+    """How a worker's process ended: `crashed` if its own code brought it down (`processes.is_crash`). `fatal` is the
+    signal that it raised by what it ran, with its last words, "" if it ended otherwise; `runs` is what it ran then."""
+
+    how: str
+    crashed: bool = False
+    fatal: str = ""
+    runs: Runs = NO_RUNS
+
+
+@dataclass(frozen=True, slots=True)
+class OddTrial:
+    """What came of a process that tried odd shapes: the last that it was at, and why others were left out ("" if none
+    was)."""
+
+    at: int
+    message: str
+    end: WorkerEnd
+
 
 class Reports(Protocol):
     """Who hears how workers fare. Called in the event loop; `number` is the StartWorker's."""
@@ -53,7 +80,7 @@ class Reports(Protocol):
     ) -> None: ...
     def worker_incomplete(self, number: int, reason: str) -> None: ...
     def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
-    def worker_ended(self, number: int, how: str, crashed: bool) -> None: ...
+    def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +98,10 @@ class _Worker:
     serving: bool = False
     killed: bool = False
     draining: bool = False
-    crashed: bool = False  # its process has: see processes.is_crash
+    end: WorkerEnd = WorkerEnd("")  # of its last process
+    socket_path: str = ""
+    record_path: str = ""
+    odd_shapes_from: int | None = None  # it serves nobody: see dataplane.odd_shapes
     last_words: LastWords = field(default_factory=LastWords)
     attempt: tuple[str, int] | None = None  # the made-up request that it is at: the signature, and its number there
     fatal_attempts: list[tuple[str, int, str]] = field(default_factory=list)  # with how the process died of each
@@ -126,6 +156,7 @@ class Workers:
         self._placement = placement
         self._workers: dict[int, _Worker] = {}
         self._stopping = False
+        self._expendable: int | None = None  # the process that tries odd shapes, if one does
         self.fork_server = ForkServer(reaper, self._relay_fork_server)
 
     # -- what the supervisor asks for ------------------------------------------------------------------------
@@ -185,6 +216,7 @@ class Workers:
     async def stop(self, deadline: float) -> None:
         """Lets all end what they have until `deadline` (monotonic), then ends them."""
         self._stopping = True
+        self._kill_expendable()
         self.fork_server.program.stopping = True
         workers = list(self._workers.items())
         for number, worker in workers:
@@ -239,7 +271,7 @@ class Workers:
                 self._reaper.kill(worker.pid)
         del self._workers[number]
         self._placement.release(number)
-        self._reports.worker_ended(number, how, worker.crashed)
+        self._reports.worker_ended(number, replace(worker.end, how=how))
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
         """The life of one process; how it ended."""
@@ -282,11 +314,31 @@ class Workers:
         except TimeoutError:
             self._reaper.kill(worker.pid)
         status = await exited
-        how, worker.crashed = describe_status(status), is_crash(status)
         await asyncio.wait([stderr], timeout=1)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket_path)
-        return how + (f"; its last words: {worker.last_words.text}" if worker.last_words.text else "")
+        worker.end = self._end_of(worker, status)
+        return worker.end.how
+
+    def _end_of(self, worker: _Worker, status: int) -> WorkerEnd:
+        """How a process ended, with `status`, and what it leaves: its files are removed."""
+        how, words = describe_status(status), worker.last_words.text
+        runs = read_record(worker.record_path)
+        for path in (worker.socket_path, worker.record_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        fatal = fatal_signal(status)
+        if fatal and words:
+            fatal = (
+                "" if _NO_MEMORY.search(words) else f"{fatal}: {words[words.find(_CHECK) if _CHECK in words else 0 :]}"
+            )
+        return WorkerEnd(how + (f"; its last words: {words}" if words else ""), is_crash(status), fatal, runs)
+
+    def answered(self, servable: ServableId, digest: str) -> frozenset[Kind]:
+        """The kinds of requests that the living workers of these files have answered."""
+        found: frozenset[Kind] = frozenset()
+        for worker in self._workers.values():
+            if worker.serving and (worker.action.servable, worker.action.digest) == (servable, digest):
+                found |= read_record(worker.record_path).answered
+        return found
 
     def _failed(self, worker: _Worker, code: Code, reason: str) -> None:
         if worker.may_fall_back:
@@ -312,7 +364,7 @@ class Workers:
             # A second process of the same worker must not meet the first one's socket.
             worker.processes += 1
             unique = f"w{worker.action.worker}.{worker.processes}"
-            socket_path = os.path.join(self._directory, unique)
+            worker.socket_path = socket_path = os.path.join(self._directory, unique)
             task = WorkerTask(
                 model=servable.model,
                 version=servable.version,
@@ -329,10 +381,15 @@ class Workers:
                 domains={} if form is None else dict(form.domains),
                 # A form has been proven to answer as the model does, and what has served was tried before it did.
                 is_tried=worker.action.is_tried and form is None,
+                is_watched=worker.action.is_watched,
+                odd_shapes_from=worker.odd_shapes_from,
             )
+            worker.record_path = task.record_path
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe()
-            stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.hear))
+            # What ends an expendable process is told in one line.
+            level = logging.WARNING if worker.odd_shapes_from is None else logging.DEBUG
+            stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.hear, level))
             try:
                 if backend in FORKED:
                     worker.pid = await self.fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
@@ -408,6 +465,41 @@ class Workers:
         else:
             self._failed(worker, Code(report.get("code", Code.INTERNAL)), report["message"])
         return False
+
+    async def try_odd_shapes(self, action: StartWorker, options: ModelOptions, first: int, seconds: float) -> OddTrial:
+        """Runs one process that tries odd shapes from the one with the number `first` on, and is lost if one of them
+        ends it. Raises OSError and TimeoutError, after `seconds`."""
+        if self._stopping:
+            raise ServingError(Code.UNAVAILABLE, "the server is stopping")
+        worker = _Worker(action, options, None, odd_shapes_from=first)
+        at, message, status = first, "its process ended", 0
+        try:
+            async with asyncio.timeout(seconds):
+                ours, _, stderr = await self._start_process(worker, options)
+                assert worker.pid is not None
+                self._expendable = worker.pid
+                self._reaper.forget(worker.pid)
+                exited = self._reaper.exit_of(worker.pid)
+                reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+                while line := await reader.readline():
+                    report = json.loads(line)
+                    at = report.get("index", at)
+                    message = "" if report["event"] == "tried" else report.get("message", message)
+                status = await exited
+                await asyncio.wait([stderr], timeout=1)
+        except BaseException:
+            self._kill_expendable()
+            raise
+        finally:
+            if worker.writer is not None:
+                worker.writer.close()
+            worker.end = self._end_of(worker, status)
+        return OddTrial(at, message, worker.end)
+
+    def _kill_expendable(self) -> None:
+        if self._expendable is not None:
+            self._reaper.kill(self._expendable)
+            self._expendable = None
 
     @staticmethod
     async def _hear_answers(reader: asyncio.StreamReader, worker: _Worker) -> None:

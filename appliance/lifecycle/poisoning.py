@@ -1,0 +1,64 @@
+"""What follows of requests that end processes: what is known of each version, and what is refused. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from appliance.lifecycle.servables import Servables, Version
+from appliance.lifecycle.states import State
+from appliance.poison import Kind, Refused, Runs
+from appliance.servable import ServableId
+
+
+class Poisoning:
+    """Keeps the `suspects` of versions (`appliance.poison`), and says what is refused from now on."""
+
+    def __init__(self, servables: Servables) -> None:
+        self._servables = servables
+
+    def worker_ended(self, version: Version, worker: int, runs: Runs, fatal: str) -> None:
+        """A worker of the version is gone. `fatal` is what it died of while it ran requests, "" if it did not.
+
+        The death of a form has another consequence: the form is given up.
+        """
+        version.suspects.learn(runs.answered, runs.forgot)
+        successor = version.successor
+        form = successor.form if successor is not None and successor.worker == worker else version.form
+        if fatal and runs.held and form is None:
+            self._say(version, version.suspects.died(runs.held, fatal))
+
+    def odd_shapes_tried(
+        self, servable: ServableId, digest: str, fatal: Collection[Kind], how: str, answered: Collection[Kind]
+    ) -> None:
+        """An expendable process has died of the kinds in `fatal`; it, or the version itself, has answered those that
+        are `answered`."""
+        version = self._served(servable, digest)
+        if version is not None:
+            version.suspects.learn(answered)
+            for kind in fatal:
+                self._say(version, version.suspects.tried(kind, how))
+
+    def odd_shapes_skipped(self, servable: ServableId, digest: str, why: str) -> None:
+        """No odd shapes were tried, or not all."""
+        version = self._served(servable, digest)
+        if version is not None:
+            version.untried = f"inputs of shapes that contradict its signatures were not tried: {why}"
+            self._servables.say(version, version.untried)
+
+    def served(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
+        """The available versions: what, its folder, what identifies its files, and its model files."""
+        return [
+            (version.id, version.path, version.digest, model.names.get(version.path, frozenset()))
+            for model in self._servables.models.values()
+            if not model.removed
+            for version in model.versions.values()
+            if version.state is State.AVAILABLE and version.digest
+        ]
+
+    def _served(self, servable: ServableId, digest: str) -> Version | None:
+        version = self._servables.version(servable)
+        return version if version is not None and version.suspects.files == digest else None
+
+    def _say(self, version: Version, refused: Refused | None) -> None:
+        if refused is not None:
+            self._servables.say(version, str(refused), is_warning=True)

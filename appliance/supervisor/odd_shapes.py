@@ -1,0 +1,99 @@
+"""Tries inputs of odd shapes on each version that TensorFlow can run, in processes that are there to be lost: what ends
+one is refused before a client finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from appliance.errors import ServingError
+from appliance.lifecycle.actions import Action, StartWorker
+from appliance.lifecycle.manager import Manager
+from appliance.options import ModelOptions
+from appliance.servable import ServableId
+from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.workers import Workers
+from backends.registry import backend_for
+
+logger = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 2.0  # the version answers its first requests, and other versions load, undisturbed
+_MAX_PROCESSES = 8  # each but the last was lost: a model may die of every rank but its own
+_MARGIN_SECONDS = 30.0  # for one process, besides its load
+
+
+class OddShapes:
+    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        options_of: Callable[[str], ModelOptions],
+        act: Callable[[Iterable[Action]], None],
+        tasks: Tasks,
+    ) -> None:
+        self._manager = manager
+        self._options_of = options_of
+        self._act = act
+        self._tasks = tasks
+        self._begun: dict[ServableId, str] = {}  # the digest of the files that were tried last
+        self._looked = 0  # the manager's revision then
+        self._one = asyncio.Lock()  # each takes the memory of a model
+        self._processes = 0
+
+    def look(self, workers: Workers) -> None:
+        """Starts what is to be done for versions that have become available, and forgets those that are gone."""
+        if self._manager.revision == self._looked:
+            return
+        self._looked = self._manager.revision
+        known = {
+            ServableId(model.name, version.version)
+            for model in self._manager.routes().values()
+            for version in model.versions
+        }
+        self._begun = {servable: digest for servable, digest in self._begun.items() if servable in known}
+        for servable, path, digest, names in self._manager.served():
+            options = self._options_of(servable.model)
+            if backend_for(names, options.prefer_tflite_model) != "tensorflow" or self._begun.get(servable) == digest:
+                continue
+            self._begun[servable] = digest
+            self._tasks.start(self._try(workers, servable, path, digest, names, options))
+
+    async def _try(
+        self,
+        workers: Workers,
+        servable: ServableId,
+        path: str,
+        digest: str,
+        names: frozenset[str],
+        options: ModelOptions,
+    ) -> None:
+        await asyncio.sleep(_SETTLE_SECONDS)
+        async with self._one:
+            first, why = 0, f"{_MAX_PROCESSES} processes were lost to others"
+            for _ in range(_MAX_PROCESSES):
+                if not any((known, files) == (servable, digest) for known, _, files, _ in self._manager.served()):
+                    self._begun.pop(servable, None)  # it has gone, or its worker has died: it may come back
+                    return
+                self._processes += 1
+                action = StartWorker(-self._processes, servable, path, names, digest=digest)
+                try:
+                    trial = await workers.try_odd_shapes(
+                        action, options, first, options.load_timeout_seconds + _MARGIN_SECONDS
+                    )
+                except (OSError, ValueError, KeyError, TimeoutError, ServingError) as error:
+                    why = str(error) or "a process for it took too long"
+                    break
+                runs = trial.end.runs
+                fatal = [one.kind for one in runs.held] if trial.end.fatal else []
+                answered = runs.answered | workers.answered(servable, digest)
+                self._manager.odd_shapes_tried(servable, digest, fatal, trial.end.fatal, answered)
+                self._act(())
+                if not fatal:
+                    why = trial.message
+                    break
+                first = trial.at + 1
+            if why:
+                self._manager.odd_shapes_skipped(servable, digest, why)
+            self._act(())
