@@ -48,7 +48,7 @@ def test_fronts_and_supervisor_never_map_tensorflow(drop: Callable[..., Path], t
     names = {name for _, name in mapped}
     assert {"dropserve", "ds-forkserver", "ds-worker", "ds-rest-master", "ds-rest", "ds-grpc"} <= names
     for (_, name), has_tensorflow in mapped.items():
-        assert has_tensorflow == (name in ("ds-worker", "ds-forkserver")), name
+        assert has_tensorflow == (name in ("ds-worker", "ds-trial", "ds-forkserver")), name
 
 
 def test_unloading_a_version_ends_its_process(drop: Callable[..., Path], tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_nan_and_no_rows_are_answered_as_tensorflow_does_and_demote_nothing(
     report = accelerated(server, "lstm")
     assert (report["serving"], report["demoted"]) == ("onnx", "")
     assert "is given up" not in server.log()
+    assert 'dropserve_unproven_requests_total{model="lstm"} 2\n' in server.get("/metrics")[1].decode()
 
 
 def test_where_clients_are_said_to_send_finite_floats_nothing_looks_at_them_and_the_report_says_so(

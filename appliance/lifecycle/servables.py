@@ -254,7 +254,7 @@ class Servables:
         self._workers[worker] = version
         names = self.model_of(version).names.get(path, frozenset())
         is_tried = is_first or digest != version.served_digest
-        is_watched = version.suspects.is_watched and digest == version.suspects.files
+        is_watched = version.suspects.is_watched and digest == version.suspects.files and form is None
         start = StartWorker(worker, version.id, path, names, form, digest or "", is_first, is_tried, check_files)
         return replace(start, is_watched=is_watched)
 

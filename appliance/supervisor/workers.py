@@ -271,7 +271,10 @@ class Workers:
                 self._reaper.kill(worker.pid)
         del self._workers[number]
         self._placement.release(number)
-        self._reports.worker_ended(number, replace(worker.end, how=how))
+        runs = worker.end.runs
+        if worker.end.fatal:  # what its siblings have answered counts as much
+            runs = replace(runs, answered=runs.answered | self.answered(worker.action.servable, worker.action.digest))
+        self._reports.worker_ended(number, replace(worker.end, how=how, runs=runs))
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
         """The life of one process; how it ended."""
@@ -472,7 +475,8 @@ class Workers:
         if self._stopping:
             raise ServingError(Code.UNAVAILABLE, "the server is stopping")
         worker = _Worker(action, options, None, odd_shapes_from=first)
-        at, message, status = first, "its process ended", 0
+        at, status = first, 0
+        message: str | None = None
         try:
             async with asyncio.timeout(seconds):
                 ours, _, stderr = await self._start_process(worker, options)
@@ -494,7 +498,7 @@ class Workers:
             if worker.writer is not None:
                 worker.writer.close()
             worker.end = self._end_of(worker, status)
-        return OddTrial(at, message, worker.end)
+        return OddTrial(at, f"its process {worker.end.how}" if message is None else message, worker.end)
 
     def _kill_expendable(self) -> None:
         if self._expendable is not None:
