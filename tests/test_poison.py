@@ -15,7 +15,8 @@ from appliance.dataplane.run_record import RunRecord, read_record
 from appliance.poison import NO_RUNS, Held, Kind, Refused, Runs, Suspects, digest_of, kind_of, refusal
 from appliance.processes import fatal_signal
 from appliance.routes import VersionRoute
-from appliance.servable import PublicState, ServableId
+from appliance.servable import Form, PublicState, ServableId
+from appliance.supervisor.worker_end import what_was_fatal
 from backends.contract import Signature, TensorSpec
 from tests.manager_host import Host
 
@@ -161,6 +162,20 @@ def test_only_signals_that_a_process_raises_by_what_it_runs_count(status: int, n
     assert fatal_signal(status) == name
 
 
+@pytest.mark.parametrize(
+    ("status", "words", "told"),
+    [
+        (signal.SIGABRT, "F0000 00:00:1 7 a.cc:7] Check failed: a == b", "SIGABRT: Check failed: a == b"),
+        (signal.SIGABRT, "F0000 00:00:1 7 a.cc:7] any x", "SIGABRT: F0000 00:00:1 7 a.cc:7] any x"),
+        (signal.SIGSEGV, "", "SIGSEGV"),
+        (signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", ""),
+        (signal.SIGKILL, "Check failed: a == b", ""),
+    ],
+)
+def test_want_of_memory_is_no_request_s_fault(status: int, words: str, told: str) -> None:
+    assert what_was_fatal(status, words) == told
+
+
 # -- the record
 
 
@@ -279,6 +294,36 @@ def test_a_death_that_was_no_request_s_fault_counts_for_nothing() -> None:
         die(host, fatal="")
         die(host, runs=NO_RUNS)
     assert refused(host) == ()
+
+
+def test_the_death_of_a_form_gives_up_the_form_and_has_nothing_refused() -> None:
+    host = Host()
+    host.serving(1)
+    for _ in range(2):
+        form = Form("onnx", "/cache/form")
+        host.did(host.manager.accelerate(ServableId("a", 1), form, "1", host.now))
+        host.ready(1, signatures={"s": IMAGES})
+        die(host)
+        assert len(host.manager.take_demotions()) == 1
+    assert refused(host) == ()
+    die(host)
+    assert refused(host) == ()  # the first death of its own model
+    die(host)
+    assert [one.kind for one in refused(host)] == [kind(4)]
+
+
+def test_the_death_of_what_stands_by_to_judge_a_form_counts() -> None:
+    host = Host()
+    host.serving(1)
+    form = Form("onnx", "/cache/form")
+    host.did(host.manager.accelerate(ServableId("a", 1), form, "1", host.now))
+    host.manager.worker_ready(host.worker(1), "/run/form", {"s": IMAGES}, host.now, form)
+    for _ in range(2):
+        host.did(host.manager.stand_by(ServableId("a", 1), host.now + 30, host.now))
+        host.ready(1, signatures={"s": IMAGES})
+        host.did(host.manager.worker_ended(host.worker(1), "killed by SIGABRT", host.now, RUNS, HOW))
+    assert [one.kind for one in refused(host)] == [kind(4)]
+    assert host.manager.take_demotions() == []
 
 
 def test_a_worker_that_follows_a_death_is_watched() -> None:

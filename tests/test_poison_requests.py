@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,11 +24,20 @@ SEVEN = {"instances": [[0.0] * 7]}
 TWO_SEVENS = {"instances": [[1.0] * 7] * 2}
 
 
+# What runs where a core has nothing else to do may take its time.
+pytestmark = pytest.mark.timeout(400)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, zoo: Path) -> Path:
     root = tmp_path_factory.mktemp("models")
     for model in MODELS:
         drop(zoo, root, model, model)
+    incoming = root / "large" / ".incoming"
+    shutil.copytree(zoo / "half_plus_two", incoming)
+    with open(incoming / "notes", "wb") as file:
+        file.truncate(1 << 42)  # more than any memory; no disk is needed for it
+    os.rename(incoming, root / "large" / "1")
     return root
 
 
@@ -150,3 +160,14 @@ def test_what_ends_a_process_is_found_before_a_client_asks_it(server: Server) ->
     assert server.predict("convolution", {"instances": [IMAGE[:5]]})[0] == 200
     assert server.pids("ds-worker") == before
     assert counted(server, r'dropserve_refused_requests_total{model="convolution"}') == 3
+
+
+def test_no_copy_is_loaded_that_memory_may_not_hold_and_the_status_says_so(server: Server) -> None:
+    def remarks() -> list[str]:
+        _, document = server.get("/v1/models")
+        (found,) = (entry["versions"] for entry in document["models"] if entry["name"] == "large")
+        return list(found[0]["remarks"])
+
+    (told,) = eventually(remarks, "the trial was left out", 240)
+    assert re.search("shapes that contradict .* were not tried: it takes about .* MiB of memory are available", told)
+    assert server.predict("large", {"instances": [1.0]}) == (200, {"predictions": [2.5]})

@@ -17,6 +17,7 @@ import pytest
 
 from appliance.batching_parameters import BatchingParameters
 from appliance.dataplane.channel import Channel
+from appliance.dataplane.run_record import read_record
 from appliance.dataplane.wire import (
     FLAG_UNPROVEN,
     Frame,
@@ -27,7 +28,8 @@ from appliance.dataplane.wire import (
     predict_meta,
     unpack_arrays,
 )
-from appliance.dataplane.worker import Worker, WorkerTask
+from appliance.dataplane.worker import Worker
+from appliance.dataplane.worker_task import WorkerTask
 from appliance.metrics import Recorder, WorkerMetrics
 from appliance.options import ModelOptions
 from backends.contract import BackendError, Code, Signature, TensorSpec
@@ -94,7 +96,13 @@ class Harness:
     """A worker in threads of this process, with one front."""
 
     def __init__(
-        self, directory: str, backend: Gated, batching: BatchingParameters | None, mergeable: bool, **options: Any
+        self,
+        directory: str,
+        backend: Gated,
+        batching: BatchingParameters | None,
+        mergeable: bool,
+        is_watched: bool,
+        **options: Any,
     ) -> None:
         path = os.path.join(directory, "socket")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,7 +122,9 @@ class Harness:
             max_concurrent_requests=model_options.max_concurrent_requests,
             shared_memory_bytes=0,
             options=model_options,
+            is_watched=is_watched,
         )
+        self.record_path = task.record_path
         self.backend = backend
         self.worker = Worker(
             task,
@@ -160,10 +170,14 @@ def start() -> Iterator[Start]:
     directories: list[str] = []
 
     def start_worker(
-        batching: BatchingParameters | None = None, mergeable: bool = True, backend: Gated | None = None, **options: Any
+        batching: BatchingParameters | None = None,
+        mergeable: bool = True,
+        backend: Gated | None = None,
+        is_watched: bool = False,
+        **options: Any,
     ) -> Harness:
         directories.append(tempfile.mkdtemp(prefix="ds-"))  # short: a socket's path has little room
-        started.append(Harness(directories[-1], backend or Gated(), batching, mergeable, **options))
+        started.append(Harness(directories[-1], backend or Gated(), batching, mergeable, is_watched, **options))
         return started[-1]
 
     yield start_worker
@@ -240,6 +254,45 @@ def test_a_bad_request_fails_alone(start: Start) -> None:
     assert harness.front.answer(2) == [4]
     assert harness.front.answer(3) == (Code.INVALID_ARGUMENT, "x must not be negative")
     assert harness.front.answer(4) == [8]
+
+
+def test_what_runs_is_on_record_and_what_waits_is_not(start: Start) -> None:
+    harness = start()
+    busy(harness)
+    harness.front.send(2)
+    harness.front.send(3, -1)
+    harness.front.send(4, 2, 3)
+    harness.waits(3)
+    held = read_record(harness.record_path).held
+    assert [str(one.kind) for one in held] == ['signature "s" with x: float32 [any]']
+    harness.backend.permits.release(1)
+    assert harness.runs() == []
+    held = read_record(harness.record_path).held
+    assert [str(one.kind) for one in held] == ['signature "s" with x: float32 [0]']
+    assert [kind.inputs[0][2] for kind in read_record(harness.record_path).answered] == [(-1,)]
+    harness.backend.permits.release(4)
+    assert harness.front.answer(3) == (Code.INVALID_ARGUMENT, "x must not be negative")
+    assert harness.front.answer(4) == [4, 6]
+    runs = eventually(lambda: None if (found := read_record(harness.record_path)).held else found, "nothing runs")
+    assert {kind.inputs[0][2] for kind in runs.answered} == {(-1,), (0,)}
+
+
+@pytest.mark.parametrize("batching", [None, parameters(timeout=0, threads=2)])
+def test_after_a_death_requests_run_one_at_a_time_with_their_digests_on_record(
+    start: Start, batching: BatchingParameters | None
+) -> None:
+    harness = start(batching=batching, is_watched=True, max_concurrent_requests=2)
+    digests = set()
+    for number in (1, 2, 3, 4):
+        harness.front.send(number, number)
+    for _ in range(4):
+        harness.runs()
+        (held,) = read_record(harness.record_path).held
+        digests.add(held.digest)
+        assert harness.backend.started.empty()
+        harness.backend.permits.release(1)
+    assert [harness.front.answer(number) for number in (1, 2, 3, 4)] == [[2], [4], [6], [8]]
+    assert len(digests) == 4
 
 
 class Form(Gated):

@@ -4,7 +4,7 @@ one is refused before a client finds it."""
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable, Iterable
 
 from appliance.errors import ServingError
@@ -16,10 +16,9 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from backends.registry import backend_for
 
-logger = logging.getLogger(__name__)
-
 _SETTLE_SECONDS = 2.0  # the version answers its first requests, and other versions load, undisturbed
 _MAX_PROCESSES = 8  # each but the last was lost: a model may die of every rank but its own
+_SECONDS = 120.0
 _MARGIN_SECONDS = 30.0  # for one process, besides its load
 
 
@@ -71,11 +70,16 @@ class OddShapes:
     ) -> None:
         await asyncio.sleep(_SETTLE_SECONDS)
         async with self._one:
+            deadline = time.monotonic() + _SECONDS
             first, why = 0, f"{_MAX_PROCESSES} processes were lost to others"
             for _ in range(_MAX_PROCESSES):
                 if not any((known, files) == (servable, digest) for known, _, files, _ in self._manager.served()):
-                    self._begun.pop(servable, None)  # it has gone, or its worker has died: it may come back
+                    if self._begun.get(servable) == digest:
+                        del self._begun[servable]  # it has gone, or its worker has died: it may come back
                     return
+                if time.monotonic() >= deadline:
+                    why = f"no process is begun for it later than {_SECONDS:g} s after the first"
+                    break
                 self._processes += 1
                 action = StartWorker(-self._processes, servable, path, names, digest=digest)
                 try:

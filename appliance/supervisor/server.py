@@ -38,7 +38,8 @@ from appliance.supervisor.odd_shapes import OddShapes
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.tasks import Tasks
-from appliance.supervisor.workers import WorkerEnd, Workers
+from appliance.supervisor.worker_end import WorkerEnd
+from appliance.supervisor.workers import Workers
 from appliance.tls import load_ssl_config
 from appliance.trials import Trials
 from backends.contract import Signature

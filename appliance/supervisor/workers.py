@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -21,14 +20,15 @@ from appliance.dataplane.worker_task import WorkerTask
 from appliance.errors import Code, ServingError
 from appliance.lifecycle.actions import StartWorker
 from appliance.options import ModelOptions
-from appliance.poison import NO_RUNS, Kind, Runs
-from appliance.processes import Reaper, describe_status, fatal_signal, is_crash
+from appliance.poison import Kind
+from appliance.processes import Reaper
 from appliance.programs import ForkServer
 from appliance.questions import Questions
 from appliance.servable import Form, ServableId
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.worker_end import WorkerEnd, end_of
 from appliance.trials import Outcome, Trial, Trials
 from backends.contract import Signature
 from backends.registry import FORKED, backend_for
@@ -39,20 +39,6 @@ _SPAWN_SECONDS = 60.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
 _KILL_SECONDS = 2.0
 _STILL_LOADING_SECONDS = 10.0
-
-_CHECK = "Check failed: "  # before it, a line has the time, the thread and the file
-_NO_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerEnd:
-    """How a worker's process ended: `crashed` if its own code brought it down (`processes.is_crash`). `fatal` is the
-    signal that it raised by what it ran, with its last words, "" if it ended otherwise; `runs` is what it ran then."""
-
-    how: str
-    crashed: bool = False
-    fatal: str = ""
-    runs: Runs = NO_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +84,7 @@ class _Worker:
     serving: bool = False
     killed: bool = False
     draining: bool = False
-    end: WorkerEnd = WorkerEnd("")  # of its last process
+    end: WorkerEnd = field(default_factory=lambda: WorkerEnd("it was not started"))  # of its last process
     socket_path: str = ""
     record_path: str = ""
     odd_shapes_from: int | None = None  # it serves nobody: see dataplane.odd_shapes
@@ -321,19 +307,9 @@ class Workers:
         worker.end = self._end_of(worker, status)
         return worker.end.how
 
-    def _end_of(self, worker: _Worker, status: int) -> WorkerEnd:
-        """How a process ended, with `status`, and what it leaves: its files are removed."""
-        how, words = describe_status(status), worker.last_words.text
-        runs = read_record(worker.record_path)
-        for path in (worker.socket_path, worker.record_path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        fatal = fatal_signal(status)
-        if fatal and words:
-            fatal = (
-                "" if _NO_MEMORY.search(words) else f"{fatal}: {words[words.find(_CHECK) if _CHECK in words else 0 :]}"
-            )
-        return WorkerEnd(how + (f"; its last words: {words}" if words else ""), is_crash(status), fatal, runs)
+    @staticmethod
+    def _end_of(worker: _Worker, status: int) -> WorkerEnd:
+        return end_of(status, worker.last_words.text, worker.socket_path, worker.record_path)
 
     def answered(self, servable: ServableId, digest: str) -> frozenset[Kind]:
         """The kinds of requests that the living workers of these files have answered."""
