@@ -467,10 +467,8 @@ class Workers:
                     message = "" if report["event"] == "tried" else report.get("message", message)
                 status = await exited
                 await asyncio.wait([stderr], timeout=1)
-        except BaseException:
-            self._kill_expendable()
-            raise
         finally:
+            self._kill_expendable()  # it has ended, unless time is up or the server stops
             if worker.writer is not None:
                 worker.writer.close()
             worker.end = self._end_of(worker, status)
