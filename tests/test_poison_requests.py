@@ -60,7 +60,8 @@ def ask(server: Server, model: str, document: Any) -> tuple[int, Any]:
 
     def answered() -> tuple[int, Any] | None:
         status, answer = server.predict(model, document)
-        return None if status == 503 and "is being restarted:" in answer["error"] else (status, answer)
+        is_away = status == 503 and "ended while it held the request" not in answer["error"]
+        return None if is_away else (status, answer)
 
     return eventually(answered, f"{model} is back")
 
