@@ -16,7 +16,7 @@ from backends.contract import Signature
 
 __all__ = ["Effects", "acts_outside", "changes_state", "effects"]
 
-# Ops of TensorFlow 2.21 by name; tests/test_graph_effects.py goes through all that it registers.
+# Ops of TensorFlow 2.21 by name; tests/backends/test_graph_effects.py goes through all that it registers.
 
 # What a session keeps: variables, tables, queues, iterators, generators of random numbers. Not among them are
 # TensorScatter… and ScatterNd, which return a new tensor, and what lasts no longer than a request, as a TensorArray.

@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from appliance.acceleration import accelerate
-from appliance.options import ModelOptions
+from appliance.config.options import ModelOptions
+from appliance.conversion.job import accelerate
 from benchmarks.models import MODELS, ROOT, prepare_model
 from converters.codec import to_json
 from converters.report import Candidate, Report, Verdict

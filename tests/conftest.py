@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.saved_models import model_zoo
+from tests.support.saved_models import model_zoo
 
 
 @pytest.fixture(scope="session")

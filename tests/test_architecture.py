@@ -24,15 +24,15 @@ MAY_IMPORT = {
 }
 # What single modules may import besides.
 EXCEPTIONS = {
-    "appliance.__main__": {"appliance.cli"},
+    "appliance.__main__": {"appliance.cli.main"},
     # A policy is a plain value, and what configures it must know it.
-    "appliance.options": {"appliance.lifecycle.policy"},
-    "appliance.model_config": {"appliance.lifecycle.policy"},
-    "appliance.configuration": {"appliance.lifecycle.policy"},
+    "appliance.config.options": {"appliance.config.version_policy"},
+    "appliance.config.model_config": {"appliance.config.version_policy"},
+    "appliance.config.models": {"appliance.config.version_policy"},
     # The doctor looks at model folders as the source does.
-    "appliance.doctor_facts": {"appliance.lifecycle.source"},
+    "appliance.doctor.facts": {"appliance.source.watcher"},
     # The worker that a forked process becomes; the import is in that process only.
-    "appliance.forkserver": {"appliance.dataplane.worker", "appliance.dataplane.worker_task"},
+    "appliance.worker.forkserver": {"appliance.worker.process", "appliance.worker.task"},
 }
 
 
@@ -67,7 +67,7 @@ def imports(module: str) -> Iterator[str]:
 
 def part(module: str) -> str:
     """The part of the appliance that `module` is of: "leaf" for what all may import."""
-    if module == "appliance.__main__" or module.startswith("appliance.fronts.protos"):
+    if module == "appliance.__main__" or module.startswith("appliance.protocols.protos"):
         return "leaf"
     second = module.split(".")[1] if "." in module else ""
     return second if second in PARTS else "leaf"
@@ -95,7 +95,7 @@ def test_a_part_of_the_appliance_imports_only_what_is_below_it(module: str) -> N
         if name.startswith("appliance") and part(name) not in allowed and name not in EXCEPTIONS.get(module, set())
     ]
     if own == "fronts":
-        wrong = [name for name in wrong if name != "appliance.dataplane.router"]
+        wrong = [name for name in wrong if name != "appliance.inference.router"]
     assert wrong == []
 
 
@@ -107,7 +107,7 @@ def test_only_the_command_reads_its_arguments() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in ("argv", "orig_argv"))
         or (isinstance(node, ast.alias) and node.name in ("argv", "orig_argv", "argparse"))
     }
-    assert readers <= {"appliance.cli", "appliance.__main__"}
+    assert readers <= {"appliance.cli.main", "appliance.__main__"}
 
 
 def test_no_pickle_travels_between_processes() -> None:
@@ -121,12 +121,12 @@ def test_no_pickle_travels_between_processes() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "appliance.cli",
+        "appliance.cli.main",
         "appliance.supervisor",
-        "appliance.forkserver",
-        "appliance.fronts.rest",
-        "appliance.fronts.grpc_server",
-        "appliance.dataplane.worker",
+        "appliance.worker.forkserver",
+        "appliance.rest.server",
+        "appliance.rpc.server",
+        "appliance.worker.process",
         "backends.registry",
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.servable import Form, ServableId
+from appliance.core.servable import Form, ServableId
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class StartWorker:
     is_first: bool = False  # the version has not been served yet
     is_tried: bool = False  # try its signatures: these files have not served yet
     check_files: bool = True  # see that the folder is all there, before the framework is asked to load it
-    is_watched: bool = False  # a request has ended a process of it: see `appliance.poison`
+    is_watched: bool = False  # a request has ended a process of it: see `appliance.core.poison`
 
 
 @dataclass(frozen=True, slots=True)

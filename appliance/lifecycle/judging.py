@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from appliance.errors import Code
-from appliance.lifecycle.policy import Latest
+from appliance.config.version_policy import Latest
+from appliance.core.errors import Code
+from appliance.core.outcomes import Trials
 from appliance.lifecycle.release import Refusal, doubts, refusal, signature_changes
 from appliance.lifecycle.servables import Model, Version
 from appliance.lifecycle.states import State
 from appliance.lifecycle.wanted import wanted
-from appliance.trials import Trials
 from backends.contract import Signature
 
 _DEATHS = 3  # within crash_window_seconds, after which a version gives way

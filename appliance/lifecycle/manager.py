@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from appliance.errors import Code
+from appliance.config.version_policy import Latest, VersionPolicy
+from appliance.core.errors import Code
+from appliance.core.outcomes import Trials
+from appliance.core.poison import NO_RUNS, Runs
+from appliance.core.routes import ModelRoute, VersionRoute
+from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StateChange
 from appliance.lifecycle.judging import judge, note_death
 from appliance.lifecycle.loads import Loads
 from appliance.lifecycle.poisoning import Poisoning
-from appliance.lifecycle.policy import Latest, VersionPolicy
 from appliance.lifecycle.release import Gate, Refusal, ReleaseRules
 from appliance.lifecycle.servables import AT_REST, Model, Servables, Version
-from appliance.lifecycle.settle import Observed
 from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 from appliance.lifecycle.wanted import wanted
-from appliance.poison import NO_RUNS, Runs
-from appliance.routes import ModelRoute, VersionRoute
-from appliance.servable import Form, ServableId
-from appliance.trials import Trials
+from appliance.source.settle import Observed
 from backends.contract import Signature
 
 # What is no fault of a version that does not load: no memory or GPU, no time, a process that could not be started.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from appliance.core.poison import Kind, Refused, Runs
+from appliance.core.servable import ServableId
 from appliance.lifecycle.servables import Servables, Version
 from appliance.lifecycle.states import State
-from appliance.poison import Kind, Refused, Runs
-from appliance.servable import ServableId
 
 
 class Poisoning:
-    """Keeps the `suspects` of versions (`appliance.poison`), and says what is refused from now on."""
+    """Keeps the `suspects` of versions (`appliance.core.poison`), and says what is refused from now on."""
 
     def __init__(self, servables: Servables) -> None:
         self._servables = servables

@@ -1,6 +1,6 @@
 """Whether a version that has loaded may take over, and what its clients will notice. Pure.
 
-What a version's trials came to (`appliance.trials`) is the worker's report; what follows from it is decided here.
+What a version's trials came to (`appliance.core.outcomes`) is the worker's report; what follows from it is decided here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from appliance.errors import Code
-from appliance.trials import Outcome, Trials
+from appliance.core.errors import Code
+from appliance.core.outcomes import Outcome, Trials
 from backends.contract import Signature
 
 _NAMED = 3  # signatures that a refusal names

@@ -6,14 +6,14 @@ import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from appliance.errors import Code
+from appliance.config.version_policy import Specific, VersionPolicy
+from appliance.core.errors import Code
+from appliance.core.poison import Suspects
+from appliance.core.routes import ModelRoute, VersionRoute
+from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import StartWorker, StateChange
-from appliance.lifecycle.policy import Specific, VersionPolicy
 from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
-from appliance.poison import Suspects
-from appliance.routes import ModelRoute, VersionRoute
-from appliance.servable import Form, ServableId
 from backends.contract import Signature
 
 _MAX_ENDED = 256  # versions that are gone and told of: a server that reloads for ever must not grow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from appliance.servable import PublicState
+from appliance.core.servable import PublicState
 
 
 class State(Enum):

@@ -5,11 +5,11 @@ needed. Until then nothing changes, and where it does not load nothing has.
 
 from __future__ import annotations
 
-from appliance.errors import Code
+from appliance.core.errors import Code
+from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker
 from appliance.lifecycle.servables import Model, Replacement, Servables, Successor, Version
 from appliance.lifecycle.states import Event, State
-from appliance.servable import Form, ServableId
 
 
 class Successors:

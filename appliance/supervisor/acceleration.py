@@ -16,12 +16,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.acceleration import demotion_text, job_spec
+from appliance.config.options import ModelOptions
+from appliance.conversion.job import demotion_text, job_spec
+from appliance.core.servable import Form, ServableId
+from appliance.host.processes import Reaper, describe_status, spawn
 from appliance.lifecycle.actions import Action, StartWorker
 from appliance.lifecycle.manager import Manager
-from appliance.options import ModelOptions
-from appliance.processes import Reaper, describe_status, spawn
-from appliance.servable import Form, ServableId
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.registry import backend_for

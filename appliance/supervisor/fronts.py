@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.errors import Code, ServingError
-from appliance.routes import Snapshot
+from appliance.core.errors import Code, ServingError
+from appliance.core.routes import Snapshot
 from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from appliance.batching_parameters import check_batching
-from appliance.config_files import read_config_text
-from appliance.configuration import ConfiguredModel, Difference, configured_models, difference, needing_restart
-from appliance.errors import Code, ConfigError, ServingError
-from appliance.fronts import protos
+from appliance.config.batching_parameters import check_batching
+from appliance.config.files import read_config_text
+from appliance.config.model_config import ModelConfig, model_configs, parse_model_config
+from appliance.config.models import ConfiguredModel, Difference, configured_models, difference, needing_restart
+from appliance.config.op_libraries import check_op_libraries
+from appliance.config.options import ModelOptions, Settings
+from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.lifecycle.actions import Action
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import Gate, ReleaseRules
-from appliance.lifecycle.settle import Observed
-from appliance.lifecycle.source import Source
 from appliance.lifecycle.standing import Standing
-from appliance.model_config import ModelConfig, model_configs, parse_model_config
-from appliance.op_libraries import check_op_libraries
-from appliance.options import ModelOptions, Settings
+from appliance.protocols import protos
+from appliance.source.settle import Observed
+from appliance.source.watcher import Source
 from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from appliance.errors import ServingError
+from appliance.config.options import ModelOptions
+from appliance.core.errors import ServingError
+from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import Action, StartWorker
 from appliance.lifecycle.manager import Manager
-from appliance.options import ModelOptions
-from appliance.servable import ServableId
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from backends.registry import backend_for

@@ -6,10 +6,10 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from appliance.errors import Code, ServingError
-from appliance.gpu import GpuStatus
-from appliance.gpu_placement import Claim, GpuMemory, Refused, place
-from appliance.options import ModelOptions
+from appliance.config.options import ModelOptions
+from appliance.core.errors import Code, ServingError
+from appliance.gpu.placement import Claim, GpuMemory, Refused, place
+from appliance.gpu.values import GpuStatus
 
 # What computes on a GPU. TensorFlow's workers run on the CPU, LiteRT has no CUDA.
 _ON_GPU = frozenset({"onnx"})

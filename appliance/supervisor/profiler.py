@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.errors import Code, ServingError
-from appliance.servable import ServableId
+from appliance.core.errors import Code, ServingError
+from appliance.core.servable import ServableId
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 

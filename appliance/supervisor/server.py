@@ -12,36 +12,36 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from appliance import __version__
-from appliance.batching_parameters import check_batching
-from appliance.configuration import ConfiguredModel
-from appliance.errors import Code, ServingError
-from appliance.fronts.settings import GRPC_ENVIRONMENT, FrontSettings
-from appliance.gpu import GpuStatus
-from appliance.gpu_client import GpuClient
-from appliance.host import check_socket_path, hold_port, instance_directory, listen, remove_socket
+from appliance.config.batching_parameters import check_batching
+from appliance.config.front_settings import GRPC_ENVIRONMENT, FrontSettings
+from appliance.config.model_server import announcements
+from appliance.config.models import ConfiguredModel
+from appliance.config.monitoring_config import read_monitoring_config
+from appliance.config.op_libraries import check_op_libraries
+from appliance.config.options import Settings, effective
+from appliance.config.tls import load_ssl_config
+from appliance.core.errors import Code, ServingError
+from appliance.core.outcomes import Trials
+from appliance.core.routes import Snapshot
+from appliance.core.servable import Form, ServableId
+from appliance.gpu.client import GpuClient
+from appliance.gpu.values import GpuStatus
+from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
+from appliance.host.processes import Reaper, become_subreaper, set_name, spawn
+from appliance.host.service_manager import Notifier
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
-from appliance.metrics_keeper import MetricsKeeper
-from appliance.model_server import announcements
-from appliance.monitoring_config import read_monitoring_config
-from appliance.notify import Notifier
-from appliance.op_libraries import check_op_libraries
-from appliance.options import Settings, effective
-from appliance.processes import Reaper, become_subreaper, set_name, spawn
-from appliance.programs import Program, Programs
-from appliance.routes import Snapshot
-from appliance.servable import Form, ServableId
+from appliance.metrics.keeper import MetricsKeeper
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models
 from appliance.supervisor.odd_shapes import OddShapes
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
+from appliance.supervisor.programs import Program, Programs
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.workers import Workers
-from appliance.tls import load_ssl_config
-from appliance.trials import Trials
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
@@ -418,12 +418,12 @@ class Supervisor:
         def start_rest() -> int:
             environment = settings(0, rest).environment(os.environ)
             assert self._listener is not None
-            return spawn("appliance.fronts.rest", environment, [self._listener.fileno()])
+            return spawn("appliance.rest.server", environment, [self._listener.fileno()])
 
         def start_grpc(index: int) -> Callable[[], int]:
             def start() -> int:
                 environment = settings(index, 1).environment(GRPC_ENVIRONMENT | os.environ)
-                return spawn("appliance.fronts.grpc_server", environment)
+                return spawn("appliance.rpc.server", environment)
 
             return start
 

@@ -7,9 +7,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from appliance.dataplane.run_record import read_record
-from appliance.poison import NO_RUNS, Runs
-from appliance.processes import describe_status, fatal_signal, is_crash
+from appliance.core.poison import NO_RUNS, Runs
+from appliance.host.processes import describe_status, fatal_signal, is_crash
+from appliance.worker.run_record import read_record
 
 __all__ = ["WorkerEnd", "end_of", "what_was_fatal"]
 

@@ -13,23 +13,23 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from appliance.dataplane import spawned_worker
-from appliance.dataplane.run_record import read_record
-from appliance.dataplane.trials import COPY, PROOF
-from appliance.dataplane.worker_task import WorkerTask
-from appliance.errors import Code, ServingError
+from appliance.config.options import ModelOptions
+from appliance.core.errors import Code, ServingError
+from appliance.core.outcomes import Outcome, Trial, Trials
+from appliance.core.poison import Kind
+from appliance.core.questions import Questions
+from appliance.core.servable import Form, ServableId
+from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
-from appliance.options import ModelOptions
-from appliance.poison import Kind
-from appliance.processes import Reaper
-from appliance.programs import ForkServer
-from appliance.questions import Questions
-from appliance.servable import Form, ServableId
 from appliance.supervisor.placement import Placement
+from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd, end_of
-from appliance.trials import Outcome, Trial, Trials
+from appliance.worker import spawned as spawned_worker
+from appliance.worker.run_record import read_record
+from appliance.worker.task import WorkerTask
+from appliance.worker.trials import COPY, PROOF
 from backends.contract import Signature
 from backends.registry import FORKED, backend_for
 

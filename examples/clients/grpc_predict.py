@@ -1,6 +1,6 @@
 """Predict over gRPC with grpcio, protobuf and numpy alone: TensorFlow Serving's own client brings TensorFlow with it.
 
-Copy this file and appliance/fronts/protos/dropserve.binpb, the compiled messages, to wherever the client runs.
+Copy this file and appliance/protocols/protos/dropserve.binpb, the compiled messages, to wherever the client runs.
 
     python grpc_predict.py half_plus_two 'x=[1.0, 2.0, 5.0]'
 """

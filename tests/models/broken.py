@@ -1,7 +1,7 @@
 """Versions that cannot answer a single request: what a release gate has to keep out.
 
 `broken_models()` builds them once; each is a version folder `<name>/` for a model that takes x float32[-1] and gives
-y = x / 2 + 2 (half_plus_two of tests.saved_models). `BROKEN` says of each what its status must tell.
+y = x / 2 + 2 (half_plus_two of tests.support.saved_models). `BROKEN` says of each what its status must tell.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 from tests.models.building import ROOT
 from tests.models.catalogue import MODELS, library_files
 from tests.models.model import Model
-from tests.server import Server, eventually
+from tests.support.server import Server, eventually
 
 PLAIN_TOLERANCE = 1e-5
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.server import ROOT, Server
+from tests.support.server import ROOT, Server
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = "/bin/busybox"

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceleration_models import acceleration_zoo
-from tests.onnx_models import normalizer, write
 from tests.rpm import hosts
 from tests.rpm.hosts import HERE, InstalledServer, run
-from tests.server import eventually
+from tests.support.acceleration_models import acceleration_zoo
+from tests.support.onnx_models import normalizer, write
+from tests.support.server import eventually
 
 # What a loader could take instead of the runtime's own, and what glibc opens by name as a program runs.
 LIBRARIES = (

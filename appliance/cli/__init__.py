@@ -1,0 +1,1 @@
+"""Every command line: nothing else reads arguments."""

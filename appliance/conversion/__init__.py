@@ -1,0 +1,1 @@
+"""A job that finds a faster form of a version: what it is told, and its process."""

@@ -1,0 +1,1 @@
+"""Plain values that every room knows: errors, servables, routes, questions, outcomes. No file, no socket."""

@@ -1,0 +1,228 @@
+"""The process that asks NVIDIA's driver, by nvidia-ml-py: NVML's calls can hang for ever, or take their process down.
+
+It speaks lines of JSON with `appliance.gpu.client` over the socket that is its descriptor 3. First it says how the
+driver began: {"ready": true}; {"reason": ...} where there is none; {"error": ...}. After the last two it ends. Then
+each line that comes is answered by one {"driver_version", "cuda_version", "count"}, or {"error"}; one {"gpu": ...} for
+each GPU (the fields of `appliance.gpu.values.Gpu`), as they answer; and {"end": true}. Its end of file ends the process.
+
+Each GPU is read in a thread of its own, so that one that hangs does not hide the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pynvml
+
+from appliance.gpu.values import MAX_PROCESSES, PARENT_VARIABLE
+from appliance.host.processes import die_with_parent, set_name
+
+_CONTROL_DESCRIPTOR = 3
+_MAX_GPUS = 256
+_MAX_TEXT = 256  # characters of a name or a message
+_UNKNOWN_STATE = 32  # NVML_PSTATE_UNKNOWN
+
+Handle = Any
+# A driver tells no more of a GPU once a call says this.
+_LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND)
+# The GPU does not have it, or the driver is too old to tell it.
+_NOTHING = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+_OLDER = (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
+_ABSENT = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
+        "There is no NVIDIA driver here: its library libnvidia-ml.so.1 was not found; where there is a GPU, install "
+        "the driver, or start the container with its GPUs (--gpus all)"
+    ),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "The NVIDIA driver is not loaded; where there is a GPU, see nvidia-smi, and load it (modprobe nvidia)"
+    ),
+}
+_REMEDIES = {
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the driver was updated; restart the machine, or load its new modules",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "see dmesg for its Xid, and reset the GPU or restart the machine",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "nvidia-smi --gpu-reset resets it",
+    pynvml.NVML_ERROR_NO_PERMISSION: "may this user open /dev/nvidiactl and /dev/nvidia0?",
+}
+
+
+def _words(error: Exception) -> str:
+    """What NVML says, with what to do about it."""
+    text = str(error)[:_MAX_TEXT].rstrip(".")
+    remedy = _REMEDIES.get(getattr(error, "value", 0))
+    return f"{text}; {remedy}" if remedy else text
+
+
+# -- one GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _first(*calls: Callable[[], Any]) -> Any:
+    """What the first of `calls` gives that this driver knows: newer ones first."""
+    for call in calls[:-1]:
+        try:
+            return call()
+        except pynvml.NVMLError as error:
+            if error.value not in _OLDER:
+                raise
+    return calls[-1]()
+
+
+def _memory(handle: Handle) -> tuple[int, int, int]:
+    # The newer call counts what the driver reserves apart, as nvidia-smi does.
+    info = _first(
+        lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2),
+        lambda: pynvml.nvmlDeviceGetMemoryInfo(handle),
+    )
+    return int(info.used), int(info.free), int(info.total)
+
+
+def _temperature(handle: Handle) -> tuple[int]:
+    sensor = pynvml.NVML_TEMPERATURE_GPU
+    return (
+        _first(
+            lambda: pynvml.nvmlDeviceGetTemperatureV(handle, sensor),
+            lambda: pynvml.nvmlDeviceGetTemperature(handle, sensor),
+        ),
+    )
+
+
+def _performance_state(handle: Handle) -> tuple[str | None]:
+    state = pynvml.nvmlDeviceGetPerformanceState(handle)
+    return (None if state == _UNKNOWN_STATE else f"P{state}",)
+
+
+def _mig(handle: Handle) -> tuple[str]:
+    names = {0: "disabled", 1: "enabled"}
+    current, pending = (names.get(mode, str(mode)) for mode in pynvml.nvmlDeviceGetMigMode(handle))
+    return (current if current == pending else f"{current}; {pending} after a reset",)
+
+
+def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
+    lists = (
+        ("C", pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
+        ("G", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
+    )
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for kind, newer, older in lists:
+        try:
+            listed = _first(partial(newer, handle), partial(older, handle))
+        except pynvml.NVMLError as error:
+            if error.value not in _NOTHING:
+                raise
+            continue
+        for process in listed:
+            key = (int(process.pid), int(process.gpuInstanceId))  # with MIG, a process may use two instances
+            if key in found:
+                found[key]["type"] = "C+G"
+            else:
+                found[key] = {"pid": key[0], "type": kind, "memory_bytes": process.usedGpuMemory, "name": None}
+    most = sorted(found.values(), key=lambda process: -(process["memory_bytes"] or 0))[:MAX_PROCESSES]
+    for process in most:
+        # Not found: it has ended meanwhile, or runs outside this container.
+        with contextlib.suppress(pynvml.NVMLError, UnicodeDecodeError):
+            process["name"] = pynvml.nvmlSystemGetProcessName(process["pid"])[:_MAX_TEXT]
+    return (most,)
+
+
+_READERS: tuple[tuple[tuple[str, ...], Callable[[Handle], tuple[Any, ...]]], ...] = (
+    (("name",), lambda handle: (pynvml.nvmlDeviceGetName(handle)[:_MAX_TEXT],)),
+    (("uuid",), lambda handle: (pynvml.nvmlDeviceGetUUID(handle)[:_MAX_TEXT],)),
+    (("memory_used_bytes", "memory_free_bytes", "memory_total_bytes"), _memory),
+    (("temperature_celsius",), _temperature),
+    (("power_watts",), lambda handle: (pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,)),
+    (("power_limit_watts",), lambda handle: (pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,)),
+    (("utilization_percent",), lambda handle: (int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),)),
+    (("fan_percent",), lambda handle: (pynvml.nvmlDeviceGetFanSpeed(handle),)),
+    (("performance_state",), _performance_state),
+    (("mig",), _mig),
+    (("processes",), _processes),
+)
+
+
+def _read_gpu(index: int) -> dict[str, Any]:
+    """The fields of `appliance.gpu.values.Gpu`; what the GPU does not have is left out."""
+    errors: dict[str, str] = {}
+    gpu: dict[str, Any] = {"index": index, "errors": errors}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        for names, read in _READERS:
+            try:
+                gpu.update(zip(names, read(handle), strict=True))
+            except UnicodeDecodeError as error:
+                errors.update(dict.fromkeys(names, f"it is not UTF-8: {error}"[:_MAX_TEXT]))
+            except pynvml.NVMLError as error:
+                if error.value in _LOST:
+                    raise
+                if error.value not in _NOTHING:
+                    errors.update(dict.fromkeys(names, _words(error)))
+    except pynvml.NVMLError as error:
+        gpu["error"] = _words(error)
+    return gpu
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def _begin() -> dict[str, Any]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if error.value in _ABSENT:
+            return {"reason": _ABSENT[error.value]}
+        return {"error": f"The NVIDIA driver does not start: {_words(error)}"}
+    return {"ready": True}
+
+
+def _read() -> Iterator[dict[str, Any]]:
+    try:
+        count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion()
+    except (pynvml.NVMLError, UnicodeDecodeError) as error:
+        yield {"error": f"The NVIDIA driver fails: {_words(error)}"}
+        return
+    yield {"driver_version": driver, "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}", "count": count}
+    answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read(index: int) -> None:
+        try:
+            answers.put(_read_gpu(index))
+        except Exception as error:  # noqa: BLE001 - the outer loop of a thread: its GPU would be missing without a word
+            answers.put({"index": index, "error": f"{type(error).__name__}: {error}"[:_MAX_TEXT]})
+
+    for index in range(count):
+        threading.Thread(target=read, args=(index,), daemon=True).start()
+    for _ in range(count):
+        yield {"gpu": answers.get()}  # where the driver hangs, the client's deadline ends this process
+    yield {"end": True}
+
+
+def main() -> None:
+    die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    set_name("ds-gpu")
+    control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
+
+    def say(message: dict[str, Any]) -> None:
+        control.sendall(json.dumps(message).encode() + b"\n")
+
+    try:
+        begun = _begin()
+        say(begun)
+        if "ready" in begun:
+            for _ in control.makefile("rb"):
+                for message in _read():
+                    say(message)
+    except OSError:
+        pass  # whoever asked is gone
+    os._exit(0)  # without NVML's own end, which may hang
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The GPUs of this machine as values: what the driver tells of them, as JSON and as a table.
+
+Pure: the driver's library (NVML) is only touched by `appliance.gpu.probe`, in a process of its own, and
+`appliance.gpu.client` runs that process. None stands for what a GPU does not have or tell (nvidia-smi's N/A); what the
+driver failed to tell is None too, and `errors` says why, by the field's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from appliance.core.servable import ServableId
+
+__all__ = ["MAX_PROCESSES", "PARENT_VARIABLE", "Gpu", "GpuProcess", "GpuStatus", "named", "table", "with_identities"]
+
+# Of the probe's environment: the number of the process that started it.
+PARENT_VARIABLE = "DROPSERVE_GPU_PROBE_PARENT"
+# Of one GPU; those with the most memory are kept.
+MAX_PROCESSES = 256
+
+_MIB = 2**20
+_HEADS = ("GPU", "FAN", "TEMP", "PERF", "POWER / CAP", "MEMORY", "UTIL", "MIG")
+_PROCESS_HEADS = ("GPU", "PID", "TYPE", "MEMORY", "MODEL", "VERSION", "PROCESS")
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that uses a GPU. `model` and `version` are what it serves, where it is a worker of this server."""
+
+    pid: int
+    type: str  # as nvidia-smi has it: C computes, G draws, C+G does both
+    name: str | None
+    memory_bytes: int | None
+    model: str | None = None
+    version: str | None = None  # a string, as in GET /v1/models: JSON's numbers do not hold an int64
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU. `error` says why nothing (more) is known of it: it is lost, or its driver does not answer."""
+
+    index: int
+    name: str | None = None
+    uuid: str | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    utilization_percent: int | None = None
+    memory_used_bytes: int | None = None  # without what the driver reserves, as nvidia-smi counts
+    memory_free_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    fan_percent: int | None = None
+    performance_state: str | None = None  # P0, the fastest, to P15
+    mig: str | None = None  # "enabled" or "disabled", with a remark where a reset changes it
+    processes: tuple[GpuProcess, ...] = ()
+    error: str = ""
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Gpu:
+        """What the probe or `GpuStatus.to_json` wrote. Raises TypeError or KeyError where it did not."""
+        return cls(**{**document, "processes": tuple(GpuProcess(**p) for p in document.get("processes", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """All GPUs, as they were `age_seconds` ago. `reason` says why there are none where that is no failure (no driver),
+    `error` what failed of the driver as a whole."""
+
+    driver_version: str | None = None
+    cuda_version: str | None = None  # the newest that the driver supports
+    gpus: tuple[Gpu, ...] = ()
+    reason: str = ""
+    error: str = ""
+    age_seconds: float = 0.0
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there are GPUs, and the driver told all that they have."""
+        return bool(self.gpus) and not self.error and not any(gpu.error or gpu.errors for gpu in self.gpus)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> GpuStatus:
+        """What `to_json` wrote. Raises TypeError or KeyError for anything else."""
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in document.items() if name in known}
+        return cls(**{**values, "gpus": tuple(Gpu.from_json(gpu) for gpu in document["gpus"])})
+
+
+def named(status: GpuStatus, servables: Mapping[int, ServableId]) -> GpuStatus:
+    """`status` with the model and version of each process that is one of `servables`, by process number."""
+
+    def name(process: GpuProcess) -> GpuProcess:
+        servable = servables.get(process.pid)
+        return process if servable is None else replace(process, model=servable.model, version=str(servable.version))
+
+    gpus = tuple(replace(gpu, processes=tuple(map(name, gpu.processes))) for gpu in status.gpus)
+    return replace(status, gpus=gpus)
+
+
+def with_identities(gpus: Sequence[Gpu], earlier: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """`gpus` in their order, where those that failed before they told their name and uuid have those of `earlier`: a
+    driver gives a lost GPU's index, and no more."""
+    known = {gpu.index: gpu for gpu in earlier}
+    return tuple(
+        replace(gpu, name=gpu.name or known[gpu.index].name, uuid=gpu.uuid or known[gpu.index].uuid)
+        if gpu.error and gpu.index in known
+        else gpu
+        for gpu in sorted(gpus, key=lambda gpu: gpu.index)
+    )
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(status: GpuStatus) -> str:
+    """The page that a user of nvidia-smi reads at once: GPUs, then processes, one a line; then what went wrong."""
+    versions = f"Driver {_shown(status.driver_version)}   CUDA {_shown(status.cuda_version)}"
+    lines = [f"{versions}   (as of {status.age_seconds:.1f} s ago)"]
+    if status.error:
+        lines.append(f"ERROR: {_printable(status.error)}")
+    if status.reason:
+        lines.append(_printable(status.reason))
+    if not status.gpus:
+        return "\n".join(lines) + "\n"
+    lines += [f"GPU {gpu.index}: {_shown(gpu.name)} (UUID: {_shown(gpu.uuid)})" for gpu in status.gpus]
+    lines += ["", *_aligned([_HEADS, *map(_row, status.gpus)], right={0, 1, 2, 4, 5, 6}), ""]
+    processes = [(gpu, process) for gpu in status.gpus for process in gpu.processes]
+    if processes:
+        lines += _aligned([_PROCESS_HEADS, *(_process_row(*found) for found in processes)], right={0, 1, 3, 5})
+    else:
+        lines.append("No process uses a GPU, as far as the driver tells.")
+    wrong = [f"GPU {gpu.index}: {_printable(gpu.error)}" for gpu in status.gpus if gpu.error]
+    wrong += [f"GPU {gpu.index}: {name}: {_printable(why)}" for gpu in status.gpus for name, why in gpu.errors.items()]
+    if wrong:
+        lines += ["", "Errors:", *wrong]
+    return "\n".join(lines) + "\n"
+
+
+def _row(gpu: Gpu) -> tuple[str, ...]:
+    def cell(field_name: str, value: object, unit: str = "") -> str:
+        return "ERR" if field_name in gpu.errors or (gpu.error and value is None) else _shown(value, unit)
+
+    power = None if gpu.power_watts is None else round(gpu.power_watts)
+    limit = None if gpu.power_limit_watts is None else round(gpu.power_limit_watts)
+    used = None if gpu.memory_used_bytes is None else gpu.memory_used_bytes // _MIB
+    total = None if gpu.memory_total_bytes is None else gpu.memory_total_bytes // _MIB
+    return (
+        str(gpu.index),
+        cell("fan_percent", gpu.fan_percent, "%"),
+        cell("temperature_celsius", gpu.temperature_celsius, "C"),
+        cell("performance_state", gpu.performance_state),
+        f"{cell('power_watts', power, 'W')} / {cell('power_limit_watts', limit, 'W')}",
+        f"{cell('memory_used_bytes', used, 'MiB')} / {cell('memory_total_bytes', total, 'MiB')}",
+        cell("utilization_percent", gpu.utilization_percent, "%"),
+        cell("mig", gpu.mig),
+    )
+
+
+def _process_row(gpu: Gpu, process: GpuProcess) -> tuple[str, ...]:
+    memory = None if process.memory_bytes is None else process.memory_bytes // _MIB
+    return (
+        str(gpu.index),
+        str(process.pid),
+        process.type,
+        _shown(memory, "MiB"),
+        "unknown" if process.model is None else _printable(process.model),
+        "-" if process.version is None else process.version,
+        _shown(process.name),
+    )
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _shown(value: object, unit: str = "") -> str:
+    return "N/A" if value is None else _printable(f"{value}{unit}")
+
+
+def _printable(text: str) -> str:
+    """Names come from drivers and other people's processes: none of them drives the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

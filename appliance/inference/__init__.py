@@ -1,0 +1,1 @@
+"""One request from decoded to answered, whatever its protocol: resolved, checked, sent to a worker."""

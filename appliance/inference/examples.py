@@ -1,0 +1,129 @@
+"""Runs Classify, Regress and MultiInference, for every protocol: from the examples to the results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from appliance.core.errors import Code, ServingError
+from appliance.core.servable import ModelSpec
+from appliance.inference.asked import asked_model
+from appliance.inference.reservation import Reservation
+from appliance.inference.router import Router
+from appliance.protocols.classify_regress import (
+    INPUTS,
+    Examples,
+    Method,
+    Result,
+    Task,
+    TaskPlan,
+    WhyNot,
+    decode_multi_request,
+    decode_request,
+    encode_multi_response,
+    encode_response,
+    result_of,
+    task,
+    tasks,
+)
+from backends.contract import Signature
+
+__all__ = ["Done", "Inference"]
+
+_ATTEMPTS = 3
+
+
+class Done(NamedTuple):
+    """The version that answered, and its results in the order of the tasks."""
+
+    model: str
+    version: int
+    tasks: tuple[Task, ...]
+    results: list[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What one front has for these methods: examples take `max_bytes` at most, once each has the context."""
+
+    router: Router
+    check_method_name: bool
+    max_bytes: int
+    on_examples: Callable[[str, int], None] = lambda _model, _count: None  # is told how many examples were answered
+
+    async def classify_or_regress(self, data: bytes, method: Method, reserved: Reservation, deadline_ns: int) -> bytes:
+        """Answers a serialized ClassificationRequest or RegressionRequest. Raises ServingError."""
+        request = decode_request(data)
+        asked_model.set(request.spec.model)
+        plan = self.plan(method, request.signature_name)
+        done = await self.run(request.spec, plan, request.examples, reserved, deadline_ns)
+        return encode_response(done.model, done.version, done.tasks[0], done.results[0])
+
+    async def multi_inference(self, data: bytes, reserved: Reservation, deadline_ns: int) -> bytes:
+        """Answers a serialized MultiInferenceRequest. Raises ServingError."""
+        request = decode_multi_request(data)
+        asked_model.set(request.spec.model)
+
+        def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
+            return tasks(request.wanted, signatures, self.check_method_name, why_not)
+
+        done = await self.run(request.spec, plan, request.examples, reserved, deadline_ns)
+        return encode_multi_response(done.model, done.version, done.tasks, done.results)
+
+    def plan(self, method: Method, signature_name: str) -> TaskPlan:
+        """The plan of a request with one task."""
+
+        def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
+            return (task(method, signature_name, signatures, self.check_method_name, why_not),)
+
+        return plan
+
+    async def run(
+        self, spec: ModelSpec, plan: TaskPlan, examples: Examples, reserved: Reservation, deadline_ns: int
+    ) -> Done:
+        """Runs all tasks that `plan` makes of the version that `spec` asks for, on that one version.
+
+        What the context adds to the examples is added to `reserved`. `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
+        Raises ServingError.
+        """
+        inputs: dict[str, np.ndarray] = {}
+        for last in (False,) * (_ATTEMPTS - 1) + (True,):
+            model, version = self.router.snapshot.resolve(spec)
+            wanted = plan(version.signatures, version.why_not)
+            if not inputs:
+                examples.check(self.max_bytes)
+                reserved.add(len(examples.context) * len(examples.examples))
+                inputs[INPUTS] = examples.array()
+            pinned = ModelSpec(model.name, version.version)
+            try:
+                outputs = await self._all(pinned, wanted, inputs, deadline_ns)
+            except ServingError as error:
+                # The version may have given way to the one that `spec` asks for by now.
+                if error.code is Code.NOT_FOUND and not last:
+                    _, newer = self.router.snapshot.resolve(spec)
+                    if newer.version != version.version:
+                        continue
+                raise
+            count = len(examples.examples)
+            results = [result_of(one, arrays, count) for one, arrays in zip(wanted, outputs, strict=True)]
+            self.on_examples(model.name, count)
+            return Done(model.name, version.version, wanted, results)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _all(
+        self, spec: ModelSpec, wanted: tuple[Task, ...], inputs: Mapping[str, np.ndarray], deadline_ns: int
+    ) -> list[dict[str, np.ndarray]]:
+        runs = [self.router.predict(spec, one.signature_name, inputs, one.outputs, deadline_ns) for one in wanted]
+        if len(runs) == 1:
+            return [await runs[0]]
+        answers = await asyncio.gather(*runs, return_exceptions=True)
+        outputs = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            outputs.append(answer)
+        return outputs

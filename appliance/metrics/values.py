@@ -1,0 +1,35 @@
+"""The values of metrics that a client names, as TensorFlow Serving's reload answers them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from appliance.metrics.file import MetricsFileError, collect
+from appliance.metrics.recording import METRICS, Type
+from appliance.metrics.text import read_series, with_sums
+
+__all__ = ["metric_values"]
+
+logger = logging.getLogger(__name__)
+
+_SINGLE = frozenset(metric.name for metric in METRICS if metric.type is not Type.HISTOGRAM)
+
+
+def metric_values(directory: str, names: Iterable[str]) -> dict[str, int]:
+    """The sum of each metric over its labels: 0 for a histogram and for an unknown one, as in TensorFlow Serving, whose
+    own names (`/tensorflow/core/graph_runs`) have slashes where its page has colons. `directory` has the files.
+
+    Nothing where they cannot be read, which the log then says: a reload matters more.
+    """
+    try:
+        samples = with_sums(read_series(collect(directory).series))
+    except (OSError, MetricsFileError) as error:
+        logger.warning("a reload does not tell how metrics grew: %s", error)
+        return {}
+    values: dict[str, int] = {}
+    for name in names:
+        known = name.replace("/", ":")
+        series = samples.get(known, {}).values() if known in _SINGLE else ()
+        values[name] = round(sum(value for (value,) in series))
+    return values

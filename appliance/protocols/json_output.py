@@ -1,0 +1,167 @@
+"""Named arrays, and the results of classify and regress → the body of a REST response. The ways in are `json_tensors`
+and `json_examples`.
+
+As in TensorFlow Serving (`tensorflow_serving/util/json_tensor.cc`): whole floats end in `.0`; float32 has the fewest
+digits that give the same float32 back, and float16 and bfloat16 are written as the float32 that they equal; NaN,
+Infinity and -Infinity stand bare, although they are no JSON.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import orjson
+
+from appliance.core.errors import Code, ServingError
+from appliance.protocols.classify_regress import Regression, Result, labels_of
+
+__all__ = ["encode_predict", "encode_result"]
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What orjson takes as it is.
+_KNOWN = frozenset(np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
+
+
+def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes:
+    """`{"predictions": …}` in the row format, else `{"outputs": …}`.
+
+    A single output stands bare. Several become one object, or one object a row. Strings (`object` arrays of `bytes`)
+    become {"b64": …} where the output's name ends in `_bytes`, and text elsewhere.
+
+    Raises ServingError (INVALID_ARGUMENT) for outputs that cannot be cut into the same number of rows, for strings that
+    are not UTF-8 in an output whose name does not end in `_bytes` (TensorFlow Serving sends them on, and with them an
+    answer that no client can parse), and for types that JSON does not hold.
+    """
+    if not outputs:
+        raise _refusal("Cannot convert empty tensor map to JSON")
+    if row_format:
+        _check_rows(outputs)
+    data = _encoded(outputs, row_format, finite=True)
+    # orjson writes null for what is not finite: to find that takes less time than to look at the values before.
+    return _encoded(outputs, row_format, finite=False) if b"null" in data else data
+
+
+def _encoded(outputs: Mapping[str, np.ndarray], row_format: bool, finite: bool) -> bytes:
+    """The body; `finite` says that all values are, or that it does not matter how others come out."""
+    values: Any
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        values = _value(name, array, finite)
+    elif row_format:
+        columns = [_rows(name, array, finite) for name, array in outputs.items()]
+        values = [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
+    else:
+        values = {name: _value(name, array, finite) for name, array in outputs.items()}
+    return orjson.dumps({"predictions" if row_format else "outputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_result(result: Result) -> bytes:
+    """`{"results": …}`: for each example a list of [label, score], or the number that regress found.
+
+    A label is "" where the model gives scores only, a score 0.0 where it gives classes only. Raises ServingError
+    (INVALID_ARGUMENT) for labels that are not UTF-8.
+    """
+    values: Any
+    if isinstance(result, Regression):
+        values = _value("", result.values)
+    elif result.classes is None:
+        assert result.scores is not None  # one of both is there
+        values = [[["", score] for score in _scores(row)] for row in result.scores]
+    else:
+        labels = labels_of(result.classes)
+        scores = np.zeros(result.classes.shape, np.float32) if result.scores is None else result.scores
+        values = [list(zip(*row, strict=True)) for row in zip(labels, map(_scores, scores), strict=True)]
+    return orjson.dumps({"results": values}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _scores(row: np.ndarray) -> list[Any]:
+    """What orjson writes as each number of `row`."""
+    if np.isfinite(row).all():
+        return list(row)
+    return [_value("", score) for score in row]
+
+
+def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+    expected = None
+    for name, array in outputs.items():
+        if not array.ndim:
+            raise _refusal(
+                f"Tensor name: {name} has no shape information",
+                "it is a scalar, which has no rows; ask in the columnar format ('inputs')",
+            )
+        if expected is not None and len(array) != expected:
+            raise _refusal(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {expected}",
+                "ask in the columnar format ('inputs')",
+            )
+        expected = len(array)
+
+
+def _value(name: str, array: np.ndarray, finite: bool = False) -> Any:
+    """What orjson writes as the whole of `array`."""
+    if array.dtype.kind == "O":
+        return _strings(name, array)
+    array = _plain(array)
+    if not finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        return _with_nonfinite(array)
+    return array if array.ndim else array[()]  # orjson takes numpy's scalars, but no arrays without dimensions
+
+
+def _rows(name: str, array: np.ndarray, finite: bool) -> Iterable[Any]:
+    """What orjson writes as each `array[i]`."""
+    if array.dtype.kind == "O":
+        rows: list[Any] = _strings(name, array)
+        return rows
+    array = _plain(array)
+    if not finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [_value(name, row) for row in array]
+    return array
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """`array` as orjson needs it: contiguous, in the machine's byte order, of a type that it knows."""
+    dtype = array.dtype
+    if dtype in _KNOWN and array.flags.c_contiguous:
+        return array
+    if dtype in (_BFLOAT16, np.float16):
+        dtype = np.dtype(np.float32)
+    elif dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise _refusal(f"Failed to write JSON value for tensor type: {dtype.name}", "use gRPC for this model")
+    return np.asarray(array, dtype.newbyteorder("="), order="C")
+
+
+def _with_nonfinite(array: np.ndarray) -> orjson.Fragment:
+    """The JSON of a float array in which orjson writes null, in the order of the values, for what is not finite."""
+    values = np.asarray(array)
+    tokens = [
+        b"NaN" if math.isnan(value) else b"Infinity" if value > 0 else b"-Infinity"
+        for value in values[~np.isfinite(values)].tolist()
+    ]
+    text = orjson.dumps(values if values.ndim else values[()], option=orjson.OPT_SERIALIZE_NUMPY)
+    parts = text.split(b"null")
+    return orjson.Fragment(b"".join(part + token for part, token in zip(parts, [*tokens, b""], strict=True)))
+
+
+def _strings(name: str, array: np.ndarray) -> Any:
+    """Nested lists of the shape of `array` (an `object` array of `bytes`)."""
+    texts = np.empty(array.size, object)
+    if name.endswith("_bytes"):
+        texts[:] = [{"b64": binascii.b2a_base64(value, newline=False).decode()} for value in array.ravel()]
+    else:
+        try:
+            texts[:] = [value.decode() for value in array.ravel()]
+        except UnicodeDecodeError as error:
+            raise _refusal(
+                f"Output {name} holds bytes that are not UTF-8 text: {error.object[:20]!r}",
+                f"name the output {name}_bytes, and they are sent as base64; or use gRPC",
+            ) from None
+    return texts.reshape(array.shape).tolist()
+
+
+def _refusal(message: str, remedy: str = "") -> ServingError:
+    return ServingError(Code.INVALID_ARGUMENT, message, remedy)

@@ -1,0 +1,121 @@
+"""The pages that Prometheus asks for. Files are read, and nobody is asked: a page comes also while workers hang."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from appliance import __version__
+from appliance.core.errors import Code, ServingError
+from appliance.core.routes import Snapshot
+from appliance.gpu.values import Gpu, GpuStatus
+from appliance.host.memory import ProportionalMemory, resident_bytes
+from appliance.metrics import recording as metrics
+from appliance.metrics.file import Collected, MetricsFileError, collect
+from appliance.metrics.text import Samples, read_series, render, render_tensorflow
+
+__all__ = ["MetricsPages"]
+
+logger = logging.getLogger(__name__)
+
+_MEMORY_WAIT_SECONDS = 0.2
+
+
+class MetricsPages:
+    """Makes the pages from the files in `directory`, one at a time: who asks meanwhile gets what is being made."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._memory = ProportionalMemory()
+        self._making: dict[str, asyncio.Task[bytes]] = {}
+
+    async def own(self, snapshot: Snapshot, gpus: GpuStatus | None) -> bytes:
+        """The page /metrics; `gpus` is None where nobody knows of them. Raises ServingError."""
+        return await self._made("own", snapshot, gpus)
+
+    async def tensorflow_serving(self) -> bytes:
+        """TensorFlow Serving's page. Raises ServingError."""
+        return await self._made("tensorflow", None)
+
+    async def _made(self, page: str, snapshot: Snapshot | None, gpus: GpuStatus | None = None) -> bytes:
+        task = self._making.get(page)
+        if task is None:
+            task = self._making[page] = asyncio.create_task(asyncio.to_thread(self._make, snapshot, gpus))
+            task.add_done_callback(lambda done: self._forget(page, done))
+        try:
+            return await asyncio.shield(task)
+        except (OSError, MetricsFileError) as error:
+            logger.warning("the metrics cannot be read: %s", error)
+            raise ServingError(Code.UNAVAILABLE, f"The metrics cannot be read: {error}", "try again") from None
+
+    def _forget(self, page: str, done: asyncio.Task[bytes]) -> None:
+        del self._making[page]
+        if not done.cancelled():
+            done.exception()  # whoever asked may be gone, and then nobody else takes it
+
+    def _make(self, snapshot: Snapshot | None, gpus: GpuStatus | None) -> bytes:
+        collected = collect(self._directory)
+        samples = read_series(collected.series)
+        if snapshot is None:
+            return render_tensorflow(samples).encode(errors="replace")
+        _add_models(samples, snapshot)
+        if gpus is not None:
+            _add_gpus(samples, gpus)
+        self._add_processes(samples, collected)
+        return render(samples).encode(errors="replace")
+
+    def _add_processes(self, samples: Samples, collected: Collected) -> None:
+        proportional = self._memory.of([process.pid for process in collected.processes], _MEMORY_WAIT_SECONDS)
+        for process in collected.processes:
+            resident = resident_bytes(process.pid)
+            if resident is None:
+                continue
+            labels = (process.role, process.model, process.version)
+            _add(samples, metrics.PROCESSES, (process.role,), 1)
+            _add(samples, metrics.RESIDENT_MEMORY, labels, resident)
+            if process.pid in proportional:
+                _add(samples, metrics.PROPORTIONAL_MEMORY, labels, proportional[process.pid])
+            if process.role == "supervisor":
+                samples[metrics.START_TIME.name] = {(): (process.started,)}
+
+
+def _add_models(samples: Samples, snapshot: Snapshot) -> None:
+    samples[metrics.BUILD_INFO.name] = {(__version__,): (1.0,)}
+    samples[metrics.READY.name] = {(): (float(snapshot.ready),)}
+    for model in snapshot.models.values():
+        for version in model.versions:
+            _add(samples, metrics.VERSIONS, (model.name, str(version.version), version.state), 1)
+
+
+def _add_gpus(samples: Samples, status: GpuStatus) -> None:
+    if not status.reason:  # a machine without a driver has nothing that could be down
+        _add(samples, metrics.GPU_DRIVER_UP, (), float(not status.error))
+    for gpu in status.gpus:
+        _add_gpu(samples, gpu)
+
+
+def _add_gpu(samples: Samples, gpu: Gpu) -> None:
+    labels = (str(gpu.index), gpu.uuid or "", gpu.name or "")
+    utilization = None if gpu.utilization_percent is None else gpu.utilization_percent / 100
+    values = (
+        (metrics.GPU_UP, float(not gpu.error)),
+        (metrics.GPU_ERRORS, len(gpu.errors)),
+        (metrics.GPU_TEMPERATURE, gpu.temperature_celsius),
+        (metrics.GPU_POWER, gpu.power_watts),
+        (metrics.GPU_POWER_LIMIT, gpu.power_limit_watts),
+        (metrics.GPU_UTILIZATION, utilization),
+        (metrics.GPU_MEMORY_USED, gpu.memory_used_bytes),
+        (metrics.GPU_MEMORY_TOTAL, gpu.memory_total_bytes),
+    )
+    for metric, value in values:
+        if value is not None:
+            _add(samples, metric, labels, float(value))
+    for process in gpu.processes:
+        if process.model is not None and process.version is not None and process.memory_bytes is not None:
+            owner = (str(gpu.index), process.model, process.version)
+            _add(samples, metrics.GPU_PROCESS_MEMORY, owner, float(process.memory_bytes))
+
+
+def _add(samples: Samples, metric: metrics.Metric, labels: tuple[str, ...], value: float) -> None:
+    found = samples.setdefault(metric.name, {})
+    found[labels] = (found.get(labels, (0.0,))[0] + value,)

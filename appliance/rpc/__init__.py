@@ -1,0 +1,1 @@
+"""TensorFlow Serving's gRPC API. It reaches workers through `inference` alone."""

@@ -1,0 +1,131 @@
+"""How gRPC's server is set up: its arguments, its credentials, its Unix socket, and how much it works on at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import grpc
+from grpc._cython import cygrpc
+
+from appliance.config.options import Options, parse_channel_arguments
+from appliance.config.tls import SslConfig
+from appliance.core.errors import Code, ServingError
+
+__all__ = ["Slots", "channel_arguments", "credentials", "quiet_lost_clients", "socket_mode"]
+
+logger = logging.getLogger(__name__)
+
+# Requests that wait for a slot are in memory already, and most are small: without a bound, their number would be one
+# that clients choose.
+MAX_WAITING = 10_000
+
+_SOCKET_UMASK = 0o117  # leaves 0660
+
+
+def channel_arguments(options: Options) -> list[tuple[str, int | str]]:
+    """The arguments of gRPC's server: ours, and over them the operator's.
+
+    `grpc.so_reuseport` stays on: several processes, and the supervisor, hold the one port.
+    """
+    ours: dict[str, int | str] = {
+        "grpc.max_receive_message_length": options.max_grpc_message_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_metadata_size": options.max_header_bytes,
+    }
+    return list((ours | parse_channel_arguments(options.grpc_channel_arguments) | {"grpc.so_reuseport": 1}).items())
+
+
+def credentials(config: SslConfig) -> grpc.ServerCredentials:
+    """TLS, or mutual TLS where the configuration asks for clients' certificates."""
+    return grpc.ssl_server_credentials(
+        [(config.key, config.certificate)],
+        root_certificates=config.client_ca or None,
+        require_client_auth=config.client_verify,
+    )
+
+
+@contextlib.contextmanager
+def socket_mode() -> Iterator[None]:
+    """Unix sockets that are bound meanwhile have mode 0660. The umask is the process's: nothing else may make files."""
+    before = os.umask(_SOCKET_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def quiet_lost_clients() -> None:
+    """Keeps clients that leave while they are answered out of the log: gRPC writes an error with a traceback for each,
+    so that clients could fill the disk."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        lost = record.exc_info is not None and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError)
+        if lost:
+            logger.debug("a client left before it had its answer: %s", record.getMessage())
+        return not lost
+
+    logging.getLogger(cygrpc.__name__).addFilter(is_other)
+
+
+class Slots:
+    """Lets `count` requests be worked on at once, and the others wait in the order of their arrival; 0: no bound.
+
+    Whoever waits counts its bytes as in flight, by `reserve` (which may refuse) and `release`.
+    """
+
+    __slots__ = ("_free", "_release", "_reserve", "_unbounded", "_waiting")
+
+    def __init__(self, count: int, reserve: Callable[[int], None], release: Callable[[int], None]) -> None:
+        self._free = count
+        self._unbounded = count == 0
+        self._reserve = reserve
+        self._release = release
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self, nbytes: int) -> None:
+        """Takes a slot for a request of `nbytes`, or waits for one; a cancelled wait takes none.
+
+        Raises RESOURCE_EXHAUSTED where too many requests, or too many bytes, wait already.
+        """
+        if self._unbounded:
+            return
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{MAX_WAITING:,} requests wait already (grpc_max_threads)",
+                "try again, or raise grpc_max_threads",
+                retry_after_seconds=1,
+            )
+        self._reserve(nbytes)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with contextlib.suppress(ValueError):  # `give` has dropped it
+                    self._waiting.remove(turn)
+            else:  # the slot came in the same moment
+                self.give()
+            raise
+        finally:
+            self._release(nbytes)
+
+    def give(self) -> None:
+        """Gives a slot back, to who waits longest."""
+        if self._unbounded:
+            return
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -1,0 +1,159 @@
+"""TensorFlow's ProfilerService, as TensorBoard's capture button and `tf.profiler.experimental.client` call it.
+
+TensorFlow's own server writes the trace into the folder that the request names (`repository_root`). This one never
+does: any process on this machine may call, and would write as the server's user. It answers with the data instead, as
+"tools", which the client saves into that very folder itself (SaveProfile in xla/tsl/profiler/rpc/client).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from appliance.core.errors import Code, ServingError
+from appliance.inference.reservation import Reservation
+from appliance.inference.router import Router
+from appliance.protocols import protos
+from appliance.rpc.peers import Peer
+
+__all__ = ["MAX_SECONDS", "SERVICE", "ProfilerFront", "check_may_profile", "file_names", "tracer_levels"]
+
+SERVICE = "tensorflow.ProfilerService"
+MAX_SECONDS = 60.0
+_COLLECT_SECONDS = 70.0  # for the workers' files: the supervisor answers before that
+_END_SECONDS = 15.0
+_MAX_NAME_CHARACTERS = 100
+
+
+class ProfilerFront:
+    """The methods: each takes a serialized request and the seconds that are left, and returns a serialized answer."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._ends: set[asyncio.Task[None]] = set()
+        self.methods: dict[str, Callable[[bytes, float], Awaitable[bytes]]] = {
+            "Profile": self.profile,
+            "Terminate": self.terminate,
+            "Monitor": self.monitor,
+        }
+
+    async def profile(self, data: bytes, seconds: float) -> bytes:
+        """Traces all workers, for the time asked for; a client that hangs up ends that."""
+        request = _parse(protos.ProfileRequest, data)
+        duration = (request.opts.duration_ms or request.duration_ms) / 1000
+        if not 0 < duration <= MAX_SECONDS:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"cannot trace for {duration:g} s",
+                f"ask for a duration_ms from 1 to {MAX_SECONDS * 1000:.0f}",
+            )
+        asked = {"session": request.session_id, "seconds": duration, "levels": tracer_levels(request.opts)}
+        try:
+            traces = await self._router.call("profile", asked, min(seconds, duration + _COLLECT_SECONDS))
+        except BaseException:
+            self._abandon(request.session_id)
+            raise
+        with Reservation(self._router) as reserved:
+            try:
+                reserved.add(sum(trace["bytes"] for trace in traces))
+                spaces = await asyncio.to_thread(lambda: [_read(trace["path"]) for trace in traces])
+            finally:
+                for trace in traces:
+                    with contextlib.suppress(OSError):
+                        os.unlink(trace["path"])
+            return _response(traces, spaces, request.emit_xspace)
+
+    async def terminate(self, data: bytes, seconds: float) -> bytes:
+        """Ends a trace early, which answers with what it has. As in TensorFlow, a session that is not there is fine."""
+        request = _parse(protos.TerminateRequest, data)
+        asked = {"session": request.session_id, "wanted": True}
+        await self._router.call("end_profile", asked, min(seconds, _END_SECONDS))
+        return bytes(protos.TerminateResponse().SerializeToString())
+
+    async def monitor(self, data: bytes, seconds: float) -> bytes:
+        """TensorFlow has it for TPUs only, and its own server refuses it elsewhere."""
+        raise ServingError(Code.UNIMPLEMENTED, "Monitor is for TPUs", "call Profile, or read /metrics on the REST port")
+
+    def _abandon(self, session: str) -> None:
+        """Ends a trace whose result nobody waits for any more."""
+
+        async def end() -> None:
+            with contextlib.suppress(ServingError):
+                await self._router.call("end_profile", {"session": session, "wanted": False}, _END_SECONDS)
+
+        task = asyncio.create_task(end())
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+
+def check_may_profile(peer: Peer) -> None:
+    """Raises PERMISSION_DENIED for callers from other machines: a trace shows what others ask for, and costs speed."""
+    if peer.by_socket or peer.by_loopback:
+        return
+    raise ServingError(
+        Code.PERMISSION_DENIED,
+        f"{peer.name} may not profile: that is for clients on this machine",
+        "call from here, on localhost or on the Unix socket (--grpc_socket_path); an SSH tunnel to this machine's "
+        "localhost works too",
+    )
+
+
+def file_names(traces: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How the names of the client's files end: "MODEL-VERSION.xplane.pb", behind the address that it puts first.
+
+    TensorBoard takes what stands before ".xplane.pb" for a host, so that each worker is one. A model's name cannot
+    lead out of the client's folder.
+    """
+    names: list[str] = []
+    for trace in traces:
+        version = f"-{trace['version']}"
+        stem = re.sub(r"[^\w.-]", "_", trace["model"], flags=re.ASCII)[: _MAX_NAME_CHARACTERS - len(version)] + version
+        name, number = stem, 2
+        while f"{name}.xplane.pb" in names:
+            name, number = f"{stem}_{number}", number + 1
+        names.append(f"{name}.xplane.pb")
+    return names
+
+
+def tracer_levels(options: Any) -> dict[str, int]:
+    """The tracers' levels that the client asks for; {} leaves them to TensorFlow.
+
+    Not Python's tracer: it would trace the server's own code, and slow that down.
+    """
+    if not options.version:
+        return {}
+    return {
+        "host_tracer_level": min(options.host_tracer_level, 3),
+        "device_tracer_level": min(options.device_tracer_level, 1),
+    }
+
+
+def _response(traces: Collection[Mapping[str, Any]], spaces: Collection[bytes], emit_xspace: bool) -> bytes:
+    response = protos.ProfileResponse()
+    response.empty_trace = not any(trace["has_events"] for trace in traces)
+    if emit_xspace:
+        # Protocol buffers merge where they are concatenated: all planes of all workers.
+        response.xspace = b"".join(spaces)
+    else:
+        for trace, name, space in zip(traces, file_names(traces), spaces, strict=True):
+            if trace["has_events"]:
+                response.tool_data.add(name=name, data=space)
+    return bytes(response.SerializeToString())
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ServingError(Code.INVALID_ARGUMENT, f"Not a {kind.DESCRIPTOR.full_name}: {error}") from None

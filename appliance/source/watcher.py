@@ -1,0 +1,445 @@
+"""Watches folders: what model versions there are on disk, and whether they have settled.
+
+watchdog's events are hints that wake a scan early; the periodic rescan is the truth, and suffices alone (NFS sends no
+events). Every look at a disk runs in a thread of its own, because a stat on a dead NFS server hangs for ever: then
+only that model stands still, and its status says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver, ObservedWatch
+
+from appliance.source.settle import Fingerprint, Observed, Scan, Settler
+from backends import onnx_model, tflite_model
+from backends.registry import MODEL_FILES
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONNX model"}
+
+_MAX_VERSION = 2**63 - 1
+_MAX_ENTRIES = 100_000
+_MAX_SCAN_THREADS = 256
+_STALLED_SECONDS = 10.0
+_COALESCE_SECONDS = 0.1
+# What changes a folder. Reading is not among them: our own scans and workers read.
+_EVENTS: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+]
+
+
+class Listener(Protocol):
+    """Who hears what the source sees. Called in the event loop."""
+
+    def loaded_versions(self, name: str) -> frozenset[int]: ...
+    def model_appeared(self, name: str, base_path: str) -> float: ...
+    def model_vanished(self, name: str) -> None: ...
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None: ...
+    def base_path_lost(self, name: str, reason: str) -> None: ...
+
+
+def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
+    """Looks at a base path. Versions in `skip` get no fingerprint. Raises OSError where it cannot be read."""
+    versions: dict[int, Fingerprint | None] = {}
+    paths: dict[int, str] = {}
+    inodes: dict[int, int] = {}
+    ignored: list[str] = []
+    held: set[str] = set()  # kinds of models that lie in the base path itself
+    with os.scandir(base_path) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            if name in MODEL_FILES:
+                held.add(_KINDS.get(name, "a SavedModel"))
+            continue
+        path = os.path.join(base_path, name)
+        number = int(name) if len(name) < 40 else _MAX_VERSION + 1
+        if number > _MAX_VERSION:
+            ignored.append(f"{path} is ignored: a version is at most {_MAX_VERSION}")
+        elif number in paths:
+            ignored.append(f"{path} is ignored: {paths[number]} is version {number} already")
+        else:
+            try:
+                status = os.stat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    paths[number], inodes[number] = path, status.st_ino
+                    versions[number] = None if number in skip else fingerprint(path)
+            except FileNotFoundError:
+                pass  # a dangling link, or it went while we looked: the next scan knows
+            except OSError as error:
+                if number in skip:  # what is loaded stays loaded until its folder is known to be gone
+                    versions[number], paths[number] = None, path
+                else:
+                    ignored.append(f"{path} is ignored: {error.strerror or error}")
+    paths = {number: path for number, path in paths.items() if number in versions}
+    if held and not versions:
+        folder = os.path.basename(base_path)
+        is_version = folder.isascii() and folder.isdigit()
+        remedy = f"give {os.path.dirname(base_path)} as base path" if is_version else f"move it to {base_path}/1"
+        ignored.append(f"{base_path} holds {min(held)} itself; {remedy}")
+    elif not versions:
+        ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
+    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes)
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """The fingerprint of a version folder. Raises FileNotFoundError where it is gone."""
+    digest = hashlib.blake2b(digest_size=16)
+    top = os.stat(path)
+    digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
+    newest = top.st_ctime
+    count = 0
+    folders = [path]
+    names: set[str] = set()
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                count += 1
+                if count > _MAX_ENTRIES:
+                    raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+                if folder == path and entry.name in MODEL_FILES:
+                    names.add(entry.name)
+                try:
+                    status = _status(entry)
+                except FileNotFoundError:  # it went while we looked
+                    digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
+                    continue
+                # Of linked folders only those that a SavedModel reads are descended into: another may lead anywhere,
+                # or back to itself.
+                if stat.S_ISDIR(status.st_mode) and (
+                    not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
+                ):
+                    folders.append(entry.path)
+                digest.update(
+                    f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
+                        errors="surrogateescape"
+                    )
+                )
+                newest = max(newest, status.st_ctime)
+    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError:  # a dangling link, or one that leads to itself
+        return entry.stat(follow_symlinks=False)
+
+
+def scan_root(root: str) -> tuple[int, list[str]]:
+    """The device of a model root, and the names of its sub-folders. Raises OSError where it cannot be read."""
+    with os.scandir(root) as entries:
+        # Whether a link leads to a folder is not asked here: the answer may hang, and with it every other model.
+        names = sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
+        )
+    return os.stat(root).st_dev, [name for name in names if ":" not in name]
+
+
+class _Threads:
+    """Daemon threads for calls that may hang: a hung one never keeps the process from ending."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._count = 0
+
+    async def call(self, function: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def finish(result: T | None, error: BaseException | None) -> None:
+            if not future.done():
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)  # type: ignore[arg-type]  # None only where T allows it
+
+        def job() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as exception:  # noqa: BLE001 - it is raised again where the call is awaited
+                error = exception
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(finish, result, error)
+
+        with self._lock:
+            if self._idle == 0 and self._count < _MAX_SCAN_THREADS:
+                self._count += 1
+                threading.Thread(target=self._run, daemon=True, name="scan").start()
+            else:
+                self._idle -= 1
+        self._jobs.put(job)
+        return await future
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+            with self._lock:
+                self._idle += 1
+
+
+class _Target:
+    """A folder that is looked at again and again, until it is stopped."""
+
+    def __init__(self, path: str, settle_seconds: float = 0.0) -> None:
+        self.path = path
+        self.settle_seconds = settle_seconds
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Source:
+    """Follows base paths, and a root whose sub-folders are base paths, until `stop()`.
+
+    With 0 for `poll_seconds` it looks once, and below 0 never, as TensorFlow Serving's file system source does.
+    """
+
+    def __init__(self, listener: Listener, poll_seconds: float) -> None:
+        self._listener = listener
+        self._poll_seconds = poll_seconds
+        self._threads = _Threads()
+        self._targets: dict[str, _Target] = {}  # by model name
+        self._in_root: set[str] = set()  # those of them that are sub-folders of the root
+        self._root: _Target | None = None
+        self._observer: BaseObserver | None = None
+        self._observer_lock = threading.Lock()
+        self._watches: dict[str, ObservedWatch | None] = {}  # by path; None while one is being set
+
+    def add(self, name: str, base_path: str, settle_seconds: float) -> None:
+        """Follows the base path of one model."""
+        self._add(name, base_path, settle_seconds)
+        self._watch(base_path)
+
+    def _add(self, name: str, base_path: str, settle_seconds: float) -> None:
+        target = self._targets[name] = _Target(base_path, settle_seconds)
+        target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
+
+    def follows(self, name: str) -> bool:
+        return name in self._targets
+
+    def remove(self, name: str) -> None:
+        in_root = name in self._in_root
+        self._in_root.discard(name)
+        target = self._targets.pop(name)
+        if target.task is not None:
+            target.task.cancel()
+        if not in_root and not any(other.path == target.path for other in self._targets.values()):
+            threading.Thread(target=self._unwatch, args=(target.path,), daemon=True, name="watch").start()
+
+    def set_root(self, root: str) -> None:
+        """Follows a root: every sub-folder that has versions is a model."""
+        self._root = _Target(root)
+        self._root.task = asyncio.create_task(self._follow_root(self._root))
+        self._watch(root)
+
+    def stop(self) -> None:
+        for target in [*self._targets.values(), self._root]:
+            if target is not None and target.task is not None:
+                target.task.cancel()
+
+    # -- hints -----------------------------------------------------------------------------------------------
+
+    def _watch(self, path: str) -> None:
+        if self._poll_seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+
+        def hint(changed: str) -> None:
+            loop.call_soon_threadsafe(self._hint, changed)
+
+        handler = _Hint(hint)
+
+        def schedule() -> None:
+            # In a thread: setting watches walks the tree, which may hang.
+            try:
+                with self._observer_lock:
+                    if self._observer is None:
+                        observer = Observer()  # fails where the user has no inotify instance left
+                        observer.start()
+                        self._observer = observer
+                    if path in self._watches:
+                        return
+                    self._watches[path] = None
+                watch = self._observer.schedule(handler, path, recursive=True, event_filter=_EVENTS)
+                with self._observer_lock:
+                    self._watches[path] = watch
+            except (OSError, RuntimeError) as error:
+                self._watches.pop(path, None)
+                logger.warning(
+                    "no file events for %s (%s): changes are found by the rescan every %g s",
+                    path,
+                    error,
+                    self._poll_seconds,
+                )
+
+        threading.Thread(target=schedule, daemon=True, name="watch").start()
+
+    def _unwatch(self, path: str) -> None:
+        with self._observer_lock:
+            if any(target.path == path for target in list(self._targets.values())):
+                return  # it was added again meanwhile
+            watch = self._watches.pop(path, None)
+        if watch is not None and self._observer is not None:
+            with contextlib.suppress(OSError, KeyError):  # the folder is gone, and its watch with it
+                self._observer.unschedule(watch)
+
+    def _hint(self, changed: str) -> None:
+        if self._root is not None and _is_below(changed, self._root.path):
+            parts = os.path.relpath(changed, self._root.path).split(os.sep)
+            if len(parts) <= 2:
+                self._root.wake.set()
+        for target in self._targets.values():
+            if _is_below(changed, target.path):
+                target.wake.set()
+
+    async def _pause(self, target: _Target, seconds: float | None) -> None:
+        """Waits for a hint, or for `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(target.wake.wait(), seconds)
+            await asyncio.sleep(_COALESCE_SECONDS)  # a copy sends many hints: one scan for all of them
+        target.wake.clear()
+
+    async def _look(self, target: _Target, function: Callable[[], T], stalled: Callable[[], None]) -> T:
+        """Calls `function` in a thread; says `stalled` where it does not answer, and keeps waiting."""
+        call = asyncio.ensure_future(self._threads.call(function))
+        try:
+            done, _ = await asyncio.wait([call], timeout=_STALLED_SECONDS)
+            if not done:
+                logger.warning("%s has not answered for %g s; is its file system there?", target.path, _STALLED_SECONDS)
+                stalled()
+            return await call
+        finally:
+            # Where the model was removed meanwhile, its folder too most likely, nobody waits for this any more: asyncio
+            # would report what it raises as never retrieved.
+            if not call.cancel() and not call.cancelled():
+                call.exception()
+
+    # -- truth -----------------------------------------------------------------------------------------------
+
+    async def _follow(self, name: str, target: _Target, settler: Settler) -> None:
+        path = target.path
+        while self._poll_seconds >= 0:
+            try:
+                skip = self._listener.loaded_versions(name) - settler.to_fingerprint
+                scan = await self._look(
+                    target,
+                    lambda skip=skip: scan_base_path(path, skip),  # type: ignore[misc]  # mypy cannot infer it
+                    lambda: self._listener.base_path_lost(name, f"{path} has not answered for {_STALLED_SECONDS:g} s"),
+                )
+                if settler.lost_mount(scan):
+                    reason = f"{path} is suddenly empty and on another device (a lost mount?); nothing is unloaded"
+                    self._listener.base_path_lost(name, reason)
+                else:
+                    observed = settler.observe(scan, time.monotonic(), time.time())
+                    self._listener.versions_observed(name, observed, scan.remark)
+            except OSError as error:
+                problem = error.strerror or str(error)
+                self._listener.base_path_lost(name, f"{path} cannot be read ({problem}); nothing is unloaded")
+            except Exception:
+                # The outer loop of this model: a fault of ours must not leave it unwatched for ever.
+                logger.exception("looking at %s failed; it is tried again", path)
+            if self._poll_seconds == 0 and settler.due is None:
+                return  # as TensorFlow Serving: 0 looks once
+            await self._pause(target, _until(settler.due, self._poll_seconds or None))
+
+    async def _follow_root(self, target: _Target) -> None:
+        root = target.path
+        device: int | None = None
+        problem = ""
+        missing: dict[str, float] = {}  # model → since when its folder has been missing (monotonic)
+        while self._poll_seconds >= 0:
+            due: float | None = None
+            found: list[str] | None = None
+            try:
+                seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
+                if not found and self._in_root and seen_device != device:
+                    found = None
+                    raise OSError("it is suddenly empty and on another device: a lost mount?")
+                device, problem = seen_device, ""
+            except OSError as error:
+                if problem != (problem := error.strerror or str(error)):
+                    logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)
+            if found is not None:
+                now = time.monotonic()
+                missing = {name: missing.get(name, now) for name in self._in_root.difference(found)}
+                for name, since in list(missing.items()):
+                    # In `mv m old; mv new m` there is a moment without it: that it is gone must settle too.
+                    gone_at = since + self._targets[name].settle_seconds
+                    if now < gone_at:
+                        due = gone_at if due is None else min(due, gone_at)
+                        continue
+                    del missing[name]
+                    self.remove(name)
+                    self._listener.model_vanished(name)
+                for name in found:
+                    if name not in self._targets:
+                        base_path = os.path.join(root, name)
+                        settle_seconds = self._listener.model_appeared(name, base_path)
+                        self._in_root.add(name)
+                        self._add(name, base_path, settle_seconds)
+            if self._poll_seconds == 0:
+                return
+            await self._pause(target, _until(due, self._poll_seconds))
+
+
+def _until(due: float | None, poll_seconds: float | None) -> float | None:
+    """The seconds until the next look: until `due` (monotonic) if that comes first; None: until a hint."""
+    seconds = [] if poll_seconds is None else [poll_seconds]
+    return min([*seconds, *([] if due is None else [max(due - time.monotonic(), 0.01)])], default=None)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+class _Hint(FileSystemEventHandler):
+    """Passes on the paths of events."""
+
+    def __init__(self, hint: Callable[[str], None]) -> None:
+        self._hint = hint
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        for path in (event.src_path, event.dest_path):
+            if path:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._hint(os.fsdecode(path))

@@ -1,0 +1,180 @@
+"""The supervisor's side of the processes that it keeps running, and of the fork server that starts workers for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.host.processes import Reaper, describe_status, spawn
+from appliance.worker import forkserver
+
+logger = logging.getLogger(__name__)
+
+_STABLE_SECONDS = 10.0
+_MAX_BACKOFF_SECONDS = 10.0
+_IMPORT_SECONDS = 300.0  # 1.5 s, and more from a cold disk
+_FORK_SECONDS = 15.0  # tens of milliseconds, and more where the machine swaps
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """A process that is kept running."""
+
+    name: str
+    start: Callable[[], int]
+    pid: int | None = None
+    stopping: bool = False
+    task: asyncio.Task[None] | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ForkServer:
+    """The fork server's process, and the way to ask it for workers. One that hangs (it does not answer within
+    `fork_seconds`) is killed, and so started again as one that died, by whoever keeps `program` running."""
+
+    def __init__(
+        self, reaper: Reaper, relay_stderr: Callable[[int], None], fork_seconds: float = _FORK_SECONDS
+    ) -> None:
+        self._reaper = reaper
+        self._relay_stderr = relay_stderr
+        self._fork_seconds = fork_seconds
+        self._socket: socket.socket | None = None
+        self._pid = 0  # of the last process, which may have ended
+        self._ready = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._requests = 0
+        self.program = Program("fork server", self._start)
+
+    def _start(self) -> int:
+        if self._socket is not None:
+            self._socket.close()
+        self._ready.clear()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        environment = {
+            # TensorFlow's own chatter; what matters of it comes as an exception too.
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            **os.environ,
+            # Its workers run on the CPU: without this, each would take memory on every GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            forkserver.PARENT_VARIABLE: str(os.getpid()),
+            forkserver.PRELOAD_VARIABLE: "appliance.worker.process backends.tensorflow_backend",
+        }
+        read_end, write_end = os.pipe()
+        pid = spawn("appliance.worker.forkserver", environment, [theirs.fileno()], stderr=write_end)
+        theirs.close()
+        os.close(write_end)
+        self._relay_stderr(read_end)
+        self._socket, self._pid = ours, pid
+        task = asyncio.create_task(self._wait_until_ready(ours, pid))
+        self._task = task
+        return pid
+
+    async def _wait_until_ready(self, ours: socket.socket, pid: int) -> None:
+        try:
+            async with asyncio.timeout(_IMPORT_SECONDS):
+                said = await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES)
+        except TimeoutError:
+            self._kill(pid, f"was not ready within {_IMPORT_SECONDS:g} s")
+        except OSError:
+            pass
+        else:
+            if said and ours is self._socket:
+                self._ready.set()
+
+    def _kill(self, pid: int, why: str) -> None:
+        logger.error("the fork server %s; it is killed", why)
+        self._reaper.kill(pid)
+
+    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
+        """A new worker's process number, or None where the fork server died, or hung and was killed, before it could
+        tell. Waits as long as no fork server is ready."""
+        async with self._lock:
+            await self._ready.wait()
+            self._requests += 1
+            asked = self._pid
+            try:
+                async with asyncio.timeout(self._fork_seconds):
+                    pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+            except TimeoutError:
+                self._kill(asked, f"did not answer within {self._fork_seconds:g} s")
+                pid = None
+            if pid is None:
+                self._ready.clear()
+            return pid
+
+    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
+        """The new worker's number, or None where the fork server has died."""
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            while data := await loop.sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES):
+                answer = json.loads(data)
+                if answer["id"] == request["id"]:  # another is late: its asker has given up, and its worker exits
+                    return int(answer["pid"])
+        except OSError:
+            pass
+        return None
+
+
+class Programs:
+    """Keeps programs running: one that ends is started again, with a growing delay where it ends soon."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self._reaper = reaper
+        self._programs: list[Program] = []
+
+    @property
+    def names(self) -> set[str]:
+        return {program.name for program in self._programs}
+
+    def keep(self, program: Program) -> None:
+        self._programs.append(program)
+        program.task = asyncio.create_task(self._keep_running(program))
+
+    async def _keep_running(self, program: Program) -> None:
+        failures = 0
+        while not program.stopping:
+            started = time.monotonic()
+            try:
+                program.pid = program.start()
+                self._reaper.forget(program.pid)
+                how = describe_status(await self._reaper.exit_of(program.pid))
+            except OSError as error:
+                how = f"it could not be started: {error}"
+            program.pid = None
+            if program.stopping:
+                break
+            failures = failures + 1 if time.monotonic() - started < _STABLE_SECONDS else 1
+            delay = 0.0 if failures == 1 else min(0.25 * 2.0 ** (failures - 2), _MAX_BACKOFF_SECONDS)
+            logger.error("the %s process ended (%s); it is started again", program.name, how)
+            await asyncio.sleep(delay)
+        program.ended.set()
+
+    async def stop(self, seconds: float, *, but: Program) -> None:
+        """Ends all of them except `but`: by SIGTERM, and by SIGKILL those that have not ended after `seconds`."""
+        programs = [program for program in self._programs if program is not but]
+        if not programs:
+            return
+        for program in programs:
+            program.stopping = True
+            if program.pid is not None:
+                self._reaper.kill(program.pid, signal.SIGTERM)
+            elif program.task is not None:
+                program.task.cancel()
+                program.ended.set()
+        waiters = [asyncio.create_task(program.ended.wait()) for program in programs]
+        _, late = await asyncio.wait(waiters, timeout=seconds)
+        for program, waiter in zip(programs, waiters, strict=True):
+            if waiter in late and program.pid is not None:
+                logger.warning("the %s process did not end within %.1f s; it is killed", program.name, seconds)
+                self._reaper.kill(program.pid)

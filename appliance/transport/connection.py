@@ -1,0 +1,215 @@
+"""One front's connection to one worker: sends requests, and gives each its answer. Runs in one asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from appliance.core.errors import Code, ServingError
+from appliance.core.routes import VersionRoute
+from appliance.transport import shared
+from appliance.transport.channel import Channel
+from appliance.transport.wire import (
+    FLAG_DESCRIPTOR,
+    FLAG_DRAINING,
+    FLAG_SHARED,
+    FLAG_UNPROVEN,
+    SEGMENT_ID,
+    Buffer,
+    Frame,
+    Kind,
+    Packed,
+    WireError,
+    header,
+    inline,
+    predict_meta,
+    unpack_arrays,
+)
+
+__all__ = ["Arrays", "Connection", "DiedError", "DrainingError", "UnprovenInputError"]
+
+logger = logging.getLogger(__name__)
+
+
+class DiedError(ServingError):
+    """The worker ended while it held the request."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            Code.UNAVAILABLE,
+            f"The worker of {name} ended while it held the request",
+            "it is being restarted; try again",
+            retry_after_seconds=1,
+        )
+
+
+class DrainingError(Exception):
+    """The worker did not run the request, because it is going. Another one may."""
+
+
+class UnprovenInputError(ServingError):
+    """The worker did not run the request, because its form was not proven for such inputs."""
+
+
+Arrays = dict[str, np.ndarray]
+
+
+class Pending:
+    __slots__ = ("future", "segment")
+
+    def __init__(self, future: asyncio.Future[Arrays], segment: int | None) -> None:
+        self.future = future
+        self.segment = segment
+
+
+class Connection:
+    """One multiplexed connection to one worker."""
+
+    def __init__(self, route: VersionRoute, model: str, shared_memory_bytes: int) -> None:
+        self._name = f"model {model} version {route.version}"
+        self._loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(route.socket_path)  # local, and the worker listens: it does not block
+        except OSError:
+            sock.close()
+            raise
+        self._channel = Channel(sock)
+        self._pool = shared.SegmentPool(shared_memory_bytes)
+        self._pending: dict[int, Pending] = {}
+        self._peer_segments: dict[int, int] = {}  # the worker's segments: number → descriptor
+        self._next_id = 1
+        self._goodbye = False
+        self._leaving = False
+        self.open = True
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    def submit(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> tuple[int, Pending]:
+        """Sends a request; the answer arrives in the pending's future."""
+        request_id = self._next_id
+        self._next_id += 1
+        meta = predict_meta(signature, outputs, packed.table)
+        segment = self._pool.acquire(packed.payload_bytes) if packed.payload_bytes >= shared.THRESHOLD_BYTES else None
+        for number in self._pool.forgotten:
+            self._send([header(Kind.FORGET, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
+        self._pool.forgotten.clear()
+        if segment is None:
+            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns)
+            self._send([head + meta, *inline(packed)])
+        else:
+            segment.write(packed.chunks)
+            flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
+            meta = SEGMENT_ID.pack(segment.number) + meta
+            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns, flags)
+            self._send([head + meta], None if segment.announced else segment.descriptor)
+            segment.announced = True
+        future: asyncio.Future[Arrays] = self._loop.create_future()
+        pending = Pending(future, None if segment is None else segment.number)
+        self._pending[request_id] = pending
+        return request_id, pending
+
+    def cancel(self, request_id: int) -> None:
+        """Tells the worker that nobody waits. Its answer still comes, and frees the request's segment."""
+        if self.open and request_id in self._pending:
+            self._send([header(Kind.CANCEL, 0, 0, request_id)])
+
+    def leave(self) -> None:
+        """Closes the connection once nothing is pending: the version is no longer routed."""
+        self._leaving = True
+        if not self._pending:
+            self._close()
+
+    def _send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> None:
+        with contextlib.suppress(EOFError):  # the reader sees the end, and fails what is pending
+            if self.open and not self._channel.send(buffers, descriptor):
+                self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        with contextlib.suppress(EOFError):
+            if not self._channel.flush():
+                return
+        self._loop.remove_writer(self._channel.sock.fileno())
+
+    def _on_readable(self) -> None:
+        try:
+            for frame in self._channel.receive():
+                self._on_frame(frame)
+        except EOFError:
+            self._close()
+        except (WireError, struct.error, KeyError) as error:
+            # The worker runs an untrusted model: what it sends is checked, and a liar loses its connection.
+            logger.error("closed the connection to the worker of %s: %r", self._name, error)
+            self._close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind in (Kind.RESULT, Kind.ERROR):
+            pending = self._pending.pop(frame.request_id)
+            if pending.segment is not None:
+                self._pool.release(pending.segment)
+            answer: Arrays | Exception = self._result(frame) if frame.kind == Kind.RESULT else _error(frame)
+            if not pending.future.done():
+                if isinstance(answer, Exception):
+                    pending.future.set_exception(answer)
+                else:
+                    pending.future.set_result(answer)
+            if self._leaving and not self._pending:
+                self._close()
+        elif frame.kind == Kind.GOODBYE:
+            self._goodbye = True
+        elif frame.kind == Kind.FORGET:
+            descriptor = self._peer_segments.pop(SEGMENT_ID.unpack(frame.meta)[0], None)
+            if descriptor is not None:
+                os.close(descriptor)
+        else:
+            raise WireError(f"a frame of kind {frame.kind}")
+
+    def _result(self, frame: Frame) -> Arrays:
+        meta, payload = frame.meta, frame.payload
+        if payload is None:
+            (number,) = SEGMENT_ID.unpack_from(meta)
+            meta = meta[SEGMENT_ID.size :]
+            if frame.flags & FLAG_DESCRIPTOR:
+                self._peer_segments[number] = self._channel.take_descriptor()
+            try:
+                payload = shared.read(self._peer_segments[number], frame.payload_bytes)
+            except (OSError, MemoryError) as error:
+                raise WireError(f"a shared segment that cannot be read: {error}") from error
+            self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
+        return unpack_arrays(meta, payload)
+
+    def _close(self) -> None:
+        if not self.open:
+            return
+        self.open = False
+        self._loop.remove_reader(self._channel.sock.fileno())
+        self._loop.remove_writer(self._channel.sock.fileno())
+        self._channel.close()
+        self._pool.close()
+        for descriptor in self._peer_segments.values():
+            os.close(descriptor)
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(DrainingError() if self._goodbye else DiedError(self._name))
+        self._pending.clear()
+
+
+def _error(frame: Frame) -> Exception:
+    if frame.flags & FLAG_DRAINING:
+        return DrainingError()
+    code = Code(frame.meta[0]) if frame.meta and frame.meta[0] in Code.__members__.values() else Code.INTERNAL
+    message = frame.meta[1:].decode(errors="replace")
+    if frame.flags & FLAG_UNPROVEN:
+        return UnprovenInputError(
+            code,
+            f"TensorFlow has to answer this request, and could not be loaded: {message}",
+            "try again; acceleration = off for this model lets TensorFlow answer all",
+            retry_after_seconds=1,
+        )
+    return ServingError(code, message, retry_after_seconds=1 if code is Code.RESOURCE_EXHAUSTED else None)

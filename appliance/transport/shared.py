@@ -1,0 +1,121 @@
+"""Shared-memory segments: unlinked files in /dev/shm whose descriptors travel over the Unix socket.
+
+They have no names, so a process that is killed leaves nothing behind. A segment is kept and used again, because the
+kernel must clear each fresh page (a round trip of 8 MiB took 0.54 ms through the socket, and 0.15 ms through pages
+that existed). Space is allocated before use: writing to a full tmpfs would kill
+the writer with SIGBUS. Written by pwrite and read by pread where the peer is not trusted: a peer that shrinks a file
+kills whoever has it mapped, and Linux 3.10 has no seals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from appliance.transport.wire import Buffer
+
+THRESHOLD_BYTES = 1024 * 1024  # below it, copying costs little beside running a model
+_DIRECTORY = "/dev/shm"  # noqa: S108 - the kernel's shared memory, no temporary file
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One shared file of `size` bytes; `announced` once the peer has its descriptor."""
+
+    number: int
+    descriptor: int
+    size: int
+    announced: bool = False
+
+    def write(self, chunks: Iterable[tuple[int, Buffer]]) -> None:
+        for offset, data in chunks:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self.descriptor, view, offset)
+                offset += written  # noqa: PLW2901 - a short write goes on where it stopped
+                view = view[written:]
+
+
+def read(descriptor: int, size: int) -> bytearray:
+    """`size` bytes of a segment that the peer may shrink. Raises OSError (EINVAL) where it has fewer."""
+    data = bytearray(size)
+    view = memoryview(data)
+    position = 0
+    while position < size:
+        count = os.preadv(descriptor, [view[position:]], position)
+        if count == 0:
+            raise OSError(22, f"a shared segment ends after {position:,} of {size:,} bytes")
+        position += count
+    return data
+
+
+class SegmentPool:
+    """The segments that one side of one connection writes. Bounded by `limit_bytes` in all."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._total_bytes = 0
+        self._next = 1
+        self._free: list[Segment] = []
+        self._used: dict[int, Segment] = {}
+        self.forgotten: list[int] = []  # announced segments that were closed, for the peer to unmap
+
+    def acquire(self, size: int) -> Segment | None:
+        """A segment of at least `size` bytes, or None where there is no room: then the payload goes by the socket."""
+        fitting = [segment for segment in self._free if segment.size >= size]
+        if fitting:
+            segment = min(fitting, key=lambda candidate: candidate.size)
+            self._free.remove(segment)
+        else:
+            rounded = max(THRESHOLD_BYTES, 1 << (size - 1).bit_length())
+            while self._free and self._total_bytes + rounded > self._limit_bytes:
+                self._close(self._free.pop(0))
+            if self._total_bytes + rounded > self._limit_bytes:
+                return None
+            try:
+                descriptor = _create(rounded)
+            except OSError:
+                return None
+            segment = Segment(self._next, descriptor, rounded)
+            self._next += 1
+            self._total_bytes += rounded
+        self._used[segment.number] = segment
+        return segment
+
+    def release(self, number: int) -> None:
+        """Takes back a segment that the peer has read. Unknown numbers are ignored: the peer may be confused."""
+        segment = self._used.pop(number, None)
+        if segment is not None:
+            self._free.append(segment)
+
+    def close(self) -> None:
+        for segment in [*self._free, *self._used.values()]:
+            self._close(segment)
+        self._free.clear()
+        self._used.clear()
+
+    def _close(self, segment: Segment) -> None:
+        os.close(segment.descriptor)
+        self._total_bytes -= segment.size
+        if segment.announced:
+            self.forgotten.append(segment.number)
+
+
+def _create(size: int) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        descriptor = os.open(_DIRECTORY, flags | os.O_TMPFILE, 0o600)
+    except OSError:  # tmpfs knows O_TMPFILE since Linux 3.11
+        path = f"{_DIRECTORY}/dropserve-{secrets.token_hex(16)}"
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        os.unlink(path)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+    return descriptor

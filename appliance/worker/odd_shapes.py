@@ -1,0 +1,129 @@
+"""Requests whose shapes contradict the signature, run once in a process that is there to be lost.
+
+What TensorFlow answers or refuses is its own affair. What ends the process, as a failed CHECK in a kernel does, would
+end the version's too: the supervisor, which reads what the process ran, has it refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from appliance.worker.run_record import RunRecord
+from appliance.worker.running import Running
+from appliance.worker.task import WorkerTask, loader_of
+from appliance.worker.trials import by_importance, changing, check_memory
+from backends.contract import BackendError, Code, Signature, TensorSpec
+from backends.made_inputs import TooLargeError, made_inputs
+
+__all__ = ["odd_inputs", "try_odd_shapes"]
+
+_MAX_SIGNATURES = 8
+_MAX_INPUTS = 16  # of one signature
+_SECONDS = 20.0  # for all of them, once the model is loaded
+_RUN_SECONDS = 5.0
+_OWN_BYTES = 200 << 20  # of a process with TensorFlow, besides the model
+_OUT_OF_MEMORY_SCORE = "900"
+
+
+def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
+    """The life of such a process; its exit status. It says on `control` which input it is at, and how it ended."""
+
+    def report(event: str, **details: Any) -> None:
+        control.sendall(json.dumps({"event": event, **details}).encode() + b"\n")
+
+    _yield_to_others()
+    try:
+        check_memory(_folder_bytes(task.path) + _OWN_BYTES)
+        backend = loader_of(task)()
+    except BackendError as error:
+        report("skipped", code=int(error.code), message=error.message)
+        return 0
+    names = by_importance(backend.signatures.keys() - changing(backend))[:_MAX_SIGNATURES]
+    inputs = itertools.chain.from_iterable(
+        zip(itertools.repeat(name), odd_inputs(backend.signatures[name])) for name in names
+    )
+    record = RunRecord(task.record_path, 1, backend.signatures)
+    deadline = time.monotonic() + _SECONDS
+    for index, (name, arrays) in enumerate(inputs):
+        if index < (task.odd_shapes_from or 0):
+            continue
+        if time.monotonic() >= deadline:
+            report("skipped", code=int(Code.DEADLINE_EXCEEDED), message=f"no more than {_SECONDS:g} s are spent on it")
+            return 0
+        report("trying", index=index)
+        number = record.number_of(name, arrays)
+        record.begin(record.row(0), number)
+        running = Running(backend, name, arrays, tuple(backend.signatures[name].outputs))
+        if not running.wait(min(time.monotonic() + _RUN_SECONDS, deadline)):
+            report("skipped", code=int(Code.DEADLINE_EXCEEDED), message=f"{_shapes(name, arrays)} took too long")
+            return 0
+        with contextlib.suppress(BackendError):
+            running.answer()
+            record.answered(number)
+        record.end(record.row(0))
+    report("tried")
+    return 0
+
+
+def odd_inputs(signature: Signature) -> Iterator[Mapping[str, np.ndarray]]:
+    """Inputs of which one has a rank or a size that `signature` does not declare; the likeliest mistakes first."""
+    specs = {name: spec for name, spec in signature.inputs.items() if name not in signature.defaults}
+    shapes = [zip(itertools.repeat(name), _odd_shapes(spec)) for name, spec in specs.items()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*shapes))
+    for name, shape in itertools.islice(filter(None, turns), _MAX_INPUTS):
+        odd = Signature({**specs, name: replace(specs[name], shape=shape)}, {})
+        with contextlib.suppress(TooLargeError):
+            yield made_inputs(odd, 1, 0)
+
+
+def _odd_shapes(spec: TensorSpec) -> Iterator[tuple[int, ...]]:
+    if spec.shape is None:  # nothing contradicts it
+        return
+    usual = tuple(1 if size < 0 else size for size in spec.shape)
+    rank = len(usual)
+    # A bare list of numbers, a row without its batch, a batch of batches; then what is left.
+    ranks = [other for other in (1, rank - 1, rank + 1, 0, *range(2, rank - 1)) if other != rank and other >= 0]
+    for other in dict.fromkeys(ranks):
+        yield (1,) * (other - rank) + usual[max(rank - other, 0) :]
+    for axis, size in enumerate(usual):
+        known = spec.shape[axis] >= 0
+        for odd in (size - 1, size + 1, 0) if known else (0,):
+            if odd >= 0 and not (odd == 0 and not axis and not known):
+                yield (*usual[:axis], odd, *usual[axis + 1 :])
+
+
+def _shapes(name: str, arrays: Mapping[str, np.ndarray]) -> str:
+    return f'signature "{name}" with {", ".join(f"{alias}: {list(a.shape)}" for alias, a in arrays.items())}'
+
+
+def _folder_bytes(path: str) -> int:
+    """The size of the files of a version, which is about the memory that it takes."""
+    found = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found += os.stat(os.path.join(folder, name)).st_size
+    return found
+
+
+def _yield_to_others() -> None:
+    """Has this process run where a core has nothing else to do, be the first to go when memory runs out, and leave no
+    core file: a crash is expected here."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        os.nice(19)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(_OUT_OF_MEMORY_SCORE)

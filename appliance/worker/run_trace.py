@@ -1,0 +1,130 @@
+"""A trace of a worker's runs, for the backends whose framework has no profiler: each run of the model is an event.
+
+It is the XSpace that TensorFlow's profiler writes, and TensorBoard reads (tsl/profiler/protobuf/xplane.proto), encoded
+as https://protobuf.dev/programming-guides/encoding says.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.worker.merging import Merging
+from backends.contract import BackendError, Code
+
+__all__ = ["RunTracer"]
+
+_MAX_EVENTS = 1_000_000
+_PLANE = b"/host:CPU"  # the only name under which TensorBoard's trace viewer shows threads
+_STATS = (b"rows", b"requests")  # of each run: rows in all, of so many requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """`end_ns` is of the wall clock: TensorBoard shows all workers on one axis."""
+
+    thread: int
+    signature: str
+    rows: int
+    requests: int
+    end_ns: int
+    nanoseconds: int
+
+
+class RunTracer:
+    """Traces what `merging` runs, while somebody asks for it: otherwise it costs nothing."""
+
+    def __init__(self, merging: Merging) -> None:
+        self._merging = merging
+        self._one = threading.Lock()  # one trace at a time, as TensorFlow's profiler has it
+        self._ending = threading.Condition()
+        self._ended: deque[str] = deque(maxlen=1)  # the path of the trace ended last, which may come before its start
+
+    def profile(self, seconds: float, path: str) -> dict[str, Any]:
+        """Traces for `seconds`, or until `end(path)`, and writes the XSpace to the new file `path`: its "bytes", and
+        whether it "has_events". Raises BackendError (ALREADY_EXISTS) while another trace runs."""
+        if not self._one.acquire(blocking=False):
+            raise BackendError(Code.ALREADY_EXISTS, "another trace runs already; wait for its end")
+        try:
+            runs: deque[_Run] = deque(maxlen=_MAX_EVENTS)
+            counted = self._merging.on_run
+
+            def on_run(signature: str, rows: int, requests: int, seconds: float) -> None:
+                counted(signature, rows, requests, seconds)
+                nanoseconds = int(seconds * 1e9)
+                runs.append(_Run(threading.get_native_id(), signature, rows, requests, time.time_ns(), nanoseconds))
+
+            self._merging.on_run = on_run
+            try:
+                with self._ending:
+                    self._ending.wait_for(lambda: path in self._ended, seconds)
+            finally:
+                self._merging.on_run = counted
+            data = _xspace(list(runs))
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+        finally:
+            self._one.release()
+        return {"bytes": len(data), "has_events": bool(runs)}
+
+    def end(self, path: str) -> None:
+        """Ends the trace to `path`: what it has by now is what it gives."""
+        with self._ending:
+            self._ended.append(path)
+            self._ending.notify_all()
+
+
+def _xspace(runs: list[_Run]) -> bytes:
+    """An XSpace with one plane: a line for each thread that ran something, an event for each run."""
+    lines: dict[int, list[_Run]] = {}
+    for run in runs:
+        lines.setdefault(run.thread, []).append(run)
+    names = {name: number for number, name in enumerate(sorted({run.signature for run in runs}), 1)}
+    plane = _number(1, 1) + _bytes(2, _PLANE)
+    for order, (thread, its_runs) in enumerate(lines.items()):
+        plane += _bytes(3, _line(order, thread, its_runs, names))
+    for name, number in names.items():
+        plane += _bytes(4, _metadata(number, name.encode()))
+    for number, stat in enumerate(_STATS, 1):
+        plane += _bytes(5, _metadata(number, stat))
+    return _bytes(1, plane)
+
+
+def _line(order: int, thread: int, runs: list[_Run], names: dict[str, int]) -> bytes:
+    start_ns = min(run.end_ns - run.nanoseconds for run in runs)
+    parts = [_number(1, thread), _bytes(2, b"serve-%d" % order), _number(3, start_ns)]
+    for run in runs:
+        offset = run.end_ns - run.nanoseconds - start_ns
+        event = _number(1, names[run.signature]) + _number(2, offset * 1000) + _number(3, run.nanoseconds * 1000)
+        for number, value in enumerate((run.rows, run.requests), 1):
+            event += _bytes(4, _number(1, number) + _number(4, value))
+        parts.append(_bytes(4, event))
+    return b"".join(parts)
+
+
+def _metadata(number: int, name: bytes) -> bytes:
+    """An entry of a map from `number` to a name: XEventMetadata and XStatMetadata begin alike."""
+    return _number(1, number) + _bytes(2, _number(1, number) + _bytes(2, name))
+
+
+def _number(field: int, value: int) -> bytes:
+    """A field of a number that is not negative."""
+    return bytes([field << 3]) + _varint(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    """A field of bytes, a text or a message."""
+    return bytes([field << 3 | 2]) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)

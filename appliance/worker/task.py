@@ -1,0 +1,68 @@
+"""What a worker process is told, and how it loads its model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from appliance.config.options import ModelOptions, options_from_json
+from backends.contract import Backend
+from backends.domain import Domain
+from backends.registry import load
+
+__all__ = ["WorkerTask", "loader_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTask:
+    """What a worker needs to know. Plain values: it travels as JSON."""
+
+    model: str
+    version: int
+    path: str
+    socket_path: str
+    backend: str
+    artifact: str  # the folder of the accelerated form that `backend` loads instead of `path`; "" for none
+    check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
+    metrics_directory: str
+    max_concurrent_requests: int  # the option's value, worked out
+    shared_memory_bytes: int
+    options: ModelOptions
+    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
+    domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
+    is_tried: bool = True  # whether the gate wants every signature tried: these files have not served yet
+    is_watched: bool = False  # a request has ended a process of this version: see `dataplane.run_record`
+    odd_shapes_from: int | None = None  # it is there to be lost: it tries odd shapes, from this one on, and ends
+
+    @property
+    def record_path(self) -> str:
+        """Where the worker keeps its `dataplane.run_record`."""
+        return f"{self.socket_path}.runs"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
+        domains = {name: Domain(**domain) for name, domain in value["domains"].items()}
+        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"]), "domains": domains})
+
+
+def loader_of(task: WorkerTask) -> Callable[[], Backend]:
+    """Return what loads the model of `task`: the form, or what lies in the version folder. It raises BackendError."""
+    return functools.partial(
+        load,
+        task.backend,
+        task.artifact or task.path,
+        tags=task.options.tags,
+        intra_op_threads=task.options.tensorflow_intra_op_parallelism,
+        inter_op_threads=task.options.tensorflow_inter_op_parallelism,
+        interpreters=task.options.num_tflite_interpreters,
+        session_config_file=task.options.tensorflow_session_config_file,
+        libraries=task.options.op_libraries,
+        onnx_spinning=task.options.onnx_spinning,
+        device=task.options.device,
+        gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
+    )

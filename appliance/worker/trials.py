@@ -1,0 +1,261 @@
+"""Trials: one made-up request for each signature, before the first client's.
+
+A signature that needs all the time, or hangs, does not keep the others from being tried. A request that the process
+dies of is known by the number of its attempt: the next process is told to leave it out.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance.core.outcomes import Outcome, Trial
+from appliance.host.memory import available_bytes
+from appliance.worker.attempts import Made, attempts
+from appliance.worker.running import Running
+from appliance.worker.verdicts import Failure, verdict
+from backends.contract import Backend, BackendError, Changing, Code, Placed, Signature
+from backends.domain import UnprovenError
+from backends.made_inputs import TooLargeError
+
+__all__ = [
+    "COPY",
+    "MAX_SIGNATURES",
+    "NOTHING_FATAL",
+    "PROOF",
+    "Announce",
+    "Fatal",
+    "SignatureTrial",
+    "by_importance",
+    "changing",
+    "check_memory",
+    "outside",
+    "tell_nobody",
+    "try_on_copy",
+    "try_out",
+]
+
+# More signatures than this are not tried: a client would not call them all, and a backend keeps no more callables.
+MAX_SIGNATURES = 64
+PROOF = 0
+"""The attempt whose requests are those of the proof that a signature's requests may be merged; others begin at 1."""
+COPY = -1
+"""The attempt that is to load the model a second time, see `try_on_copy`."""
+
+_MAX_LESSONS = 200  # refusals to learn from, for one signature
+_MAX_DEATHS = 4  # in all; with more, nothing is tried
+_MAX_DEATHS_OF_SIGNATURE = 3  # with so many, no attempts that are new
+_LEAST_SHARE_SECONDS = 1.0
+_MEMORY_FACTOR = 1.5  # so much of a model's memory must be available before it is loaded a second time
+_MAX_AT_ONCE = 4  # requests that are not over in time
+
+Announce = Callable[[str, int], None]
+"""Told of each attempt before it begins: the signature, and its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """The attempts that earlier processes have died of: (signature, number, how)."""
+
+    attempts: Sequence[tuple[str, int, str]] = ()
+
+    @property
+    def too_many(self) -> bool:
+        return len(self.attempts) > _MAX_DEATHS
+
+    def of(self, signature: str) -> dict[int, str]:
+        return {number: how for name, number, how in self.attempts if name == signature}
+
+
+NOTHING_FATAL = Fatal()
+
+
+def tell_nobody(signature: str, number: int) -> None:
+    pass
+
+
+def by_importance(signatures: Collection[str]) -> list[str]:
+    """The names in the order in which they are tried."""
+    return sorted(signatures, key=lambda name: (name != "serving_default", name))
+
+
+def changing(backend: Backend) -> frozenset[str]:
+    """The signatures that made-up requests must not be run of: they would change what clients are answered."""
+    return backend.changing if isinstance(backend, Changing) else frozenset()
+
+
+def outside(backend: Backend) -> Mapping[str, str]:
+    """Those of `changing` that made-up requests must not be run of on a copy either: they act outside of the process.
+    By which operator."""
+    return backend.outside if isinstance(backend, Changing) else {}
+
+
+def check_memory(model_bytes: int) -> None:
+    """Raises BackendError where another load of a model that takes `model_bytes` might have the kernel end processes,
+    of which this one need not be the first."""
+    available = available_bytes()
+    if available is not None and available < _MEMORY_FACTOR * model_bytes:
+        mib = 1 << 20
+        raise BackendError(
+            Code.RESOURCE_EXHAUSTED,
+            f"it takes about {model_bytes // mib} MiB, and only {available // mib} MiB of memory are available",
+        )
+
+
+class SignatureTrial:
+    """The trial of one signature."""
+
+    def __init__(
+        self, backend: Backend, name: str, fatal: Fatal = NOTHING_FATAL, announce: Announce = tell_nobody
+    ) -> None:
+        self.name = name
+        self.draw: Made | None = None
+        """What drew the inputs that it has answered."""
+        self._backend = backend
+        self._signature: Signature = backend.signatures[name]
+        self._fatal = {number: how for number, how in fatal.of(name).items() if number > PROOF}
+        self._excluded = fatal.too_many
+        self._announce = announce
+        self._failures: list[Failure] = []
+        self._todo = self._makers()
+        self._next: tuple[int, Made] | None = None
+        self._lessons = 0
+        self._running: Running | None = None
+        self._over = False
+
+    @property
+    def is_running(self) -> bool:
+        return self._running is not None
+
+    def advance(self, deadline: float) -> None:
+        """Goes on until it is known what comes of it, or until `deadline`; then the request that runs goes on."""
+        while not self._over:
+            if self._running is None:
+                self._begin(deadline)
+                if self._running is None:
+                    return
+            if not self._running.wait(deadline):
+                return
+            running, self._running = self._running, None
+            assert self._next is not None
+            made = self._next[1]
+            try:
+                running.answer()
+                self.draw, self._over = made, True
+            except UnprovenError as error:  # a form: TensorFlow answers it
+                self._failures.append(Failure(Code.INVALID_ARGUMENT, error.message))
+                self._next = None
+            except BackendError as error:
+                self._failures.append(Failure(error.code, error.message, self._text_of(made)))
+                self._lessons += 1
+                if self._lessons >= _MAX_LESSONS or not made.examples.learn(error.message):
+                    self._next, self._lessons = None, 0
+
+    def outcome(self) -> Trial:
+        """What has come of it so far."""
+        if self.draw is not None:
+            return Trial(Outcome.ANSWERED)
+        if self._excluded and not self._fatal:
+            return Trial(Outcome.LATE, Code.UNAVAILABLE, "it was not tried, since other trials ended the process")
+        if self._over:
+            return verdict(self._failures)
+        if self._running is None:
+            return Trial(Outcome.LATE, Code.DEADLINE_EXCEEDED, "no time was left for its trial")
+        on_gpu = isinstance(self._backend, Placed) and self._backend.device == "cuda"
+        if not on_gpu and (seconds := self._running.idle_seconds()):
+            why = f"a made-up request had not ended after {seconds:.0f} s, and used no processor: it hangs"
+            return verdict([*self._failures, Failure(Code.DEADLINE_EXCEEDED, why)])
+        return Trial(Outcome.LATE, Code.DEADLINE_EXCEEDED, "a made-up request had not ended when the time was up")
+
+    def _begin(self, deadline: float) -> None:
+        """Begins to run the next request, if there is one and the time for it."""
+        while self._next is not None or (found := next(self._todo, None)) is not None:
+            self._next = self._next or found
+            if time.monotonic() >= deadline:
+                return
+            assert self._next is not None
+            number, made = self._next
+            try:
+                inputs = made(made.attempt.rows, 0)
+            except TooLargeError as error:
+                if made.attempt.rows == 1 or not self._failures:
+                    self._failures.append(Failure(Code.INVALID_ARGUMENT, str(error)))
+                self._next = None
+                continue
+            self._announce(self.name, number)
+            self._running = Running(self._backend, self.name, inputs, tuple(self._signature.outputs))
+            return
+        self._over = True
+
+    def _makers(self) -> Iterator[tuple[int, Made]]:
+        """The attempts that are left, by number. Those up to the last fatal one are known not to be fatal."""
+        last = max(self._fatal, default=0)
+        for number, attempt in enumerate(attempts(self._signature), 1):
+            if number in self._fatal:
+                why = f"its process died of a made-up input: {self._fatal[number]}"
+                self._failures.append(Failure(Code.INTERNAL, why))
+            elif number > last and (self._excluded or len(self._fatal) >= _MAX_DEATHS_OF_SIGNATURE):
+                return
+            elif not self._excluded:
+                yield number, Made(self._signature, attempt)
+
+    @staticmethod
+    def _text_of(made: Made) -> bytes | None:
+        if not any(spec.dtype == "string" for spec in made.signature.inputs.values()):
+            return None
+        return made.examples.example(0) if made.examples else made.attempt.strings[0]
+
+
+def try_out(
+    backend: Backend,
+    names: Sequence[str],
+    deadline: float,
+    fatal: Fatal = NOTHING_FATAL,
+    announce: Announce = tell_nobody,
+) -> list[SignatureTrial]:
+    """Tries these signatures, in this order, until `deadline`."""
+    trials = [SignatureTrial(backend, name, fatal, announce) for name in names[:MAX_SIGNATURES]]
+    for position, trial in enumerate(trials):
+        if sum(other.is_running for other in trials) >= _MAX_AT_ONCE:
+            break
+        now = time.monotonic()
+        share = max((deadline - now) / (len(trials) - position), _LEAST_SHARE_SECONDS)
+        trial.advance(min(now + share, deadline))
+    for trial in trials:
+        trial.advance(deadline)
+    return trials
+
+
+def try_on_copy(
+    load: Callable[[], Backend],
+    names: Sequence[str],
+    deadline: float,
+    fatal: Fatal = NOTHING_FATAL,
+    announce: Announce = tell_nobody,
+) -> dict[str, Trial]:
+    """Tries signatures that change variables and tables, on a second load of their model, which is then dropped."""
+    names = names[:MAX_SIGNATURES]
+    why = "it changes the model, and "
+    if fatal.too_many or any(COPY in fatal.of(name) for name in names):
+        why += "the process died of loading a copy of it to try"
+    elif time.monotonic() >= deadline:
+        why += "no time was left to load a copy of it to try"
+    else:
+        announce(names[0], COPY)
+        try:
+            copy = load()
+        except BackendError as error:
+            why += f"a copy of it could not be loaded: {error.message}"
+        else:
+            found = {}
+            for trial in try_out(copy, names, deadline, fatal, announce):
+                outcome = trial.outcome()
+                if outcome.outcome is Outcome.LATE and not trial.is_running:  # the copy has taken the time
+                    outcome = Trial(Outcome.UNTRIED, outcome.code, f"it changes the model, and {outcome.message}")
+                found[trial.name] = outcome
+            del copy, trial
+            gc.collect()  # a backend may refer to itself, and what it holds is large
+            return found
+    return dict.fromkeys(names, Trial(Outcome.UNTRIED, Code.UNAVAILABLE, why))

@@ -1,0 +1,83 @@
+"""What a source leaves behind when it no longer follows a model."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.source.settle import Observed
+from appliance.source.watcher import Source
+from tests.support.server import eventually
+
+DEADLINE_SECONDS = 60.0
+
+
+class Held(frozenset[int]):
+    """Loaded versions at which a scan stands still until the test goes on."""
+
+    def __new__(cls) -> Held:
+        return super().__new__(cls)
+
+    def __init__(self) -> None:
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def __sub__(self, other: object) -> Held:
+        return self
+
+    def __contains__(self, number: object) -> bool:
+        self.reached.set()
+        assert self.released.wait(DEADLINE_SECONDS)
+        return False
+
+
+class Listener:
+    """Hears nothing that matters here."""
+
+    def __init__(self, loaded: frozenset[int]) -> None:
+        self.loaded = loaded
+
+    def loaded_versions(self, name: str) -> frozenset[int]:
+        return self.loaded
+
+    def model_appeared(self, name: str, base_path: str) -> float:
+        return 0.0
+
+    def model_vanished(self, name: str) -> None: ...
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None: ...
+    def base_path_lost(self, name: str, reason: str) -> None: ...
+
+
+@pytest.mark.parametrize("when", ["before the scan fails", "as the scan fails"])
+def test_a_scan_that_fails_after_its_model_was_removed_is_no_unheard_error(tmp_path: Path, when: str) -> None:
+    base = tmp_path / "m"
+    (base / "1").mkdir(parents=True)
+    unheard: list[dict[str, Any]] = []
+    held = Held()
+
+    async def follow_and_remove() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unheard.append(context))
+        source = Source(Listener(held), 1000.0)
+        source.add("m", str(base), 0.0)
+        assert await asyncio.to_thread(held.reached.wait, DEADLINE_SECONDS)
+        shutil.rmtree(base)
+        if when == "before the scan fails":
+            source.remove("m")
+            await asyncio.sleep(0)
+        held.released.set()
+        # The loop stands meanwhile: what the thread says is heard in its next pass.
+        eventually(lambda: source._threads._idle, "the scan has ended")
+        if when == "as the scan fails":
+            source.remove("m")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(follow_and_remove())
+    assert unheard == []

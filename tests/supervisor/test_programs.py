@@ -1,0 +1,59 @@
+"""The fork server as the supervisor keeps it: one that hangs is replaced as one that died."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from appliance.host.processes import Reaper
+from appliance.supervisor.programs import ForkServer, Programs
+
+Fork = Callable[[], Coroutine[None, None, int | None]]
+_SECONDS = 120.0  # TensorFlow is imported twice, beside whatever else the machine does
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "dies"])
+def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
+    number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        reaper = Reaper()
+        reaper.start()
+        server = ForkServer(reaper, os.close, fork_seconds=5.0)
+        programs = Programs(reaper)
+        programs.keep(server.program)
+
+        async def fork() -> int | None:
+            """A worker; it waits for this process to be its parent, and is ended before it finds that it is not."""
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                worker = await server.fork({}, [theirs.fileno(), theirs.fileno()])
+            if worker is not None:
+                os.kill(worker, signal.SIGKILL)
+            return worker
+
+        assert await fork() is not None
+        first = server.program.pid
+        assert first is not None
+        os.kill(first, number)
+        assert await fork() is None
+        assert await fork() is not None
+        assert server.program.pid not in (None, first)
+        await programs.stop(0.1, but=server.program)
+        server.program.stopping = True
+        reaper.kill(server.program.pid or 0)
+        await server.program.ended.wait()
+
+    async def in_time() -> None:
+        async with asyncio.timeout(_SECONDS):
+            await scene()
+
+    asyncio.run(in_time())
+    said = "the fork server did not answer within 5 s; it is killed" in caplog.messages
+    assert said == (number is signal.SIGSTOP)
+    assert any("the fork server process ended (killed by SIGKILL (9)" in message for message in caplog.messages)

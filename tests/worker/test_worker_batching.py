@@ -1,0 +1,495 @@
+"""The worker's threads and sockets: what waits is merged, or with batching waits for others. Backends are passed in."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.config.batching_parameters import BatchingParameters
+from appliance.config.options import ModelOptions
+from appliance.metrics.recording import Recorder, WorkerMetrics
+from appliance.transport.channel import Channel
+from appliance.transport.wire import (
+    FLAG_UNPROVEN,
+    Frame,
+    Kind,
+    header,
+    inline,
+    pack_arrays,
+    predict_meta,
+    unpack_arrays,
+)
+from appliance.worker.process import Worker
+from appliance.worker.run_record import read_record
+from appliance.worker.task import WorkerTask
+from backends.contract import BackendError, Code, Signature, TensorSpec
+from backends.domain import FINITE, Bounded
+from tests.support.server import eventually
+
+SECONDS = 30.0
+VECTOR = TensorSpec("float32", (-1,))
+Arrays = Mapping[str, np.ndarray]
+
+
+class Gated:
+    """y = 2 x, but each run waits for a permit. `started` has the x of every run; a negative x is an error."""
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray] = lambda x: x * 2) -> None:
+        self.signatures = {"s": Signature({"x": VECTOR}, {"y": VECTOR})}
+        self.started: queue.Queue[list[float]] = queue.Queue()
+        self.permits = threading.Semaphore(0)
+        self._function = function
+
+    def run(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        self.started.put(inputs["x"].tolist())
+        assert self.permits.acquire(timeout=SECONDS)
+        if (inputs["x"] < 0).any():
+            raise BackendError(Code.INVALID_ARGUMENT, "x must not be negative")
+        return [self._function(inputs["x"])]
+
+
+class Front:
+    """A client of the worker's socket."""
+
+    def __init__(self, path: str) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(path)
+        self.channel = Channel(sock)
+        sock.settimeout(SECONDS)
+        self._answers: dict[int, Frame] = {}
+        self.flags: dict[int, int] = {}
+
+    def send(self, request_id: int, *x: float, deadline_ns: int = 0) -> None:
+        packed = pack_arrays([("x", np.array(x, np.float32))])
+        meta = predict_meta("s", ["y"], packed.table)
+        head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns)
+        self.channel.sock.sendall(b"".join([head, meta, *inline(packed)]))
+
+    def cancel(self, request_id: int) -> None:
+        self.channel.sock.sendall(header(Kind.CANCEL, 0, 0, request_id))
+
+    def answer(self, request_id: int) -> Any:
+        """The values of y, or the code and message of an error."""
+        while request_id not in self._answers:
+            for frame in self.channel.receive():
+                self._answers[frame.request_id] = frame
+        frame = self._answers.pop(request_id)
+        self.flags[request_id] = frame.flags
+        if frame.kind == Kind.ERROR:
+            return Code(frame.meta[0]), frame.meta[1:].decode()
+        assert frame.kind == Kind.RESULT
+        assert frame.payload is not None
+        return unpack_arrays(frame.meta, frame.payload)["y"].tolist()
+
+
+class Harness:
+    """A worker in threads of this process, with one front."""
+
+    def __init__(
+        self,
+        directory: str,
+        backend: Gated,
+        batching: BatchingParameters | None,
+        mergeable: bool,
+        is_watched: bool,
+        **options: Any,
+    ) -> None:
+        path = os.path.join(directory, "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen(8)
+        self._control, theirs = socket.socketpair()
+        model_options = ModelOptions(**{"max_concurrent_requests": 1, **options})
+        task = WorkerTask(
+            model="m",
+            version=1,
+            path=directory,
+            socket_path=path,
+            backend="tensorflow",
+            artifact="",
+            check_files=True,
+            metrics_directory=directory,
+            max_concurrent_requests=model_options.max_concurrent_requests,
+            shared_memory_bytes=0,
+            options=model_options,
+            is_watched=is_watched,
+        )
+        self.record_path = task.record_path
+        self.backend = backend
+        self.worker = Worker(
+            task,
+            backend,
+            theirs,
+            listener,
+            batching=batching,
+            mergeable=frozenset({"s"} if mergeable else ()),
+            metrics=WorkerMetrics(Recorder(directory, "worker", "m", "1"), "m", 1),
+        )
+        self._thread = threading.Thread(target=self.worker.run)
+        self._thread.start()
+        self.path = path
+        self.front = Front(path)
+        self._held = (listener, theirs)
+
+    def drain(self) -> None:
+        self._control.sendall(b'{"do": "drain"}\n')
+
+    def end(self) -> None:
+        self.backend.permits.release(1000)
+        self.drain()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive(), "the worker did not drain"
+        self.front.channel.close()
+        for held in (*self._held, self._control):
+            held.close()
+
+    def runs(self) -> list[float]:
+        """The x of the next run that starts."""
+        return self.backend.started.get(timeout=SECONDS)
+
+    def waits(self, count: int) -> None:
+        eventually(lambda: self.worker.waiting == count, f"{count} requests wait", SECONDS)
+
+
+Start = Callable[..., Harness]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Harness] = []
+    directories: list[str] = []
+
+    def start_worker(
+        batching: BatchingParameters | None = None,
+        mergeable: bool = True,
+        backend: Gated | None = None,
+        is_watched: bool = False,
+        **options: Any,
+    ) -> Harness:
+        directories.append(tempfile.mkdtemp(prefix="ds-"))  # short: a socket's path has little room
+        started.append(Harness(directories[-1], backend or Gated(), batching, mergeable, is_watched, **options))
+        return started[-1]
+
+    yield start_worker
+    for harness in started:
+        harness.end()
+    for directory in directories:
+        shutil.rmtree(directory)
+
+
+def parameters(size: int = 4, timeout: int = 60_000_000, threads: int = 1, **fields: Any) -> BatchingParameters:
+    return BatchingParameters(
+        **{
+            "max_batch_size": size,
+            "batch_timeout_micros": timeout,
+            "num_batch_threads": threads,
+            "max_execution_batch_size": size,
+            **fields,
+        }
+    )
+
+
+def busy(harness: Harness) -> None:
+    """Keeps the only thread busy with request 1, until a permit."""
+    harness.front.send(1, 1)
+    assert harness.runs() == [1]
+
+
+def test_requests_that_wait_run_together_and_each_gets_its_own_answer(start: Start) -> None:
+    harness = start()
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.front.send(3, 3, 4)
+    harness.front.send(4, 5)
+    harness.waits(3)
+    harness.backend.permits.release(2)
+    assert harness.runs() == [2, 3, 4, 5]
+    assert [harness.front.answer(number) for number in (1, 2, 3, 4)] == [[2], [4], [6, 8], [10]]
+
+
+def test_without_a_proof_or_with_the_option_off_requests_run_one_by_one(start: Start) -> None:
+    for harness in (start(mergeable=False), start(merge_waiting_requests=False)):
+        busy(harness)
+        harness.front.send(2, 2)
+        harness.front.send(3, 3)
+        harness.waits(2)
+        harness.backend.permits.release(3)
+        assert [harness.runs(), harness.runs()] == [[2], [3]]
+
+
+def test_a_free_thread_takes_a_request_at_once_and_alone(start: Start) -> None:
+    harness = start(max_concurrent_requests=3)
+    for number in (1, 2, 3):
+        harness.front.send(number, number)
+    assert sorted(harness.runs() for _ in range(3)) == [[1], [2], [3]]
+
+
+def test_no_more_rows_are_merged_than_the_option_says(start: Start) -> None:
+    harness = start(max_merged_batch_size=3)
+    busy(harness)
+    for number in range(2, 7):
+        harness.front.send(number, number)
+    harness.waits(5)
+    harness.backend.permits.release(3)
+    assert [harness.runs(), harness.runs()] == [[2, 3, 4], [5, 6]]
+
+
+def test_a_bad_request_fails_alone(start: Start) -> None:
+    harness = start()
+    busy(harness)
+    for number, x in ((2, 2), (3, -1), (4, 4)):
+        harness.front.send(number, x)
+    harness.waits(3)
+    harness.backend.permits.release(10)
+    assert harness.front.answer(2) == [4]
+    assert harness.front.answer(3) == (Code.INVALID_ARGUMENT, "x must not be negative")
+    assert harness.front.answer(4) == [8]
+
+
+def test_what_runs_is_on_record_and_what_waits_is_not(start: Start) -> None:
+    harness = start()
+    busy(harness)
+    harness.front.send(2)
+    harness.front.send(3, -1)
+    harness.front.send(4, 2, 3)
+    harness.waits(3)
+    held = read_record(harness.record_path).held
+    assert [str(one.kind) for one in held] == ['signature "s" with x: float32 [any]']
+    harness.backend.permits.release(1)
+    assert harness.runs() == []
+    held = read_record(harness.record_path).held
+    assert [str(one.kind) for one in held] == ['signature "s" with x: float32 [0]']
+    assert [kind.inputs[0][2] for kind in read_record(harness.record_path).answered] == [(-1,)]
+    harness.backend.permits.release(4)
+    assert harness.front.answer(3) == (Code.INVALID_ARGUMENT, "x must not be negative")
+    assert harness.front.answer(4) == [4, 6]
+    runs = eventually(lambda: None if (found := read_record(harness.record_path)).held else found, "nothing runs")
+    assert {kind.inputs[0][2] for kind in runs.answered} == {(-1,), (0,)}
+
+
+@pytest.mark.parametrize("batching", [None, parameters(timeout=0, threads=2)])
+def test_after_a_death_requests_run_one_at_a_time_with_their_digests_on_record(
+    start: Start, batching: BatchingParameters | None
+) -> None:
+    harness = start(batching=batching, is_watched=True, max_concurrent_requests=2)
+    digests = set()
+    for number in (1, 2, 3, 4):
+        harness.front.send(number, number)
+    for _ in range(4):
+        harness.runs()
+        (held,) = read_record(harness.record_path).held
+        digests.add(held.digest)
+        assert harness.backend.started.empty()
+        harness.backend.permits.release(1)
+    assert [harness.front.answer(number) for number in (1, 2, 3, 4)] == [[2], [4], [6], [8]]
+    assert len(digests) == 4
+
+
+class Form(Gated):
+    """A form that was proven for finite inputs with rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inner = Gated()
+        self.started, self.permits = self._inner.started, self._inner.permits
+
+    def run(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        return Bounded(self._inner, {"s": FINITE}).run(signature, inputs, outputs)
+
+
+def test_an_input_that_the_form_was_not_proven_for_is_handed_back_and_no_other_that_waits_with_it(start: Start) -> None:
+    harness = start(backend=Form())
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.front.send(3, float("nan"))
+    harness.front.send(4, 5)
+    harness.front.send(5)
+    harness.waits(4)
+    harness.backend.permits.release(4)
+    assert harness.front.answer(2) == [4]
+    assert harness.front.answer(4) == [10]
+    for odd in (3, 5):
+        code, message = harness.front.answer(odd)
+        assert code is Code.UNAVAILABLE
+        assert "not proven for this input" in message
+        assert harness.front.flags[odd] == FLAG_UNPROVEN
+    assert harness.front.flags[2] == harness.front.flags[4] == 0
+
+
+def test_requests_that_nobody_waits_for_are_left_out(start: Start) -> None:
+    harness = start()
+    busy(harness)
+    gone = Front(harness.path)
+    gone.send(1, 9)
+    harness.waits(1)
+    deadline_ns = time.monotonic_ns() + 1_000_000
+    harness.front.send(2, 2)
+    harness.front.send(3, 3, deadline_ns=deadline_ns)
+    harness.front.cancel(2)
+    harness.front.send(4, 4)
+    harness.waits(4)
+    gone.channel.close()
+    eventually(lambda: len(harness.worker._clients) == 1, "the front that went is noticed")
+    eventually(lambda: time.monotonic_ns() > deadline_ns, "the deadline passes")
+    harness.backend.permits.release(2)
+    assert harness.runs() == [4]
+    assert harness.front.answer(2)[0] == Code.CANCELLED
+    assert harness.front.answer(3)[0] == Code.DEADLINE_EXCEEDED
+    assert harness.front.answer(4) == [8]
+
+
+def test_a_signature_that_was_proven_wrongly_answers_rightly_and_is_merged_no_more(start: Start) -> None:
+    harness = start(backend=Gated(lambda x: x[:1]))
+    busy(harness)
+    for number in (2, 3):
+        harness.front.send(number, number)
+    harness.waits(2)
+    harness.backend.permits.release(4)
+    assert [harness.runs(), harness.runs(), harness.runs()] == [[2, 3], [2], [3]]
+    assert [harness.front.answer(number) for number in (1, 2, 3)] == [[1], [2], [3]]
+    busy(harness)
+    for number in (2, 3):
+        harness.front.send(number, number)
+    harness.waits(2)
+    harness.backend.permits.release(3)
+    assert [harness.runs(), harness.runs()] == [[2], [3]]
+
+
+# -- with batching ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_batch_runs_at_once(start: Start) -> None:
+    harness = start(parameters(size=3))
+    harness.backend.permits.release(9)
+    for number in (1, 2, 3):
+        harness.front.send(number, number)
+    assert harness.runs() == [1, 2, 3]
+    assert [harness.front.answer(number) for number in (1, 2, 3)] == [[2], [4], [6]]
+
+
+def test_a_batch_waits_for_its_time_without_work_and_meanwhile_takes_requests(start: Start) -> None:
+    harness = start(parameters(size=100, timeout=1_000_000))
+    harness.backend.permits.release(9)
+    began, worked = time.monotonic(), time.process_time()
+    harness.front.send(1, 1)
+    harness.waits(1)
+    harness.front.send(2, 2)
+    harness.front.send(3, 3)
+    assert harness.runs() == [1, 2, 3]
+    assert time.monotonic() - began >= 1
+    assert time.process_time() - worked < 0.5
+    assert [harness.front.answer(number) for number in (1, 2, 3)] == [[2], [4], [6]]
+
+
+def test_a_batch_that_became_due_while_all_threads_ran_is_not_forgotten(start: Start) -> None:
+    harness = start(parameters(size=1000, timeout=500_000))
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.waits(1)
+    harness.backend.permits.release(2)
+    assert harness.runs() == [2]
+    assert harness.front.answer(2) == [4]
+
+
+def test_as_many_batches_run_at_once_as_there_are_batch_threads(start: Start) -> None:
+    harness = start(parameters(size=1, threads=2), max_concurrent_requests=0)
+    for number in (1, 2, 3):
+        harness.front.send(number, number)
+    assert sorted([harness.runs(), harness.runs()]) == [[1], [2]]
+    harness.waits(1)
+    assert harness.backend.started.empty()
+    harness.backend.permits.release(1)
+    assert harness.runs() == [3]
+
+
+def test_a_smaller_number_of_concurrent_requests_bounds_the_batch_threads(start: Start) -> None:
+    harness = start(parameters(size=1, threads=8), max_concurrent_requests=1)
+    for number in (1, 2):
+        harness.front.send(number, number)
+    assert harness.runs() == [1]
+    harness.waits(1)
+
+
+def test_a_full_queue_and_a_large_request_are_refused(start: Start) -> None:
+    harness = start(parameters(size=2, timeout=0, max_enqueued_batches=1))
+    busy(harness)
+    harness.front.send(2, 2, 2)
+    harness.front.send(3, 3)
+    harness.front.send(4, 4, 4, 4)
+    code, message = harness.front.answer(3)
+    assert code == Code.RESOURCE_EXHAUSTED
+    assert message.startswith("The batch scheduling queue to which this task was submitted is full; currently 1 ")
+    assert harness.front.answer(4) == (
+        Code.INVALID_ARGUMENT,
+        "Task size 3 is larger than maximum input batch size 2",
+    )
+
+
+def test_batches_are_padded_to_an_allowed_size_and_answers_are_not(start: Start) -> None:
+    harness = start(parameters(size=4, timeout=0, allowed_batch_sizes=(4,)))
+    harness.backend.permits.release(9)
+    harness.front.send(1, 5, 6)
+    assert harness.runs() == [5, 6, 5, 5]
+    assert harness.front.answer(1) == [10, 12]
+
+
+def test_a_large_request_is_split_and_answered_whole(start: Start) -> None:
+    split = parameters(
+        size=100, timeout=0, enable_large_batch_splitting=True, max_execution_batch_size=2, max_enqueued_batches=9
+    )
+    harness = start(split)
+    harness.backend.permits.release(99)
+    harness.front.send(1, 1, 2, 3, 4, 5)
+    assert [harness.runs() for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    assert harness.front.answer(1) == [2, 4, 6, 8, 10]
+    harness.front.send(2, 1, 2, 3, -4)
+    assert harness.front.answer(2) == (Code.INVALID_ARGUMENT, "x must not be negative")
+
+
+def test_one_bad_request_of_a_batch_fails_alone(start: Start) -> None:
+    harness = start(parameters(size=3))
+    harness.backend.permits.release(99)
+    for number, x in ((1, 1), (2, -2), (3, 3)):
+        harness.front.send(number, x)
+    assert [harness.front.answer(number) for number in (1, 3)] == [[2], [6]]
+    assert harness.front.answer(2) == (Code.INVALID_ARGUMENT, "x must not be negative")
+
+
+def test_a_cancelled_request_is_no_part_of_the_batch_that_runs(start: Start) -> None:
+    harness = start(parameters(size=3))
+    harness.backend.permits.release(99)
+    harness.front.send(1, 1)
+    harness.front.cancel(1)
+    harness.front.send(2, 2)
+    harness.front.send(3, 3)
+    assert harness.runs() == [2, 3]
+    assert harness.front.answer(1)[0] == Code.CANCELLED
+    assert harness.front.answer(2) == [4]
+
+
+def test_draining_runs_what_waits_at_once(start: Start) -> None:
+    harness = start(parameters(size=100))
+    harness.backend.permits.release(9)
+    harness.front.send(1, 1)
+    harness.front.send(2, 2)
+    harness.waits(2)
+    harness.drain()
+    assert harness.runs() == [1, 2]
+    assert [harness.front.answer(number) for number in (1, 2)] == [[2], [4]]
+
+
+def test_a_request_without_rows_does_not_wait(start: Start) -> None:
+    harness = start(parameters(size=100))
+    harness.backend.permits.release(9)
+    harness.front.send(1)
+    assert harness.front.answer(1) == []
