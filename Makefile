@@ -45,7 +45,7 @@ bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures an
 	$(BIN)/python -m benchmarks.acceleration
 
 protos: $(STAMP) ## Compile the protocol buffers.
-	$(BIN)/python -m grpc_tools.protoc -Iappliance/fronts/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/protocols/protos/dropserve.binpb appliance/protocols/protos/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Iappliance/protocols/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/protocols/protos/dropserve.binpb appliance/protocols/protos/*.proto
 
 docs: $(STAMP) ## Write what derives from the tables of options and flags: in docs, docs/man and etc.
 	$(BIN)/dropserve options > docs/options.md

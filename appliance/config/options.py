@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from appliance.config.files import read_config_text
 from appliance.config.version_policy import All, Latest, Specific, VersionPolicy
 from appliance.core.errors import ConfigError
-from appliance.gpu.placement import parse_gpu_devices
+from appliance.core.gpu_devices import parse_gpu_devices
 
 T = TypeVar("T")
 M = TypeVar("M", bound="ModelOptions")

@@ -3,7 +3,7 @@
 It speaks lines of JSON with `appliance.gpu.client` over the socket that is its descriptor 3. First it says how the
 driver began: {"ready": true}; {"reason": ...} where there is none; {"error": ...}. After the last two it ends. Then
 each line that comes is answered by one {"driver_version", "cuda_version", "count"}, or {"error"}; one {"gpu": ...} for
-each GPU (the fields of `appliance.gpu.values.Gpu`), as they answer; and {"end": true}. Its end of file ends the process.
+each GPU (the fields of `gpu.values.Gpu`), as they answer; and {"end": true}. Its end of file ends the process.
 
 Each GPU is read in a thread of its own, so that one that hangs does not hide the others.
 """

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from appliance.config.version_policy import Latest, VersionPolicy
 from appliance.core.errors import Code
+from appliance.core.observed import Observed
 from appliance.core.outcomes import Trials
 from appliance.core.poison import NO_RUNS, Runs
 from appliance.core.routes import ModelRoute, VersionRoute
@@ -23,7 +24,6 @@ from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 from appliance.lifecycle.wanted import wanted
-from appliance.source.settle import Observed
 from backends.contract import Signature
 
 # What is no fault of a version that does not load: no memory or GPU, no time, a process that could not be started.

@@ -1,6 +1,6 @@
 """Whether a version that has loaded may take over, and what its clients will notice. Pure.
 
-What a version's trials came to (`appliance.core.outcomes`) is the worker's report; what follows from it is decided here.
+What a version's trials came to (`core.outcomes`) is the worker's report; what follows from it is decided here.
 """
 
 from __future__ import annotations

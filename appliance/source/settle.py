@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from appliance.core.observed import Observed
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -32,17 +34,6 @@ class Scan:
     paths: Mapping[int, str]
     remark: str = ""
     inodes: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """One version folder as the manager sees it."""
-
-    path: str
-    digest: str | None
-    settled: bool
-    reason: str = ""
-    names: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

@@ -35,7 +35,8 @@ from watchdog.events import (
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
-from appliance.source.settle import Fingerprint, Observed, Scan, Settler
+from appliance.core.observed import Observed
+from appliance.source.settle import Fingerprint, Scan, Settler
 from backends import onnx_model, tflite_model
 from backends.registry import MODEL_FILES
 

@@ -17,12 +17,12 @@ from appliance.config.models import ConfiguredModel, Difference, configured_mode
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.options import ModelOptions, Settings
 from appliance.core.errors import Code, ConfigError, ServingError
+from appliance.core.observed import Observed
 from appliance.lifecycle.actions import Action
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
-from appliance.source.settle import Observed
 from appliance.source.watcher import Source
 from appliance.supervisor.tasks import Tasks
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from appliance.config.batching_parameters import BatchingParameters, of_version
 from appliance.core.errors import ConfigError
-from appliance.gpu.placement import gpu_environment
+from appliance.core.gpu_devices import gpu_environment
 from appliance.host.memory import resident_bytes
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.transport import shared

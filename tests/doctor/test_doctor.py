@@ -433,9 +433,11 @@ def test_a_driver_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:
 # Another user may not be let into the folder of this interpreter: so it is left behind only once all is imported.
 AS_NOBODY = """
 import os, sys
-from appliance import cli, doctor, supervisor
+from appliance.cli import main
+from appliance.doctor import report
+from appliance.supervisor import server
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(cli.main(["doctor", "--json", "--config", sys.argv[1]]))
+sys.exit(main.main(["doctor", "--json", "--config", sys.argv[1]]))
 """
 
 

@@ -1,6 +1,7 @@
 """The GPU view: what a driver tells, and that no driver, however it fails, costs more than an error field.
 
-The driver is a stub of NVIDIA's library (tests/support/nvml_stub.c), loaded by the real nvidia-ml-py in the real probe process.
+The driver is a stub of NVIDIA's library (tests/support/nvml_stub.c), loaded by the real nvidia-ml-py in the real
+probe process.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from appliance.core.gpu_devices import gpu_environment, parse_gpu_devices
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import ConfigError
-from appliance.gpu.placement import Claim, GpuMemory, Refused, gpu_environment, parse_gpu_devices, place
+from appliance.gpu.placement import Claim, GpuMemory, Refused, place
 
 GIB = 1 << 30
 ONE = GpuMemory(0, "GPU-aaaa-1", 10 * GIB, 16 * GIB)

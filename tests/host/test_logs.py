@@ -16,7 +16,7 @@ NAME = "a\n2026-01-01 00:00:00.000 I b/1: available\r\x1b[2J\x00\x85\u2028\u202e
 def logged(program: str, log_format: str) -> list[str]:
     """The lines that a process logs: `program` has NAME as `name`."""
     text = (
-        "import logging, sys; from appliance import logs\n"
+        "import logging, sys; from appliance.host import logs\n"
         f"logs.configure({log_format!r}, 'info')\nname = {NAME!r}\n{program}\n"
     )
     done = subprocess.run(

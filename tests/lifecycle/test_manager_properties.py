@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from appliance.core.observed import Observed
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,7 +16,6 @@ from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.standing import Standing
-from appliance.source.settle import Observed
 
 LOADS = 2
 NAMES = st.sampled_from(["a", "b"])

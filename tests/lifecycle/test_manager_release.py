@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from appliance.core.observed import Observed
 
 from appliance.config.version_policy import All, Latest, Specific
 from appliance.core.errors import Code
@@ -11,7 +12,6 @@ from appliance.core.servable import Form, PublicState, ServableId
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
-from appliance.source.settle import Observed
 from backends.contract import Signature, TensorSpec
 from tests.support.manager_host import RETRY_SECONDS, Host
 

@@ -225,7 +225,7 @@ def test_threads_of_one_process_lose_no_count(tmp_path: Path) -> None:
 def test_a_full_disk_stops_recording_with_one_warning_and_no_error(tmp_path: Path, room: int) -> None:
     program = (
         "import logging, resource, sys\n"
-        "from appliance import metrics\n"
+        "from appliance.metrics import recording as metrics\n"
         "logging.basicConfig(format='%(message)s')\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
         "recorder = metrics.Recorder(sys.argv[1], 'rest')\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from appliance.core.observed import Observed
+
 from appliance.config.version_policy import Latest, VersionPolicy
 from appliance.core.errors import Code
 from appliance.core.outcomes import Trials
@@ -11,7 +13,6 @@ from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import ReleaseRules
-from appliance.source.settle import Observed
 from backends.contract import Signature
 
 RETRY_SECONDS = 60.0

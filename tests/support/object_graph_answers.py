@@ -1,5 +1,6 @@
-"""What `tf.saved_model.load` answers: `python -m tests.support.object_graph_answers FILE` reads a pickle of (folder, inputs by
-signature) for each model, and replaces it by the outputs. In a process of its own, as a user of the model would."""
+"""What `tf.saved_model.load` answers: `python -m tests.support.object_graph_answers FILE` reads a pickle of (folder,
+inputs by signature) for each model, and replaces it by the outputs. In a process
+of its own, as a user of the model would."""
 
 from __future__ import annotations
 
