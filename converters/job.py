@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -49,9 +49,13 @@ from converters.registry import converter
 from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
 from converters.spec import JobSpec
 
-__all__ = ["accelerate", "main"]
+__all__ = ["accelerate", "main", "run"]
 
 Say = Callable[[str], None]
+Recorded = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+"""The inputs of recorded requests, by signature."""
+ReadRecorded = Callable[[str, Mapping[str, Signature]], Recorded]
+"""Reads the requests that were recorded for the version folder, which has these signatures. Raises BackendError."""
 
 _FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
 _CANDIDATES = "candidates.json"
@@ -61,8 +65,13 @@ _DEFAULT_BATCH = 8
 _MAX_MEASUREMENTS = 2
 
 
-def accelerate(spec: JobSpec, say: Say) -> Report:
-    """Does what `spec` asks; the report. Raises ImportError for a converter that is none."""
+def _none_recorded(path: str, signatures: Mapping[str, Signature]) -> Recorded:
+    return {}
+
+
+def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_recorded) -> Report:
+    """Does what `spec` asks; the report. Recorded requests are part of the proof. Raises ImportError for a module that
+    is no converter."""
     begun = time.monotonic()
     modules = {name: converter(module) for name, module in spec.converters.items()}
     plans = _plans(spec, modules)
@@ -82,7 +91,7 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
         wanted = f"acceleration {spec.policy} with the precisions {', '.join(spec.precisions)}"
         return finish(Report("tensorflow", f"no converter does {wanted}"))
     if not spec.cache_dir or not spec.cache_max_bytes:
-        return finish(_Work(spec, plans, say).run(None, None)[0])
+        return finish(_Work(spec, plans, say, read_recorded).run(None, None)[0])
     try:
         content = content_hash(spec.path)
         libraries = [file_hash(path) for path in spec.op_libraries]
@@ -104,7 +113,7 @@ def accelerate(spec: JobSpec, say: Say) -> Report:
             if known is not None and not known.disturbed:
                 say("found in the cache")
                 return _without_demoted(dataclasses.replace(known, from_cache=True), entry, spec)
-        work = _Work(spec, plans, say)
+        work = _Work(spec, plans, say, read_recorded)
         report, is_repeatable = work.run(entry, known)
         report = finish(report)
         # What a crash or a limit ended is not kept: the next time may be another.
@@ -144,11 +153,14 @@ def _artifact(folder: str, candidate: str) -> str:
 class _Work:
     """The work of a job that finds no report in the cache."""
 
-    def __init__(self, spec: JobSpec, plans: Mapping[str, tuple[Converter, str]], say: Say) -> None:
+    def __init__(
+        self, spec: JobSpec, plans: Mapping[str, tuple[Converter, str]], say: Say, read_recorded: ReadRecorded
+    ) -> None:
         self.result = os.path.join(spec.work_dir, "result")
         self._spec = spec
         self._plans = plans
         self._say = say
+        self._read_recorded = read_recorded
         os.makedirs(os.path.join(self.result, _FORMS))
         self._keep([])  # that it was in vain is worth keeping too
 
@@ -175,7 +187,7 @@ class _Work:
         if hopeless:
             return Report("tensorflow", hopeless, signatures=served), True
         self._say("running TensorFlow on the cases of the proof")
-        recorded = _recorded(spec, reference.signatures, self._say)
+        recorded = self._recorded(reference.signatures)
         numbers = constants_of(spec.path, spec.tags)
         evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds, numbers)
         problems = [found.problem for found in evidence.values() if found.problem is not None]
@@ -187,10 +199,17 @@ class _Work:
         makers = {name: found.maker for name, found in evidence.items()}
         return self._chosen(reference, makers, candidates, folder), is_repeatable
 
+    def _recorded(self, signatures: Mapping[str, Signature]) -> Recorded:
+        try:
+            return self._read_recorded(self._spec.path, signatures)
+        except BackendError as error:
+            self._say(f"the recorded requests cannot be read, and inputs are made up instead: {error}")
+            return {}
+
     def _measured_again(self, reference: Reference, entry: Entry, known: Report) -> Report:
         """`known` with other timings, and the choice that follows of them; converted and proven is what was so."""
         self._say("measured on a busy machine before")
-        recorded = _recorded(self._spec, reference.signatures, self._say)
+        recorded = self._recorded(reference.signatures)
         makers = {
             name: CaseMaker(signature, partial(reference.run, name), recorded.get(name, ()))
             for name, signature in reference.signatures.items()
@@ -381,22 +400,6 @@ def _hopeless(signatures: Mapping[str, Signature], changing: Collection[str]) ->
     return ""
 
 
-def _recorded(
-    spec: JobSpec, signatures: Mapping[str, Signature], say: Say
-) -> Mapping[str, Sequence[Mapping[str, np.ndarray]]]:
-    """The requests that were recorded for the version, by signature."""
-    if not spec.recorder:
-        return {}
-    try:
-        found: Mapping[str, Sequence[Mapping[str, np.ndarray]]] = importlib.import_module(spec.recorder).recorded_cases(
-            spec.path, signatures
-        )
-    except BackendError as error:
-        say(f"the recorded requests cannot be read, and inputs are made up instead: {error}")
-        return {}
-    return found
-
-
 def _import_tensorflow(spec: JobSpec) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     importlib.import_module("tensorflow")
@@ -441,7 +444,7 @@ def _ingredients(
     }
 
 
-def main() -> int:
+def main(read_recorded: ReadRecorded = _none_recorded) -> int:
     """Runs the job of the standard input; the exit status."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # frameworks print
@@ -458,7 +461,7 @@ def main() -> int:
             become_child(int(parent), spec.yielding)
         if spec.yielding:
             cores.leave_one()
-        report = accelerate(spec, lambda text: write({"progress": text}))
+        report = accelerate(spec, lambda text: write({"progress": text}), read_recorded)
     except Exception as error:  # noqa: BLE001 - the outer loop of a process
         traceback.print_exc()
         write({"error": f"{type(error).__name__}: {error}"})
@@ -467,8 +470,13 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    status = main()
+def run(read_recorded: ReadRecorded = _none_recorded) -> NoReturn:
+    """Is the job's process: runs the job of the standard input, and ends."""
+    status = main(read_recorded)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -17,12 +17,11 @@ class JobSpec:
     """Accelerate the SavedModel at `path`.
 
     `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
-    `recorder` is a module whose `recorded_cases(path, signatures)` gives the inputs of the requests that were recorded
-    for the version, by signature; "": there are none. Besides its cases, a form is searched for differences: each of
-    its signatures for `min_search_seconds` at least, all together for `search_seconds` at most. Thread counts, the
-    session's configuration and `op_libraries` are those with which the version is served; 0 threads: one for each core.
-    `max_batch_size` 0: 8. Timings count as disturbed where other processes took more than the share `max_others` of the
-    processors. `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`. `converters` are modules by name.
+    Besides its cases, a form is searched for differences: each of its signatures for `min_search_seconds` at least, all
+    together for `search_seconds` at most. Thread counts, the session's configuration and `op_libraries` are those with
+    which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as disturbed where
+    other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache. `yielding`: see
+    `converters.child.Limits`. `converters` are modules by name.
     """
 
     path: str
@@ -42,7 +41,6 @@ class JobSpec:
     max_others: float = 0.1
     cache_dir: str = ""
     cache_max_bytes: int = 10 << 30
-    recorder: str = ""
     yielding: bool = True
     threads: int = 0
     inter_op_threads: int = 0

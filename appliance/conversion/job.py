@@ -18,7 +18,10 @@ from converters.report import Candidate, Demotion, Report, Searched, SignaturePr
 from converters.spec import JobSpec
 from converters.tolerances import Tolerances
 
-__all__ = ["accelerate", "demotion_text", "job_spec", "report_text"]
+__all__ = ["PROCESS", "accelerate", "demotion_text", "job_spec", "report_text"]
+
+PROCESS = "appliance.conversion.process"
+"""The module to run for a job: it reads the spec from its standard input, see `converters.job`."""
 
 
 _MAX_BEYOND = 4
@@ -49,7 +52,6 @@ def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, ca
         memory_bytes=options.conversion_memory_bytes,
         cache_dir=cache_dir or default_folder(),
         cache_max_bytes=cache_max_bytes,
-        recorder="appliance.protocols.warmup_records",  # named, since converters/ knows nothing of serving
         threads=options.tensorflow_intra_op_parallelism,
         inter_op_threads=options.tensorflow_inter_op_parallelism,
         session_config_file=options.tensorflow_session_config_file,
@@ -75,7 +77,7 @@ def accelerate(
         with (
             open(os.path.join(work_dir, "job.log"), "w+", encoding="utf-8", errors="replace") as log,
             subprocess.Popen(
-                [sys.executable, *isolated, "-m", "converters.job"],
+                [sys.executable, *isolated, "-m", PROCESS],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.config.options import ModelOptions
-from appliance.conversion.job import demotion_text, job_spec
+from appliance.conversion.job import PROCESS, demotion_text, job_spec
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper, describe_status, spawn
 from appliance.lifecycle.actions import Action, StartWorker
@@ -186,7 +186,7 @@ class Acceleration:
                 logger.warning("%s: %s failed before: %s", servable, demotion.candidate, demotion_text(demotion))
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
-        """One process of converters.job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
+        """One process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
         work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
         spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
@@ -198,7 +198,7 @@ class Acceleration:
         if options.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
-            case.pid = spawn("converters.job", environment, stderr=stderr_write, stdin=input_read, stdout=output_write)
+            case.pid = spawn(PROCESS, environment, stderr=stderr_write, stdin=input_read, stdout=output_write)
             self._reaper.forget(case.pid)
             exited = self._reaper.exit_of(case.pid)
         finally:

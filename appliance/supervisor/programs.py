@@ -66,7 +66,6 @@ class ForkServer:
             # Its workers run on the CPU: without this, each would take memory on every GPU.
             "CUDA_VISIBLE_DEVICES": "-1",
             forkserver.PARENT_VARIABLE: str(os.getpid()),
-            forkserver.PRELOAD_VARIABLE: "appliance.worker.process backends.tensorflow_backend",
         }
         read_end, write_end = os.pipe()
         pid = spawn("appliance.worker.forkserver", environment, [theirs.fileno()], stderr=write_end)

@@ -20,11 +20,12 @@ import time
 from typing import Any
 
 from appliance.host.processes import become_worker, die_with_parent, set_name
+from appliance.worker.process import run_worker
+from appliance.worker.task import WorkerTask
 
 CONTROL_DESCRIPTOR = 3
 MAX_MESSAGE_BYTES = 65536
 PARENT_VARIABLE = "DROPSERVE_PARENT"
-PRELOAD_VARIABLE = "DROPSERVE_PRELOAD"
 
 
 def main() -> None:
@@ -32,8 +33,7 @@ def main() -> None:
     supervisor = int(os.environ[PARENT_VARIABLE])
     die_with_parent(supervisor)
     control = socket.socket(fileno=CONTROL_DESCRIPTOR)
-    for module in os.environ[PRELOAD_VARIABLE].split():
-        importlib.import_module(module)
+    importlib.import_module("backends.tensorflow_backend")  # here alone: whoever starts this process loads no framework
     gc.collect()
     gc.freeze()  # a collection in a worker must not touch, and so copy, the shared pages
     control.send(b'{"ready": true}')
@@ -80,10 +80,6 @@ def _become_worker(task: dict[str, Any], descriptors: list[int], supervisor: int
                 os._exit(1)
             os.sched_yield()
         become_worker(supervisor, is_expendable=task.get("odd_shapes_from") is not None)
-        # The server itself serves none.
-        from appliance.worker.process import run_worker  # noqa: PLC0415
-        from appliance.worker.task import WorkerTask  # noqa: PLC0415
-
         status = run_worker(WorkerTask.from_json(task), socket.socket(fileno=control_descriptor))
     except BaseException:  # noqa: BLE001 - the outer loop of a process
         import traceback  # noqa: PLC0415

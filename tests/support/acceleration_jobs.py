@@ -27,7 +27,9 @@ class Outcome:
     """With the files of the chosen form, unless the cache has them."""
 
 
-def run_job(path: str | os.PathLike[str], *, code: Path = ROOT, **options: Any) -> Outcome:
+def run_job(
+    path: str | os.PathLike[str], *, code: Path = ROOT, process: str = "converters.job", **options: Any
+) -> Outcome:
     """Accelerates the SavedModel at `path`, by the packages in the folder `code`: any proven form is fast enough, and
     any timing is final, so that a busy machine changes nothing."""
     work_dir = tempfile.mkdtemp(dir=_SCRATCH.name)
@@ -40,7 +42,7 @@ def run_job(path: str | os.PathLike[str], *, code: Path = ROOT, **options: Any) 
     }
     spec = JobSpec(path=os.fspath(path), work_dir=work_dir, **{**defaults, **options})
     job = subprocess.run(
-        [sys.executable, "-m", "converters.job"],
+        [sys.executable, "-m", process],
         cwd=code,
         input=json.dumps(to_json(spec)),
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Requests that were recorded for a model of images, as `converters.job` asks for them."""
+"""A job whose model of images has recorded requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from backends.contract import Signature
+from converters.job import run
 
 
 def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, list[Mapping[str, np.ndarray]]]:
@@ -14,3 +15,7 @@ def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, 
     (name,) = signatures["serving_default"].inputs
     rows = np.random.default_rng(0).standard_normal((9, 16, 16, 3)).astype(np.float32)
     return {"serving_default": [{name: rows}, {name: rows[:1] * 2}]}
+
+
+if __name__ == "__main__":
+    run(recorded_cases)
