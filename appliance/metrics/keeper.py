@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from appliance.metrics.catalogue import DEMOTIONS, WORKER_RESTARTS, is_passing
 from appliance.metrics.file import MetricsFileError, fold
-from appliance.metrics.recording import DEMOTIONS, WORKER_RESTARTS, Recorder, is_passing
+from appliance.metrics.recording import Recorder
 
 __all__ = ["MetricsKeeper"]
 

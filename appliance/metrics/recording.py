@@ -1,238 +1,53 @@
-"""Every metric that the appliance has, and how a process records them.
+"""How a process records metrics.
 
 Recording costs a fraction of a microsecond and cannot fail: each process writes to memory that is a file of its own
-(`appliance.metrics.file`); where that file cannot be made or grow, the process says so once, and counts for nobody.
-What is recorded is bounded whatever clients send: the callers pass names of models that are known, or "".
+(`metrics.file`); where that file cannot be made or grow, the process says so once, and counts for nobody. What is
+recorded is bounded whatever clients send: the callers pass names of models that are known, or "".
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import TypeVar
 
 import orjson
 
+from appliance.metrics.catalogue import (
+    API,
+    BATCH_REQUESTS,
+    BATCH_ROWS,
+    INFLIGHT_BYTES,
+    LOAD_DURATION,
+    LOADS,
+    QUEUE_BYTES,
+    QUEUE_REQUESTS,
+    REFUSED,
+    REQUEST_DURATION,
+    REQUESTS,
+    RUN_DURATION,
+    RUNNING,
+    TF_EXAMPLE_TOTAL,
+    TF_EXAMPLES,
+    TF_LOAD_ATTEMPTS,
+    TF_LOAD_LATENCY,
+    TF_REQUEST_LATENCY,
+    TF_RUNTIME_LATENCY,
+    TF_WARMUP_LATENCY,
+    UNPROVEN,
+    Metric,
+    Type,
+)
 from appliance.metrics.file import Kind, MetricsFile
 from backends.contract import Code
 
-__all__ = [
-    "API",
-    "METRICS",
-    "Counter",
-    "Gauge",
-    "Histogram",
-    "Metric",
-    "Page",
-    "Recorder",
-    "RequestMetrics",
-    "Type",
-    "WorkerMetrics",
-    "is_passing",
-]
+__all__ = ["Counter", "Gauge", "Histogram", "Recorder", "RequestMetrics", "WorkerMetrics"]
 
 logger = logging.getLogger(__name__)
-
-
-class Type(Enum):
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-class Page(Enum):
-    """Where a metric is shown."""
-
-    OWN = "/metrics"
-    TENSORFLOW_SERVING = "the path of the monitoring_config_file"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A family of series. `bounds` are a histogram's upper bounds without the last, which is infinite. `passing` says
-    that its labels name what comes and goes without end (folders of versions)."""
-
-    name: str
-    type: Type
-    help: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-    page: Page = Page.OWN
-    passing: bool = False
-
-    @property
-    def values(self) -> int:
-        """How many values a series has: a histogram has the count of each bucket, then the sum."""
-        return len(self.bounds) + 2 if self.type is Type.HISTOGRAM else 1
-
-
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_SIZES = tuple(float(2**n) for n in range(11))
-
-REQUESTS = Metric(
-    "dropserve_requests_total",
-    Type.COUNTER,
-    "Requests that were answered.",
-    ("protocol", "model", "method", "code"),
-)
-REQUEST_DURATION = Metric(
-    "dropserve_request_duration_seconds",
-    Type.HISTOGRAM,
-    "From a request's head to its answer, whatever the answer.",
-    ("protocol", "model", "method"),
-    _SECONDS,
-)
-INFLIGHT_BYTES = Metric(
-    "dropserve_inflight_request_bytes", Type.GAUGE, "Bytes of requests that are being served.", ("protocol",)
-)
-VERSIONS = Metric(
-    "dropserve_versions", Type.GAUGE, "1 for each version that is known, with its state.", ("model", "version", "state")
-)
-READY = Metric("dropserve_ready", Type.GAUGE, "Whether /readyz answers 200.")
-QUEUE_REQUESTS = Metric(
-    "dropserve_queue_requests", Type.GAUGE, "Requests that wait for their turn.", ("model", "version")
-)
-QUEUE_BYTES = Metric("dropserve_queue_bytes", Type.GAUGE, "Bytes of the requests that wait.", ("model", "version"))
-RUNNING = Metric("dropserve_runs_in_progress", Type.GAUGE, "Runs of the model at this moment.", ("model", "version"))
-RUN_DURATION = Metric(
-    "dropserve_run_duration_seconds", Type.HISTOGRAM, "Time that a run of the model took.", ("model",), _SECONDS
-)
-BATCH_REQUESTS = Metric(
-    "dropserve_batch_requests", Type.HISTOGRAM, "Requests that were merged into one run.", ("model",), _SIZES
-)
-BATCH_ROWS = Metric(
-    "dropserve_batch_rows",
-    Type.HISTOGRAM,
-    "Rows (dimension 0 of the inputs) of one run, padding included.",
-    ("model",),
-    _SIZES,
-)
-LOADS = Metric(
-    "dropserve_loads_total",
-    Type.COUNTER,
-    'Attempts to load a version; result is "ok" or "failed".',
-    ("model", "result"),
-)
-LOAD_DURATION = Metric(
-    "dropserve_load_duration_seconds", Type.HISTOGRAM, "Time that a load took.", ("model",), _LOAD_SECONDS
-)
-WORKER_RESTARTS = Metric(
-    "dropserve_worker_restarts_total", Type.COUNTER, "Workers that died while they served.", ("model",)
-)
-DEMOTIONS = Metric(
-    "dropserve_demotions_total",
-    Type.COUNTER,
-    "Accelerated forms that failed, so that TensorFlow serves again.",
-    ("model",),
-)
-UNPROVEN = Metric(
-    "dropserve_unproven_requests_total",
-    Type.COUNTER,
-    "Requests for which the accelerated form was not proven: TensorFlow answers them.",
-    ("model",),
-)
-REFUSED = Metric(
-    "dropserve_refused_requests_total",
-    Type.COUNTER,
-    "Requests that were refused because their kind has ended the version's process.",
-    ("model",),
-)
-PROCESSES = Metric("dropserve_processes", Type.GAUGE, "Living processes.", ("role",))
-RESIDENT_MEMORY = Metric(
-    "dropserve_process_resident_memory_bytes",
-    Type.GAUGE,
-    "Resident memory (RSS). Pages that processes share count for each of them.",
-    ("role", "model", "version"),
-)
-PROPORTIONAL_MEMORY = Metric(
-    "dropserve_process_proportional_memory_bytes",
-    Type.GAUGE,
-    "Resident memory, shared pages divided by their users (PSS).",
-    ("role", "model", "version"),
-)
-START_TIME = Metric(
-    "dropserve_start_time_seconds", Type.GAUGE, "When the server started, in seconds since 1970: totals began then."
-)
-GPU_DRIVER_UP = Metric(
-    "dropserve_gpu_driver_up", Type.GAUGE, "1 where NVIDIA's driver answers, 0 where it fails; none without a driver."
-)
-_GPU = ("gpu", "uuid", "name")
-GPU_UP = Metric("dropserve_gpu_up", Type.GAUGE, "1 where the GPU tells its state, 0 where it is lost or hangs.", _GPU)
-GPU_ERRORS = Metric("dropserve_gpu_errors", Type.GAUGE, "Values that the driver fails to tell at this moment.", _GPU)
-GPU_TEMPERATURE = Metric("dropserve_gpu_temperature_celsius", Type.GAUGE, "Temperature of the GPU.", _GPU)
-GPU_POWER = Metric("dropserve_gpu_power_watts", Type.GAUGE, "Power that the GPU draws.", _GPU)
-GPU_POWER_LIMIT = Metric("dropserve_gpu_power_limit_watts", Type.GAUGE, "Power that the GPU may draw.", _GPU)
-GPU_UTILIZATION = Metric(
-    "dropserve_gpu_utilization_ratio", Type.GAUGE, "Part of the time, from 0 to 1, in which the GPU computed.", _GPU
-)
-GPU_MEMORY_USED = Metric(
-    "dropserve_gpu_memory_used_bytes", Type.GAUGE, "Memory in use, without what the driver reserves.", _GPU
-)
-GPU_MEMORY_TOTAL = Metric("dropserve_gpu_memory_total_bytes", Type.GAUGE, "Memory of the GPU.", _GPU)
-GPU_PROCESS_MEMORY = Metric(
-    "dropserve_gpu_process_memory_bytes",
-    Type.GAUGE,
-    "Memory of the GPU that a version's worker uses.",
-    ("gpu", "model", "version"),
-)
-BUILD_INFO = Metric("dropserve_build_info", Type.GAUGE, "1, with the version of dropserve.", ("version",))
-
-# TensorFlow Serving's, with the names, labels and bounds of its `servables/tensorflow/util.cc` and of TensorFlow's
-# `cc/saved_model/loader.cc`; on its page a slash becomes a colon. Latencies are in microseconds.
-_MICROSECONDS = tuple(itertools.accumulate([10.0] + [1.8] * 32, lambda bound, factor: bound * factor))
-_EXAMPLES = tuple(float(2**n) for n in range(15))
-
-
-def _tensorflow_metric(
-    name: str, kind: Type, labels: tuple[str, ...], bounds: tuple[float, ...] = (), passing: bool = False
-) -> Metric:
-    return Metric(name, kind, "", labels, bounds, Page.TENSORFLOW_SERVING, passing)
-
-
-# Nobody records request_count, graph_runs and graph_run_time_usecs: they are sums of what is recorded
-# (`metrics_text.render_tensorflow`).
-TF_LOAD_ATTEMPTS = _tensorflow_metric(
-    ":tensorflow:cc:saved_model:load_attempt_count", Type.COUNTER, ("model_path", "status"), passing=True
-)
-TF_LOAD_LATENCY = _tensorflow_metric(
-    ":tensorflow:cc:saved_model:load_latency", Type.COUNTER, ("model_path",), passing=True
-)
-TF_GRAPH_RUN_TIME = _tensorflow_metric(":tensorflow:core:graph_run_time_usecs", Type.COUNTER, ())
-TF_GRAPH_RUNS = _tensorflow_metric(":tensorflow:core:graph_runs", Type.COUNTER, ())
-TF_WARMUP_LATENCY = _tensorflow_metric(
-    ":tensorflow:serving:model_warmup_latency", Type.HISTOGRAM, ("model_path", "status"), _MICROSECONDS, passing=True
-)
-TF_REQUESTS = _tensorflow_metric(":tensorflow:serving:request_count", Type.COUNTER, ("model_name", "status"))
-TF_EXAMPLE_TOTAL = _tensorflow_metric(":tensorflow:serving:request_example_count_total", Type.COUNTER, ("model",))
-TF_EXAMPLES = _tensorflow_metric(":tensorflow:serving:request_example_counts", Type.HISTOGRAM, ("model",), _EXAMPLES)
-TF_REQUEST_LATENCY = _tensorflow_metric(
-    ":tensorflow:serving:request_latency", Type.HISTOGRAM, ("model_name", "API", "entrypoint"), _MICROSECONDS
-)
-TF_RUNTIME_LATENCY = _tensorflow_metric(
-    ":tensorflow:serving:runtime_latency", Type.HISTOGRAM, ("model_name", "API", "runtime"), _MICROSECONDS
-)
-
-# The methods that TensorFlow Serving counts, and how it calls them.
-API = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
-
-METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))
-_PASSING = {metric.name for metric in METRICS if metric.passing}
-
-
-def is_passing(key: bytes) -> bool:
-    """Whether the series of this key names what comes and goes without end."""
-    try:
-        return orjson.loads(key)[0] in _PASSING
-    except (ValueError, LookupError, TypeError):
-        return True
 
 
 class _Series:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import orjson
 
-from appliance.metrics import recording as metrics
-from appliance.metrics.recording import METRICS, Metric, Page, Type
+from appliance.metrics import catalogue
+from appliance.metrics.catalogue import METRICS, Metric, Page, Type
 
 __all__ = [
     "CONTENT_TYPE",
@@ -85,14 +85,14 @@ def render_tensorflow(samples: Samples) -> str:
 def with_sums(samples: Samples) -> Samples:
     """`samples`, and the metrics of TensorFlow Serving that follow from others."""
     requests: dict[tuple[str, ...], tuple[float, ...]] = {}
-    for (_, model, method, code), (count,) in samples.get(metrics.REQUESTS.name, {}).items():
-        if method in metrics.API:
+    for (_, model, method, code), (count,) in samples.get(catalogue.REQUESTS.name, {}).items():
+        if method in catalogue.API:
             requests[model, code] = (requests.get((model, code), (0.0,))[0] + count,)
-    runs = samples.get(metrics.TF_RUNTIME_LATENCY.name, {}).values()
-    sums: Samples = {metrics.TF_REQUESTS.name: requests}
+    runs = samples.get(catalogue.TF_RUNTIME_LATENCY.name, {}).values()
+    sums: Samples = {catalogue.TF_REQUESTS.name: requests}
     if runs:
-        sums[metrics.TF_GRAPH_RUNS.name] = {(): (sum(sum(values[:-1]) for values in runs),)}
-        sums[metrics.TF_GRAPH_RUN_TIME.name] = {(): (sum(values[-1] for values in runs),)}
+        sums[catalogue.TF_GRAPH_RUNS.name] = {(): (sum(sum(values[:-1]) for values in runs),)}
+        sums[catalogue.TF_GRAPH_RUN_TIME.name] = {(): (sum(values[-1] for values in runs),)}
     return {**samples, **sums}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from appliance.metrics.catalogue import METRICS, Type
 from appliance.metrics.file import MetricsFileError, collect
-from appliance.metrics.recording import METRICS, Type
 from appliance.metrics.text import read_series, with_sums
 
 __all__ = ["metric_values"]

@@ -10,7 +10,7 @@ from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.gpu.values import Gpu, GpuStatus
 from appliance.host.memory import ProportionalMemory, resident_bytes
-from appliance.metrics import recording as metrics
+from appliance.metrics import catalogue
 from appliance.metrics.file import Collected, MetricsFileError, collect
 from appliance.metrics.text import Samples, read_series, render, render_tensorflow
 
@@ -71,25 +71,25 @@ class MetricsPages:
             if resident is None:
                 continue
             labels = (process.role, process.model, process.version)
-            _add(samples, metrics.PROCESSES, (process.role,), 1)
-            _add(samples, metrics.RESIDENT_MEMORY, labels, resident)
+            _add(samples, catalogue.PROCESSES, (process.role,), 1)
+            _add(samples, catalogue.RESIDENT_MEMORY, labels, resident)
             if process.pid in proportional:
-                _add(samples, metrics.PROPORTIONAL_MEMORY, labels, proportional[process.pid])
+                _add(samples, catalogue.PROPORTIONAL_MEMORY, labels, proportional[process.pid])
             if process.role == "supervisor":
-                samples[metrics.START_TIME.name] = {(): (process.started,)}
+                samples[catalogue.START_TIME.name] = {(): (process.started,)}
 
 
 def _add_models(samples: Samples, snapshot: Snapshot) -> None:
-    samples[metrics.BUILD_INFO.name] = {(__version__,): (1.0,)}
-    samples[metrics.READY.name] = {(): (float(snapshot.ready),)}
+    samples[catalogue.BUILD_INFO.name] = {(__version__,): (1.0,)}
+    samples[catalogue.READY.name] = {(): (float(snapshot.ready),)}
     for model in snapshot.models.values():
         for version in model.versions:
-            _add(samples, metrics.VERSIONS, (model.name, str(version.version), version.state), 1)
+            _add(samples, catalogue.VERSIONS, (model.name, str(version.version), version.state), 1)
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:
     if not status.reason:  # a machine without a driver has nothing that could be down
-        _add(samples, metrics.GPU_DRIVER_UP, (), float(not status.error))
+        _add(samples, catalogue.GPU_DRIVER_UP, (), float(not status.error))
     for gpu in status.gpus:
         _add_gpu(samples, gpu)
 
@@ -98,14 +98,14 @@ def _add_gpu(samples: Samples, gpu: Gpu) -> None:
     labels = (str(gpu.index), gpu.uuid or "", gpu.name or "")
     utilization = None if gpu.utilization_percent is None else gpu.utilization_percent / 100
     values = (
-        (metrics.GPU_UP, float(not gpu.error)),
-        (metrics.GPU_ERRORS, len(gpu.errors)),
-        (metrics.GPU_TEMPERATURE, gpu.temperature_celsius),
-        (metrics.GPU_POWER, gpu.power_watts),
-        (metrics.GPU_POWER_LIMIT, gpu.power_limit_watts),
-        (metrics.GPU_UTILIZATION, utilization),
-        (metrics.GPU_MEMORY_USED, gpu.memory_used_bytes),
-        (metrics.GPU_MEMORY_TOTAL, gpu.memory_total_bytes),
+        (catalogue.GPU_UP, float(not gpu.error)),
+        (catalogue.GPU_ERRORS, len(gpu.errors)),
+        (catalogue.GPU_TEMPERATURE, gpu.temperature_celsius),
+        (catalogue.GPU_POWER, gpu.power_watts),
+        (catalogue.GPU_POWER_LIMIT, gpu.power_limit_watts),
+        (catalogue.GPU_UTILIZATION, utilization),
+        (catalogue.GPU_MEMORY_USED, gpu.memory_used_bytes),
+        (catalogue.GPU_MEMORY_TOTAL, gpu.memory_total_bytes),
     )
     for metric, value in values:
         if value is not None:
@@ -113,9 +113,9 @@ def _add_gpu(samples: Samples, gpu: Gpu) -> None:
     for process in gpu.processes:
         if process.model is not None and process.version is not None and process.memory_bytes is not None:
             owner = (str(gpu.index), process.model, process.version)
-            _add(samples, metrics.GPU_PROCESS_MEMORY, owner, float(process.memory_bytes))
+            _add(samples, catalogue.GPU_PROCESS_MEMORY, owner, float(process.memory_bytes))
 
 
-def _add(samples: Samples, metric: metrics.Metric, labels: tuple[str, ...], value: float) -> None:
+def _add(samples: Samples, metric: catalogue.Metric, labels: tuple[str, ...], value: float) -> None:
     found = samples.setdefault(metric.name, {})
     found[labels] = (found.get(labels, (0.0,))[0] + value,)

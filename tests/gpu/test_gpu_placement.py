@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from appliance.core.gpu_devices import gpu_environment, parse_gpu_devices
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import ConfigError
+from appliance.core.gpu_devices import gpu_environment, parse_gpu_devices
 from appliance.gpu.placement import Claim, GpuMemory, Refused, place
 
 GIB = 1 << 30

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from appliance.core.observed import Observed
 
 from appliance.config.version_policy import All, Latest, Specific
 from appliance.core.errors import Code
+from appliance.core.observed import Observed
 from appliance.core.servable import PublicState
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.release import ReleaseRules

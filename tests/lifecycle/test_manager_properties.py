@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from appliance.core.observed import Observed
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from appliance.config.version_policy import All, Latest, Specific, VersionPolicy, aspired_versions
 from appliance.core.errors import Code
+from appliance.core.observed import Observed
 from appliance.core.routes import ModelRoute
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from appliance.core.observed import Observed
 
 from appliance.config.version_policy import All
 from appliance.core.errors import Code
+from appliance.core.observed import Observed
 from appliance.core.routes import Snapshot
 from appliance.core.servable import ModelSpec, PublicState
 from tests.support.manager_host import RETRY_SECONDS, Host

@@ -20,16 +20,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.core.errors import Code
 from appliance.host.memory import ProportionalMemory, proportional_bytes, resident_bytes
-from appliance.metrics import recording as metrics
+from appliance.metrics import catalogue
+from appliance.metrics.catalogue import METRICS, Page, Type, is_passing
 from appliance.metrics.file import CHUNK_BYTES, MAX_FILE_BYTES, Kind, MetricsFile, collect, fold
-from appliance.metrics.recording import METRICS, Page, Recorder, RequestMetrics, Type, WorkerMetrics, is_passing
+from appliance.metrics.recording import Recorder, RequestMetrics, WorkerMetrics
 from appliance.metrics.text import read_series, render, render_tensorflow
 from tests.support.server import ROOT
 
 LABELS = ("rest", "m", "predict", "OK")
 
 
-def total(directory: Path, metric: metrics.Metric = metrics.REQUESTS, labels: tuple[str, ...] = LABELS) -> float:
+def total(directory: Path, metric: catalogue.Metric = catalogue.REQUESTS, labels: tuple[str, ...] = LABELS) -> float:
     """The value, or a histogram's count, over all processes."""
     values = read_series(collect(str(directory)).series).get(metric.name, {}).get(labels)
     return 0.0 if values is None else sum(values[:-1]) if metric.type is Type.HISTOGRAM else values[0]
@@ -72,14 +73,14 @@ def test_a_killed_process_has_lost_nothing(tmp_path: Path) -> None:
     assert total(tmp_path) == 1000
     kill(pid)
     assert total(tmp_path) == 1000
-    assert total(tmp_path, metrics.REQUEST_DURATION, ("rest", "m", "predict")) == 1000
+    assert total(tmp_path, catalogue.REQUEST_DURATION, ("rest", "m", "predict")) == 1000
 
 
 def test_a_kill_in_the_middle_loses_at_most_what_is_being_written(tmp_path: Path) -> None:
     def work() -> None:
         recorder = Recorder(str(tmp_path), "rest")
-        first = recorder.counter(metrics.REQUESTS, *LABELS)
-        second = recorder.counter(metrics.WORKER_RESTARTS, "m")
+        first = recorder.counter(catalogue.REQUESTS, *LABELS)
+        second = recorder.counter(catalogue.WORKER_RESTARTS, "m")
 
         def count() -> None:
             while True:
@@ -91,14 +92,14 @@ def test_a_kill_in_the_middle_loses_at_most_what_is_being_written(tmp_path: Path
             pass
 
     kill(in_child(work))
-    one, other = total(tmp_path), total(tmp_path, metrics.WORKER_RESTARTS, ("m",))
+    one, other = total(tmp_path), total(tmp_path, catalogue.WORKER_RESTARTS, ("m",))
     assert one > 0
     assert one - other in (0, 1)
 
 
 def test_totals_add_up_over_processes_and_gauges_end_with_theirs(tmp_path: Path) -> None:
     pids = [in_child(lambda: record_requests(tmp_path, 10)) for _ in range(3)]
-    inflight = (metrics.INFLIGHT_BYTES, ("rest",))
+    inflight = (catalogue.INFLIGHT_BYTES, ("rest",))
     assert (total(tmp_path), total(tmp_path, *inflight)) == (30, 21)
     assert sorted(process.pid for process in collect(str(tmp_path)).processes) == sorted(pids)
     kill(pids[0])
@@ -196,12 +197,12 @@ def test_totals_never_fall_while_processes_die_and_are_folded(tmp_path: Path) ->
 
 def test_a_file_grows_and_what_was_handed_out_before_still_counts(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path), "rest")
-    counters = [recorder.counter(metrics.REQUESTS, "rest", f"model-{n}", "predict", "OK") for n in range(1000)]
+    counters = [recorder.counter(catalogue.REQUESTS, "rest", f"model-{n}", "predict", "OK") for n in range(1000)]
     for n, counter in enumerate(counters):
         counter.add(n)
     (path,) = tmp_path.iterdir()
     assert path.stat().st_size > CHUNK_BYTES
-    found = read_series(collect(str(tmp_path)).series)[metrics.REQUESTS.name]
+    found = read_series(collect(str(tmp_path)).series)[catalogue.REQUESTS.name]
     assert {labels[1]: values[0] for labels, values in found.items()} == {f"model-{n}": n for n in range(1000)}
 
 
@@ -217,21 +218,21 @@ def test_threads_of_one_process_lose_no_count(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert total(tmp_path, metrics.RUN_DURATION, ("m",)) == 20_000
-    assert total(tmp_path, metrics.TF_RUNTIME_LATENCY, ("m", "Predict", "TF1")) == 20_000
+    assert total(tmp_path, catalogue.RUN_DURATION, ("m",)) == 20_000
+    assert total(tmp_path, catalogue.TF_RUNTIME_LATENCY, ("m", "Predict", "TF1")) == 20_000
 
 
 @pytest.mark.parametrize("room", [0, CHUNK_BYTES])
 def test_a_full_disk_stops_recording_with_one_warning_and_no_error(tmp_path: Path, room: int) -> None:
     program = (
         "import logging, resource, sys\n"
-        "from appliance.metrics import recording as metrics\n"
+        "from appliance.metrics import catalogue, recording\n"
         "logging.basicConfig(format='%(message)s')\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
-        "recorder = metrics.Recorder(sys.argv[1], 'rest')\n"
+        "recorder = recording.Recorder(sys.argv[1], 'rest')\n"
         "for n in range(1000):\n"
-        "    recorder.counter(metrics.WORKER_RESTARTS, f'model-{n}').add()\n"
-        "    recorder.counter(metrics.WORKER_RESTARTS, 'model-0').add()\n"
+        "    recorder.counter(catalogue.WORKER_RESTARTS, f'model-{n}').add()\n"
+        "    recorder.counter(catalogue.WORKER_RESTARTS, 'model-0').add()\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
@@ -243,7 +244,7 @@ def test_a_full_disk_stops_recording_with_one_warning_and_no_error(tmp_path: Pat
     )
     assert len(ended.stderr.splitlines()) == 1
     assert "not all metrics are recorded" in ended.stderr
-    assert total(tmp_path, metrics.WORKER_RESTARTS, ("model-0",)) == (1001 if room else 0)
+    assert total(tmp_path, catalogue.WORKER_RESTARTS, ("model-0",)) == (1001 if room else 0)
 
 
 def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
@@ -269,9 +270,9 @@ def test_a_damaged_file_harms_no_other(tmp_path_factory: pytest.TempPathFactory,
     content[position : position + len(damage)] = damage
     path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
     living = Recorder(str(directory), "rest")
-    living.counter(metrics.WORKER_RESTARTS, "well").add(3)
+    living.counter(catalogue.WORKER_RESTARTS, "well").add(3)
     found = read_series(collect(str(directory)).series)
-    assert found[metrics.WORKER_RESTARTS.name] == {("well",): (3.0,)}
+    assert found[catalogue.WORKER_RESTARTS.name] == {("well",): (3.0,)}
     render(found)
     render_tensorflow(found)
 
@@ -285,10 +286,10 @@ def test_of_what_comes_and_goes_without_end_only_the_newest_is_kept(tmp_path: Pa
     kill(in_child(work))
     fold(str(tmp_path), is_passing)
     found = read_series(collect(str(tmp_path)).series)
-    paths = {labels[0] for labels in found[metrics.TF_LOAD_LATENCY.name]}
+    paths = {labels[0] for labels in found[catalogue.TF_LOAD_LATENCY.name]}
     assert len(paths) == 500
     assert "/models/m/1499" in paths
-    assert total(tmp_path, metrics.LOADS, ("m", "ok")) == 1500
+    assert total(tmp_path, catalogue.LOADS, ("m", "ok")) == 1500
 
 
 # -- text ------------------------------------------------------------------------------------------------------
@@ -297,7 +298,7 @@ def test_of_what_comes_and_goes_without_end_only_the_newest_is_kept(tmp_path: Pa
 @given(st.text(max_size=40))
 @settings(deadline=None)
 def test_every_label_value_survives_the_text(model: str) -> None:
-    samples = {metrics.WORKER_RESTARTS.name: {(model,): (3.0,)}}
+    samples = {catalogue.WORKER_RESTARTS.name: {(model,): (3.0,)}}
     text = render(samples).encode(errors="replace").decode()
     (family,) = [f for f in text_string_to_metric_families(text) if f.samples]
     assert [(s.labels, s.value) for s in family.samples] == [({"model": model.encode(errors="replace").decode()}, 3.0)]
@@ -305,14 +306,14 @@ def test_every_label_value_survives_the_text(model: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 3.0, 2.0**53, 1e300, -1.5, math.inf, -math.inf])
 def test_every_number_survives_the_text(value: float) -> None:
-    text = render({metrics.READY.name: {(): (value,)}})
+    text = render({catalogue.READY.name: {(): (value,)}})
     (family,) = [f for f in text_string_to_metric_families(text) if f.samples]
     assert family.samples[0].value == value
 
 
 def test_a_histogram_is_cumulative_and_ends_at_infinity(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path), "worker")
-    histogram = recorder.histogram(metrics.BATCH_ROWS, "m")
+    histogram = recorder.histogram(catalogue.BATCH_ROWS, "m")
     for rows in (1, 2, 3, 5000):
         histogram.observe(rows)
     text = render(read_series(collect(str(tmp_path)).series))
@@ -392,7 +393,7 @@ def test_bounds_and_series_are_those_of_tensorflow_serving(tmp_path: Path) -> No
 
 
 def test_what_fits_no_metric_is_not_shown() -> None:
-    name = metrics.WORKER_RESTARTS.name.encode()
+    name = catalogue.WORKER_RESTARTS.name.encode()
     assert read_series({b'["evil"]': (1.0,), b"{": (1.0,), b"[]": (1.0,), b"7": (1.0,), b"[[]]": (1.0,)}) == {}
     assert read_series({b'["%s"]' % name: (1.0,), b'["%s",1]' % name: (1.0,), b'["%s","m"]' % name: (1.0, 2.0)}) == {}
 

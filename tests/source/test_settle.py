@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from appliance.core.observed import Observed
 
+from appliance.core.observed import Observed
 from appliance.source.settle import Fingerprint, Scan, Settler
 
 NOW, WALL = 1000.0, 1_800_000_000.0

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance.core.observed import Observed
 
+from appliance.core.observed import Observed
 from appliance.source.watcher import Source
 from tests.support.server import eventually
 

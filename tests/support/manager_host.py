@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from appliance.core.observed import Observed
-
 from appliance.config.version_policy import Latest, VersionPolicy
 from appliance.core.errors import Code
+from appliance.core.observed import Observed
 from appliance.core.outcomes import Trials
 from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
