@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import accelerate
 from benchmarks.models import MODELS, ROOT, prepare_model
 from converters.codec import to_json

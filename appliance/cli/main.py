@@ -20,18 +20,9 @@ from appliance import __version__
 from appliance.cli.reference import flags_manual, flags_table, options_manual, options_page, sample
 from appliance.config import model_server
 from appliance.config.op_libraries import check_op_libraries
-from appliance.config.options import (
-    Options,
-    Settings,
-    about,
-    from_text,
-    no_flag,
-    option_types,
-    read_settings,
-    shown_default,
-    unknown_option,
-)
+from appliance.config.options import Options, about, option_types, shown_default
 from appliance.config.serving_flags import DEFAULTS, VERSION
+from appliance.config.settings import Settings, from_text, no_flag, read_settings, unknown_option
 from appliance.core.errors import ConfigError
 from appliance.host import logs
 

@@ -7,7 +7,8 @@ import json
 import textwrap
 from collections.abc import Mapping
 
-from appliance.config.options import ModelOptions, Options, about, option_types, shown_default, type_name
+from appliance.config.model_options import ModelOptions
+from appliance.config.options import Options, about, option_types, shown_default, type_name
 from appliance.config.serving_flags import FLAGS
 
 _HEAD = """# Options

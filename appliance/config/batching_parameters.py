@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from appliance.config.files import read_config_text
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.config.options import Options, Settings, about, effective, from_text, no_flag, option_types
+from appliance.config.options import Options, about, effective, option_types
 from appliance.config.serving_flags import DEFAULTS, FLAGS
+from appliance.config.settings import Settings, from_text, no_flag
 from appliance.core.errors import ConfigError
 
 __all__ = ["CommandLine", "announcements", "check", "parse", "remarks", "translate", "usage"]

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from appliance.config.model_config import ModelConfig
-from appliance.config.options import ModelOptions, Options, Settings, format_version_policy
-from appliance.config.version_policy import Specific
+from appliance.config.model_options import ModelOptions
+from appliance.config.options import Options
+from appliance.config.settings import Settings
+from appliance.config.version_policy import Specific, format_version_policy
 from appliance.core.errors import ConfigError
 
 __all__ = ["ConfiguredModel", "Difference", "check_labels", "configured_models", "difference", "needing_restart"]

@@ -1,9 +1,13 @@
-"""Which of a model's versions are wanted: stateless functions of a snapshot of version numbers."""
+"""Version policies: which of a model's versions are wanted, as text and as functions of a snapshot of their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+
+from appliance.core.errors import ConfigError
+
+_MAX_DIGITS = 19  # of a version, which is at most 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,31 @@ def surplus_versions(aspired: Collection[int], loaded: Collection[int]) -> froze
     if not set(aspired) <= set(loaded):
         return frozenset()
     return frozenset(loaded) - frozenset(aspired)
+
+
+def parse_version_policy(text: str) -> VersionPolicy:
+    """`latest`, `latest:N`, `all` or `specific:V,V` as a policy. Raises ConfigError."""
+    kind, colon, rest = text.partition(":")
+    numbers = [n.strip() for n in rest.split(",")] if colon else []
+    if all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):
+        versions = [int(n) for n in numbers]
+        if kind == "latest" and (not versions or (len(versions) == 1 and versions[0] >= 1)):
+            return Latest(*versions)
+        if kind == "all" and not versions:
+            return All()
+        if kind == "specific" and versions:
+            return Specific(frozenset(versions))
+    raise ConfigError(
+        f"version_policy is {text!r}", "it is one of latest, latest:N (N at least 1), all, specific:V or specific:V,V"
+    )
+
+
+def format_version_policy(policy: VersionPolicy) -> str:
+    """The text that `parse_version_policy` reads as `policy`."""
+    match policy:
+        case Latest(num_versions):
+            return f"latest:{num_versions}"
+        case Specific(versions):
+            return f"specific:{','.join(map(str, sorted(versions)))}"
+        case All():
+            return "all"

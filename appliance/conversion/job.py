@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
 from converters.cache import default_folder
 from converters.codec import from_json, to_json

@@ -21,7 +21,8 @@ from functools import partial
 from typing import TypeVar
 
 from appliance.config.models import ConfiguredModel
-from appliance.config.options import Options, Settings, read_settings
+from appliance.config.options import Options
+from appliance.config.settings import Settings, read_settings
 from appliance.core.errors import ConfigError
 from appliance.doctor.machine import Machine, has_nvidia_card, label, listeners, read_machine
 from appliance.gpu.client import driver_status

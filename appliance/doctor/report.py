@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from appliance.config.models import ConfiguredModel
-from appliance.config.options import Settings
+from appliance.config.settings import Settings
 from appliance.doctor.checks import Finding, Level, findings
 from appliance.doctor.facts import gather
 

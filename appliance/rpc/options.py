@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import grpc
 from grpc._cython import cygrpc
 
-from appliance.config.options import Options, parse_channel_arguments
+from appliance.config.options import Options
+from appliance.config.parsing import parse_channel_arguments
 from appliance.config.tls import SslConfig
 from appliance.core.errors import Code, ServingError
 

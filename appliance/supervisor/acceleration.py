@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import PROCESS, demotion_text, job_spec
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper, describe_status, spawn

@@ -13,9 +13,10 @@ from typing import Any
 from appliance.config.batching_parameters import check_batching
 from appliance.config.files import read_config_text
 from appliance.config.model_config import ModelConfig, model_configs, parse_model_config
+from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel, Difference, configured_models, difference, needing_restart
 from appliance.config.op_libraries import check_op_libraries
-from appliance.config.options import ModelOptions, Settings
+from appliance.config.settings import Settings
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.observed import Observed
 from appliance.lifecycle.actions import Action

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ServingError
 from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import Action, StartWorker

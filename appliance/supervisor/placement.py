@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
 from appliance.gpu.placement import Claim, GpuMemory, Refused, place
 from appliance.gpu.values import GpuStatus

@@ -18,7 +18,8 @@ from appliance.config.model_server import announcements
 from appliance.config.models import ConfiguredModel
 from appliance.config.monitoring_config import read_monitoring_config
 from appliance.config.op_libraries import check_op_libraries
-from appliance.config.options import Settings, effective
+from appliance.config.options import effective
+from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError
 from appliance.core.outcomes import Trials

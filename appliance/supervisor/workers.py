@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
 from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.poison import Kind

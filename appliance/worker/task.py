@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from appliance.config.options import ModelOptions, options_from_json
+from appliance.config.model_options import ModelOptions
+from appliance.config.options import options_from_json
 from backends.contract import Backend
 from backends.domain import Domain
 from backends.registry import load

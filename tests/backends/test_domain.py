@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from backends.contract import Code, Signature, TensorSpec
 from backends.domain import ANY, FINITE, Bounded, Domain, UnprovenError
 from converters.codec import from_json, to_json

@@ -14,8 +14,9 @@ import pytest
 from appliance.cli.main import main
 from appliance.cli.reference import flags_manual, options_file, options_manual, sample
 from appliance.config.model_config import parse_model_config
-from appliance.config.options import Options, about, option_types, read_settings
+from appliance.config.options import Options, about, option_types
 from appliance.config.serving_flags import FLAGS
+from appliance.config.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 MAN = ROOT / "docs" / "man"

@@ -14,7 +14,7 @@ from appliance.config.batching_parameters import (
     parse_batching_parameters,
     read_batching_parameters,
 )
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
 
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from appliance.config.model_config import ModelConfig
+from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel, configured_models, difference, needing_restart
-from appliance.config.options import ModelOptions, Options, Settings
+from appliance.config.options import Options
+from appliance.config.settings import Settings
 from appliance.config.version_policy import All, Latest, Specific, VersionPolicy
 from appliance.core.errors import ConfigError
 

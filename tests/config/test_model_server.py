@@ -16,8 +16,9 @@ import grpc
 import pytest
 
 from appliance.config.model_server import CommandLine, check, parse, translate, usage
-from appliance.config.options import Options, option_types, read_settings
+from appliance.config.options import Options, option_types
 from appliance.config.serving_flags import DEFAULTS, FLAGS
+from appliance.config.settings import read_settings
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 from tests.support.server import ROOT, ModelServer, eventually

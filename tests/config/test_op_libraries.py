@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.model_options import ModelOptions
 from appliance.config.op_libraries import check_op_libraries
-from appliance.config.options import ModelOptions
 from appliance.core.errors import ConfigError
 from backends.known_ops import explained, library_of, missing_text
 from backends.op_libraries import OpLibraryError, check

@@ -14,19 +14,17 @@ from hypothesis import strategies as st
 
 from appliance.cli.main import main
 from appliance.cli.reference import options_page
-from appliance.config.options import (
-    ModelOptions,
-    Options,
-    Settings,
-    about,
+from appliance.config.model_options import ModelOptions
+from appliance.config.options import Options, about, option_types, options_from_json
+from appliance.config.settings import Settings, from_text, read_settings
+from appliance.config.version_policy import (
+    All,
+    Latest,
+    Specific,
+    VersionPolicy,
     format_version_policy,
-    from_text,
-    option_types,
-    options_from_json,
     parse_version_policy,
-    read_settings,
 )
-from appliance.config.version_policy import All, Latest, Specific, VersionPolicy
 from appliance.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

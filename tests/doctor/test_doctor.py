@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel
-from appliance.config.options import ModelOptions, Options
+from appliance.config.options import Options
 from appliance.doctor.checks import CHECKS, Finding, Level, findings
 from appliance.doctor.facts import Configuration, Facts, Folder, Graphics, ModelFolder, Port, within
 from appliance.doctor.machine import Machine

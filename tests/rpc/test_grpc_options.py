@@ -21,7 +21,9 @@ import pytest
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from appliance.config.options import Options, parse_channel_arguments, read_settings
+from appliance.config.options import Options
+from appliance.config.parsing import parse_channel_arguments
+from appliance.config.settings import read_settings
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.host.ports import check_socket_path, remove_socket
 from appliance.protocols import protos

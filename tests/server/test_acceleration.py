@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import accelerate
 from converters.codec import to_json
 from tests.support import warmup_files

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from google.protobuf import text_format
 
-from appliance.config.options import Settings, read_settings
+from appliance.config.settings import Settings, read_settings
 from appliance.lifecycle.manager import Manager
 from appliance.protocols import protos
 from appliance.supervisor.models import Models

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
 from appliance.gpu.values import Gpu, GpuProcess, GpuStatus
 from appliance.supervisor.placement import Placement

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial
 from appliance.host.memory import available_bytes

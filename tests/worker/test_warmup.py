@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.core.outcomes import Outcome
 from appliance.protocols import protos
 from appliance.protocols.warmup_records import recorded_requests, records_path

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from appliance.config.batching_parameters import BatchingParameters
-from appliance.config.options import ModelOptions
+from appliance.config.model_options import ModelOptions
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.transport.channel import Channel
 from appliance.transport.wire import (

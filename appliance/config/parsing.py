@@ -1,0 +1,66 @@
+"""The texts of options that mean more than a string: paths, gRPC's arguments, precisions, names of models."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from appliance.core.errors import ConfigError
+
+__all__ = ["check_model_name", "local_path", "local_paths", "parse_channel_arguments", "parse_precisions"]
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def parse_channel_arguments(text: str) -> dict[str, int | str]:
+    """gRPC's arguments in `name=value,name=value`; of two with one name the last counts. Raises ConfigError.
+
+    As in TensorFlow Serving (`model_servers/server.cc`), a value that is a 32-bit number is one, any other a string.
+    """
+    arguments: dict[str, int | str] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name or not equals:
+            raise ConfigError(
+                f"grpc_channel_arguments has {part!r}",
+                "write name=value,name=value, such as grpc.max_concurrent_streams=100",
+            )
+        is_number = _INTEGER.fullmatch(value) is not None and -(2**31) <= int(value) < 2**31
+        arguments[name] = int(value) if is_number else value
+    return arguments
+
+
+def local_path(written: str) -> str:
+    """An absolute path without `file://` and without slashes at its end; `""` stays. Raises ConfigError."""
+    path = written.removeprefix("file://")
+    scheme, found, _ = path.partition("://")
+    if found:
+        raise ConfigError(f"{path!r} is on {scheme}", "only local folders are served; mount it, or copy it here")
+    if path and not os.path.isabs(path):
+        raise ConfigError(f"{path!r} is a relative path", f"give an absolute one, such as {os.path.abspath(path)}")
+    return path.rstrip("/") or path[:1]
+
+
+def local_paths(written: Sequence[str]) -> tuple[str, ...]:
+    """Absolute paths, each as `local_path` has it. Raises ConfigError."""
+    if "" in written:
+        raise ConfigError("one of its paths is empty", "give absolute paths, or leave it out")
+    return tuple(map(local_path, written))
+
+
+def parse_precisions(text: str) -> tuple[str, ...]:
+    """The precisions in `float32,int8`. Raises ConfigError."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found or not set(found) <= {"float32", "float16", "int8"}:
+        raise ConfigError(
+            f"acceleration_precisions is {text!r}", "it is one or more of float32, float16 and int8, with commas"
+        )
+    return found
+
+
+def check_model_name(name: str) -> object:
+    """`name`, if a model can be called so. Raises ConfigError."""
+    if not name or "/" in name or ":" in name:
+        raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
+    return name
