@@ -153,7 +153,7 @@ def test_no_pickle_travels_between_processes() -> None:
         "appliance.cli.main",
         "appliance.supervisor",
         "appliance.worker.forkserver",
-        "appliance.rest.server",
+        "appliance.rest.process",
         "appliance.rpc.server",
         "appliance.worker.process",
         "backends.registry",

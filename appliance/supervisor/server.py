@@ -419,7 +419,7 @@ class Supervisor:
         def start_rest() -> int:
             environment = settings(0, rest).environment(os.environ)
             assert self._listener is not None
-            return spawn("appliance.rest.server", environment, [self._listener.fileno()])
+            return spawn("appliance.rest.process", environment, [self._listener.fileno()])
 
         def start_grpc(index: int) -> Callable[[], int]:
             def start() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.rest import server as rest
+from appliance.rest import front as rest
 from tests.support.server import ROOT, Server, eventually
 
 

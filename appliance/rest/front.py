@@ -1,8 +1,4 @@
-"""TensorFlow Serving's REST API: falcon.asgi under gunicorn with uvicorn's worker.
-
-`main()` is gunicorn's master, started by the supervisor with the listening socket as descriptor 3: the socket outlives
-the master, so while one is replaced connections wait instead of being refused. A route is a line in `_ROUTES`.
-"""
+"""TensorFlow Serving's REST API as a falcon.asgi application. A route is a handler, and a line in `_ROUTES`."""
 
 from __future__ import annotations
 
@@ -13,22 +9,15 @@ import os
 import re
 import signal
 import time
-import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import falcon
 import falcon.asgi
 import orjson
-from gunicorn.app.base import BaseApplication
-from gunicorn.glogging import Logger
-from uvicorn_worker import UvicornWorker
 
 from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
-from appliance.core.servable import ModelSpec
-from appliance.host import logs
-from appliance.host.processes import die_with_parent, set_name
 from appliance.inference.asked import asked_model
 from appliance.inference.examples import Inference
 from appliance.inference.reservation import Reservation
@@ -41,16 +30,16 @@ from appliance.protocols.json_output import encode_predict, encode_result
 from appliance.protocols.json_tensors import parse_predict
 from appliance.protocols.metadata import metadata_json
 from appliance.rest.bodies import UnwantedBodyError, read_body
-from appliance.rest.bounds import CYCLE, BoundedProtocol
+from appliance.rest.bounds import CYCLE
 from appliance.rest.compression import gzipped, is_gzip_wanted
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
+from appliance.rest.paths import VERSION, anything, model_path, model_spec
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dropserve.access")
 
-_VERSION_DIGITS = 19
 _JSON = "application/json"
 # What a web page of another origin may do, as TensorFlow Serving tells its browser.
 _CORS = {
@@ -143,13 +132,13 @@ class RestFront:
         """The handler that answers, and what its pattern found in the path. Raises ServingError where none does."""
         asked = "GET" if req.method == "HEAD" else req.method
         if asked == "GET" and path == self._monitoring_path:
-            return RestFront.monitoring, _anything(path)
+            return RestFront.monitoring, anything(path)
         found = _matched(asked, path) if len(path) <= _REMEMBERED_PATH else _matched.__wrapped__(asked, path)
         if found is not None:
             return found
         if path.lower().startswith("/v1/"):
             if req.method == "OPTIONS" and self._options.rest_api_enable_cors_support:
-                return RestFront.preflight, _anything(path)
+                return RestFront.preflight, anything(path)
             raise ServingError(Code.INVALID_ARGUMENT, f"Malformed request: {req.method} {path[:1000]}")
         raise ServingError(
             Code.NOT_FOUND, f"Not found: {req.method} {path[:1000]}", "the models are listed at GET /v1/models"
@@ -178,7 +167,7 @@ class RestFront:
 
     async def predict(self, req: Request, resp: Response, match: re.Match[str]) -> None:
         deadline_ns = self._deadline_ns()
-        spec = _spec(match)
+        spec = model_spec(match)
         with Reservation(self.router) as reserved:
             body = await read_body(req, self._options, reserved)
             parsed = parse_predict(body)
@@ -199,7 +188,7 @@ class RestFront:
 
     async def _classify_or_regress(self, req: Request, resp: Response, match: re.Match[str], method: Method) -> None:
         deadline_ns = self._deadline_ns()
-        spec = _spec(match)
+        spec = model_spec(match)
         with Reservation(self.router) as reserved:
             body = await read_body(req, self._options, reserved)
             parsed = parse_examples(body)
@@ -241,7 +230,7 @@ class RestFront:
         )
 
     async def status(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        versions = self.router.snapshot.status(_spec(match))
+        versions = self.router.snapshot.status(model_spec(match))
         resp.data = _json(
             {
                 "model_version_status": [
@@ -256,7 +245,7 @@ class RestFront:
         )
 
     async def metadata(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        model, version = self.router.snapshot.resolve(_spec(match))
+        model, version = self.router.snapshot.resolve(model_spec(match))
         resp.data = _json(metadata_json(model.name, version.version, version.signatures))
 
     async def nameless(self, req: Request, resp: Response, match: re.Match[str]) -> None:
@@ -280,7 +269,7 @@ class RestFront:
         resp.content_type = TENSORFLOW_SERVING_CONTENT_TYPE
 
     async def acceleration(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        spec = _spec(match)
+        spec = model_spec(match)
         (version,) = self.router.snapshot.status(spec)
         params = {"model": spec.model, "version": version.version}
         known = await self.router.call("acceleration", params, self._options.rest_api_timeout_in_ms / 1000)
@@ -336,29 +325,6 @@ def _json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def _spec(match: re.Match[str]) -> ModelSpec:
-    """What the path asks for. Raises ServingError (INVALID_ARGUMENT) for a version that is no int64."""
-    name, version, label = _unquoted(match["model"]), match["version"], match["label"]
-    asked_model.set(name)
-    if version is None:
-        return ModelSpec(name, label=_unquoted(label or ""))
-    digits = version.lstrip("0") or "0"
-    if len(digits) > _VERSION_DIGITS or int(digits) > 2**63 - 1:
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f"Failed to convert version: {version[:100]} to numeric.",
-            f"a version is at most {2**63 - 1}",
-        )
-    return ModelSpec(name, int(digits))
-
-
-def _unquoted(text: str) -> str:
-    """Percent-decoded, of a path in latin-1: what is not escaped may be UTF-8 as well."""
-    if "%" not in text and text.isascii():
-        return text
-    return urllib.parse.unquote(text.encode("latin-1"))
-
-
 def _signature(version: VersionRoute, name: str) -> Signature:
     signature = version.signatures.get(name)
     if signature is None:
@@ -370,37 +336,24 @@ def _signature(version: VersionRoute, name: str) -> Signature:
     return signature
 
 
-_VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))"
-
-
-def _pattern(rest: str) -> re.Pattern[str]:
-    return re.compile(rf"/v1/models/(?P<model>[^/:]+){_VERSION}?{rest}", re.IGNORECASE)
-
-
 _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
-    ("POST", _pattern(":predict"), RestFront.predict),
-    ("POST", _pattern(":classify"), RestFront.classify),
-    ("POST", _pattern(":regress"), RestFront.regress),
-    ("GET", _pattern("/metadata"), RestFront.metadata),
-    ("GET", _pattern(""), RestFront.status),
+    ("POST", model_path(":predict"), RestFront.predict),
+    ("POST", model_path(":classify"), RestFront.classify),
+    ("POST", model_path(":regress"), RestFront.regress),
+    ("GET", model_path("/metadata"), RestFront.metadata),
+    ("GET", model_path(""), RestFront.status),
     (
         "GET",
         re.compile(r"/v1/models/(?P<model>[^/:]+)/versions/(?P<version>[0-9]+)(?P<label>)/acceleration", re.IGNORECASE),
         RestFront.acceleration,
     ),
     ("GET", re.compile("/v1/models/?", re.IGNORECASE), RestFront.models),
-    ("GET", re.compile(rf"/v1/models{_VERSION}(?:/metadata)?", re.IGNORECASE), RestFront.nameless),
+    ("GET", re.compile(rf"/v1/models{VERSION}(?:/metadata)?", re.IGNORECASE), RestFront.nameless),
     ("GET", re.compile("/v1/gpu", re.IGNORECASE), RestFront.gpu),
     ("GET", re.compile("/metrics"), RestFront.metrics),
     ("GET", re.compile("/healthz"), RestFront.healthz),
     ("GET", re.compile("/readyz"), RestFront.readyz),
 )
-
-
-def _anything(path: str) -> re.Match[str]:
-    match = re.compile(".*", re.DOTALL).fullmatch(path)
-    assert match is not None
-    return match
 
 
 _REMEMBERED_PATH = 256  # clients choose paths: only short ones are remembered, and few
@@ -444,81 +397,3 @@ def _without_waiting_for_the_body(app: App) -> App:
             scope.pop(CYCLE, None)  # it has the scope too: else only the garbage collector would free both
 
     return serve
-
-
-class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
-    """uvicorn with the bounds that gunicorn does not enforce for it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        server_log = logging.getLogger("uvicorn.error")
-        server_log.propagate = True
-        server_log.setLevel(logging.ERROR)  # below that it tells of clients' mistakes, one line each
-
-
-class _GunicornLogger(Logger):  # type: ignore[misc]  # the base has no types
-    """gunicorn's messages through our logging."""
-
-    def setup(self, cfg: Any) -> None:
-        self.error_log.handlers[:] = []
-        self.error_log.propagate = True
-        self.error_log.setLevel(logging.WARNING)
-
-
-class _Application(BaseApplication):  # type: ignore[misc]  # the base has no types
-    def __init__(self, settings: FrontSettings) -> None:
-        self._settings = settings
-        super().__init__()
-
-    def load_config(self) -> None:
-        settings = self._settings
-        options = settings.options
-
-        def post_fork(arbiter: Any, worker: Any) -> None:
-            set_name("ds-rest")
-            die_with_parent(arbiter.pid)  # uvicorn's worker does not notice that its master is gone
-
-        values: dict[str, Any] = {
-            "bind": "fd://3",
-            "workers": settings.workers,
-            "worker_class": RestWorker,
-            "logger_class": _GunicornLogger,
-            "graceful_timeout": max(int(options.shutdown_grace_seconds), 1),
-            "timeout": 120,
-            "keepalive": 75,
-            "backlog": 2048,
-            "post_fork": post_fork,
-            "control_socket_disable": True,
-            "proc_name": "dropserve-rest",
-        }
-        for name, value in values.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> App:
-        return make_app(self._settings)
-
-
-def main() -> None:
-    settings = FrontSettings.from_environment()
-    options = settings.options
-    die_with_parent(settings.supervisor)
-    set_name("ds-rest-master")
-    logs.configure(options.log_format, options.log_level)
-    BoundedProtocol.max_header_bytes = options.max_header_bytes
-    BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
-    RestWorker.CONFIG_KWARGS = {
-        "loop": "uvloop",
-        "http": BoundedProtocol,
-        "ws": "none",
-        "lifespan": "on",
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,  # the access log looks at them itself
-        "limit_concurrency": options.max_connections,
-        "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
-    }
-    _Application(settings).run()
-
-
-if __name__ == "__main__":
-    main()

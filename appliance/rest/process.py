@@ -1,0 +1,98 @@
+"""The REST processes: gunicorn's master, and its workers with uvicorn.
+
+`main()` is the master, started by the supervisor with the listening socket as descriptor 3: the socket outlives the
+master, so while one is replaced connections wait instead of being refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from uvicorn_worker import UvicornWorker
+
+from appliance.config.front_settings import FrontSettings
+from appliance.host import logs
+from appliance.host.processes import die_with_parent, set_name
+from appliance.rest.bounds import BoundedProtocol
+from appliance.rest.front import App, make_app
+
+
+class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
+    """uvicorn with the bounds that gunicorn does not enforce for it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        server_log = logging.getLogger("uvicorn.error")
+        server_log.propagate = True
+        server_log.setLevel(logging.ERROR)  # below that it tells of clients' mistakes, one line each
+
+
+class _GunicornLogger(Logger):  # type: ignore[misc]  # the base has no types
+    """gunicorn's messages through our logging."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.handlers[:] = []
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+
+
+class _Application(BaseApplication):  # type: ignore[misc]  # the base has no types
+    def __init__(self, settings: FrontSettings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options = settings.options
+
+        def post_fork(arbiter: Any, worker: Any) -> None:
+            set_name("ds-rest")
+            die_with_parent(arbiter.pid)  # uvicorn's worker does not notice that its master is gone
+
+        values: dict[str, Any] = {
+            "bind": "fd://3",
+            "workers": settings.workers,
+            "worker_class": RestWorker,
+            "logger_class": _GunicornLogger,
+            "graceful_timeout": max(int(options.shutdown_grace_seconds), 1),
+            "timeout": 120,
+            "keepalive": 75,
+            "backlog": 2048,
+            "post_fork": post_fork,
+            "control_socket_disable": True,
+            "proc_name": "dropserve-rest",
+        }
+        for name, value in values.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> App:
+        return make_app(self._settings)
+
+
+def main() -> None:
+    settings = FrontSettings.from_environment()
+    options = settings.options
+    die_with_parent(settings.supervisor)
+    set_name("ds-rest-master")
+    logs.configure(options.log_format, options.log_level)
+    BoundedProtocol.max_header_bytes = options.max_header_bytes
+    BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
+    RestWorker.CONFIG_KWARGS = {
+        "loop": "uvloop",
+        "http": BoundedProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # the access log looks at them itself
+        "limit_concurrency": options.max_connections,
+        "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
+    }
+    _Application(settings).run()
+
+
+if __name__ == "__main__":
+    main()
