@@ -14,21 +14,13 @@ from appliance.core.servable import ModelSpec
 from appliance.inference.asked import asked_model
 from appliance.inference.reservation import Reservation
 from appliance.inference.router import Router
-from appliance.protocols.classify_regress import (
-    INPUTS,
-    Examples,
-    Method,
-    Result,
-    Task,
-    TaskPlan,
-    WhyNot,
+from appliance.protocols.classify_regress import INPUTS, Method, Result, Task, TaskPlan, WhyNot, result_of, task, tasks
+from appliance.protocols.example_inputs import Examples
+from appliance.protocols.example_messages import (
     decode_multi_request,
     decode_request,
     encode_multi_response,
     encode_response,
-    result_of,
-    task,
-    tasks,
 )
 from backends.contract import Signature
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance.core.errors import ServingError
 from appliance.protocols import protos
-from appliance.protocols.classify_regress import Examples
+from appliance.protocols.example_inputs import Examples
 from appliance.protocols.json_text import cut, load_object, refusal, signature_name, start
 from appliance.protocols.json_values import from_base64, is_base64, type_label
 

@@ -34,7 +34,7 @@ from appliance.metrics.values import metric_values
 from appliance.protocols import protos
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
-from appliance.protocols.tensor_protos import encode_predict_response, model_spec, open_predict_request
+from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
 from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
 from appliance.rpc.peers import check_may_reload, peer_of
 from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE

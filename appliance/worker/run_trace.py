@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.protocols.wire_format import field, varint
 from appliance.worker.merging import Merging
 from backends.contract import BackendError, Code
 
@@ -84,47 +85,33 @@ def _xspace(runs: list[_Run]) -> bytes:
     for run in runs:
         lines.setdefault(run.thread, []).append(run)
     names = {name: number for number, name in enumerate(sorted({run.signature for run in runs}), 1)}
-    plane = _number(1, 1) + _bytes(2, _PLANE)
+    plane = _number(1, 1) + field(2, _PLANE)
     for order, (thread, its_runs) in enumerate(lines.items()):
-        plane += _bytes(3, _line(order, thread, its_runs, names))
+        plane += field(3, _line(order, thread, its_runs, names))
     for name, number in names.items():
-        plane += _bytes(4, _metadata(number, name.encode()))
+        plane += field(4, _metadata(number, name.encode()))
     for number, stat in enumerate(_STATS, 1):
-        plane += _bytes(5, _metadata(number, stat))
-    return _bytes(1, plane)
+        plane += field(5, _metadata(number, stat))
+    return field(1, plane)
 
 
 def _line(order: int, thread: int, runs: list[_Run], names: dict[str, int]) -> bytes:
     start_ns = min(run.end_ns - run.nanoseconds for run in runs)
-    parts = [_number(1, thread), _bytes(2, b"serve-%d" % order), _number(3, start_ns)]
+    parts = [_number(1, thread), field(2, b"serve-%d" % order), _number(3, start_ns)]
     for run in runs:
         offset = run.end_ns - run.nanoseconds - start_ns
         event = _number(1, names[run.signature]) + _number(2, offset * 1000) + _number(3, run.nanoseconds * 1000)
         for number, value in enumerate((run.rows, run.requests), 1):
-            event += _bytes(4, _number(1, number) + _number(4, value))
-        parts.append(_bytes(4, event))
+            event += field(4, _number(1, number) + _number(4, value))
+        parts.append(field(4, event))
     return b"".join(parts)
 
 
 def _metadata(number: int, name: bytes) -> bytes:
     """An entry of a map from `number` to a name: XEventMetadata and XStatMetadata begin alike."""
-    return _number(1, number) + _bytes(2, _number(1, number) + _bytes(2, name))
+    return _number(1, number) + field(2, _number(1, number) + field(2, name))
 
 
-def _number(field: int, value: int) -> bytes:
+def _number(number: int, value: int) -> bytes:
     """A field of a number that is not negative."""
-    return bytes([field << 3]) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    """A field of bytes, a text or a message."""
-    return bytes([field << 3 | 2]) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    return bytes([number << 3]) + varint(value)

@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from appliance.core.errors import Code, ServingError
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
-from appliance.protocols.classify_regress import (
-    Classification,
-    Examples,
-    Method,
-    Regression,
-    Task,
+from appliance.protocols.classify_regress import Classification, Method, Regression, Task, result_of, task, tasks
+from appliance.protocols.example_inputs import Examples
+from appliance.protocols.example_messages import (
     decode_multi_request,
     decode_request,
     encode_multi_response,
     encode_response,
-    result_of,
-    task,
-    tasks,
 )
 from backends.contract import Signature, TensorSpec
 

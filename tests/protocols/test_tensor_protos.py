@@ -15,18 +15,15 @@ from hypothesis.extra import numpy as hnp
 
 from appliance.core.errors import Code, ServingError
 from appliance.core.servable import ModelSpec
-from appliance.protocols import protos, tensor_protos
+from appliance.protocols import protos
 from appliance.protocols.metadata import metadata_json, signature_def_map
-from appliance.protocols.tensor_protos import (
-    decode_predict_request,
-    decode_tensor,
-    encode_predict_response,
-    encode_tensor,
-)
+from appliance.protocols.predict_messages import encode_predict_response, open_predict_request
+from appliance.protocols.tensor_protos import EXPANDED_BYTES
 from backends.contract import Signature, TensorSpec
 from backends.dtypes import DTYPES
 from tests.support import official_protos
 from tests.support.official_protos import CORNERS, corner, samples
+from tests.support.tensor_messages import decode_predict_request, decode_tensor, encode_tensor
 
 SAMPLES = samples()
 
@@ -196,7 +193,7 @@ def test_refusal_says_what_is_wrong(fields: dict[str, Any], reason: str) -> None
 
 
 def test_a_tensor_is_read_only_when_it_is_asked_for() -> None:
-    envelope = tensor_protos.open_predict_request(request(x=tensor(shape=[-1])).SerializeToString())
+    envelope = open_predict_request(request(x=tensor(shape=[-1])).SerializeToString())
     assert (envelope.spec, envelope.names) == (ModelSpec("m"), {"x"})
     with pytest.raises(ServingError, match=r"tensor parsing error: x: .*negative"):
         envelope.arrays()
@@ -207,8 +204,8 @@ def test_list_of_part_of_a_float_is_refused() -> None:
 
 
 def test_repetition_is_bounded_over_all_inputs_of_a_request() -> None:
-    one = tensor(shape=[tensor_protos.EXPANDED_BYTES // 4], float_val=[1])
-    assert decode_predict_request(request(x=one).SerializeToString()).inputs["x"].nbytes == tensor_protos.EXPANDED_BYTES
+    one = tensor(shape=[EXPANDED_BYTES // 4], float_val=[1])
+    assert decode_predict_request(request(x=one).SerializeToString()).inputs["x"].nbytes == EXPANDED_BYTES
     with pytest.raises(ServingError, match="takes more than the 0 bytes left"):
         decode_predict_request(request(x=one, y=one).SerializeToString())
 

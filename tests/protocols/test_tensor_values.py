@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from appliance.core.errors import Code, ServingError
 from appliance.protocols import protos
 from appliance.protocols.example_inputs import examples_of
-from appliance.protocols.tensor_protos import decode_tensor, encode_tensor
 from appliance.protocols.tensor_values import array_of
 from tests.support.official_protos import samples
+from tests.support.tensor_messages import decode_tensor, encode_tensor
 
 
 def shaped(*dims: int, **fields: Any) -> Any:

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from appliance.protocols import protos
-from appliance.protocols.tensor_protos import decode_tensor, encode_tensor
+from tests.support.tensor_messages import decode_tensor, encode_tensor
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"

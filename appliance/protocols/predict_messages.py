@@ -1,0 +1,143 @@
+"""Predict's messages: PredictRequest from bytes, PredictResponse to bytes, without parsing their tensors twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from appliance.core.servable import ModelSpec
+from appliance.protocols import protos
+from appliance.protocols.tensor_protos import BadTensorError, allowance_of, encoded_tensor, invalid, read_tensor
+from appliance.protocols.wire_format import UnusualError, fields, varint
+
+__all__ = [
+    "PredictEnvelope",
+    "encode_predict_response",
+    "model_spec",
+    "open_predict_request",
+]
+
+# A tag is the field's number << 3 | the wire type: 0 a varint, 2 a length and that many bytes.
+_MODEL_SPEC, _INPUT, _OUTPUT_FILTER = 0x0A, 0x12, 0x1A  # PredictRequest
+_OUTPUT, _RESPONSE_SPEC = 0x0A, 0x12  # PredictResponse
+_KEY, _VALUE = 0x0A, 0x12  # an entry of a map
+
+
+class PredictEnvelope:
+    """A PredictRequest whose tensors are not yet read: TensorFlow Serving looks the model up first, and so an unknown
+    model is NOT_FOUND whatever is wrong with its inputs. An empty `output_filter` asks for every output."""
+
+    __slots__ = ("_allowance", "_tensors", "output_filter", "signature_name", "spec")
+
+    def __init__(
+        self, spec: Any, tensors: dict[str, tuple[bytes, int, int]], output_filter: tuple[str, ...], allowance: int
+    ) -> None:
+        self.spec = model_spec(spec)
+        self.signature_name: str = spec.signature_name
+        self.output_filter = output_filter
+        self._tensors = tensors
+        self._allowance = allowance
+
+    @property
+    def names(self) -> Set[str]:
+        """The names of the inputs."""
+        return self._tensors.keys()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The inputs: they may be read-only, unaligned views that keep the request's bytes alive. Raises ServingError
+        (INVALID_ARGUMENT)."""
+        allowance = self._allowance
+        inputs = {}
+        for name, (buffer, start, stop) in self._tensors.items():
+            try:
+                array, used = read_tensor(buffer, start, stop, allowance)
+            except BadTensorError as error:
+                raise invalid(f"tensor parsing error: {name}: {error}") from error
+            inputs[name] = array
+            allowance -= used
+        return inputs
+
+
+def open_predict_request(data: bytes) -> PredictEnvelope:
+    """Reads all of a serialized PredictRequest but its tensors. Raises ServingError (INVALID_ARGUMENT)."""
+    try:
+        spec, tensors, output_filter = _walk_request(data)
+    except (UnusualError, IndexError, UnicodeDecodeError):
+        request = _parse(protos.PredictRequest, data)
+        spec = request.model_spec if request.HasField("model_spec") else None
+        # Serialized anew, each tensor is in the form that the walk knows.
+        encoded = {name: tensor.SerializeToString() for name, tensor in request.inputs.items()}
+        tensors = {name: (tensor, 0, len(tensor)) for name, tensor in encoded.items()}
+        output_filter = tuple(request.output_filter)
+    if spec is None:
+        raise invalid("Missing ModelSpec")
+    return PredictEnvelope(spec, tensors, output_filter, allowance_of(data))
+
+
+def model_spec(message: Any) -> ModelSpec:
+    """What a `protos.ModelSpec` asks for."""
+    if not message.name:
+        raise invalid("ModelSpec has no name specified.")
+    version = message.version.value if message.HasField("version") else None
+    return ModelSpec(message.name, version, message.version_label)
+
+
+def encode_predict_response(
+    model: str,
+    version: int,
+    signature_name: str,
+    outputs: Mapping[str, np.ndarray],
+    tensor_content: bool = False,
+) -> bytes:
+    """The serialized PredictResponse; fields in the order of their numbers, outputs in the order of `outputs`.
+
+    `tensor_content` writes numeric arrays as their memory, rather than into the lists that every client reads.
+    """
+    parts: list[bytes | memoryview] = []
+    for name, array in outputs.items():
+        head, elements = encoded_tensor(array, tensor_content)
+        key = name.encode()
+        key = b"%c%b%b" % (_KEY, varint(len(key)), key)
+        size = len(head) + len(elements)
+        value = b"%c%b" % (_VALUE, varint(size))
+        parts += (b"%c%b" % (_OUTPUT, varint(len(key) + len(value) + size)), key, value, head, elements)
+    spec = protos.ModelSpec(name=model, signature_name=signature_name)
+    spec.version.value = version
+    encoded = spec.SerializeToString(deterministic=True)
+    parts += (b"%c%b" % (_RESPONSE_SPEC, varint(len(encoded))), encoded)
+    return b"".join(parts)
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise invalid(f"could not parse {kind.DESCRIPTOR.full_name}: {error}") from error
+
+
+def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], tuple[str, ...]]:
+    """The ModelSpec message, where each input's TensorProto lies, and the output filter."""
+    spec = None
+    tensors: dict[str, tuple[bytes, int, int]] = {}
+    output_filter: list[str] = []
+    for tag, start, stop in fields(data, 0, len(data)):
+        if tag == _INPUT:
+            name, value_start, value_stop = "", 0, 0
+            for entry_tag, entry_start, entry_stop in fields(data, start, stop):
+                if entry_tag == _KEY:
+                    name = data[entry_start:entry_stop].decode()
+                elif entry_tag == _VALUE and not value_stop:
+                    value_start, value_stop = entry_start, entry_stop
+                else:
+                    raise UnusualError
+            tensors[name] = data, value_start, value_stop
+        elif tag == _MODEL_SPEC and spec is None:
+            spec = _parse(protos.ModelSpec, data[start:stop])
+        elif tag == _OUTPUT_FILTER:
+            output_filter.append(data[start:stop].decode())
+        else:
+            raise UnusualError
+    return spec, tensors, tuple(output_filter)

@@ -1,0 +1,66 @@
+"""Protocol buffers' wire format, read and written by hand where their library's objects cost too much.
+
+Format: https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["UnusualError", "field", "fields", "long_varint", "varint"]
+
+
+class UnusualError(Exception):
+    """The walk met what it does not know: protobuf's parser has to look."""
+
+
+def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of the message at [position, end): (tag, start, stop) for bytes, (tag, value, _) for a varint.
+
+    Fields above 15 and fixed-width ones are unusual here. Running off the data is an IndexError.
+    """
+    while position < end:
+        tag = data[position]
+        value = data[position + 1]
+        position += 2
+        if value >= 0x80:
+            value, position = long_varint(data, position, value)
+        kind = tag & 0x87
+        if kind == 2:
+            stop = position + value
+            if stop > end:
+                raise UnusualError
+            yield tag, position, stop
+            position = stop
+        elif kind == 0 and position <= end:
+            yield tag, value, position
+        else:
+            raise UnusualError
+
+
+def long_varint(data: bytes, position: int, first: int) -> tuple[int, int]:
+    """The varint whose first byte was `first`, and the position after it."""
+    value = first & 0x7F
+    for shift in range(7, 64, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise UnusualError
+
+
+def varint(value: int) -> bytes:
+    if value < 0x80:
+        return b"%c" % value
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes, text or a message; `number` is at most 15."""
+    return b"%c%b%b" % (number << 3 | 2, varint(len(content)), content)
