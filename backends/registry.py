@@ -84,11 +84,11 @@ def load(
 
         return litert_backend.load(path, intra_op_threads, interpreters)
     if backend == "onnx":
-        from backends import onnx_backend  # noqa: PLC0415 - 0.15 s and 40 MB
+        from backends import onnx_backend, onnx_session  # noqa: PLC0415 - 0.15 s and 40 MB
 
         return onnx_backend.load(
             path,
-            onnx_backend.SessionSettings(intra_op_threads, onnx_spinning, device, gpu_memory_limit_bytes),
+            onnx_session.SessionSettings(intra_op_threads, onnx_spinning, device, gpu_memory_limit_bytes),
         )
     raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 

@@ -14,7 +14,7 @@ _PROVIDER = "libonnxruntime_providers_cuda.so"
 def main() -> None:
     import onnxruntime  # noqa: PLC0415 - only this process may have its libraries
 
-    from backends.onnx_backend import why_no_cuda  # noqa: PLC0415
+    from backends.onnx_session import why_no_cuda  # noqa: PLC0415
 
     provider = os.path.join(os.path.dirname(onnxruntime.__file__), "capi", _PROVIDER)
     missing = "" if os.path.exists(provider) else f"{_PROVIDER} is not installed"

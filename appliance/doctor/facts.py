@@ -28,7 +28,7 @@ from appliance.doctor.machine import Machine, has_nvidia_card, label, listeners,
 from appliance.gpu.client import driver_status
 from appliance.gpu.values import GpuStatus
 from appliance.host.ports import default_runtime_dir, hold_port, listen
-from appliance.source.watcher import scan_base_path, scan_root
+from appliance.source.scan import scan_base_path, scan_root
 from converters.cache import default_folder
 
 __all__ = [

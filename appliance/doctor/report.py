@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from appliance.config.models import ConfiguredModel
 from appliance.config.settings import Settings
-from appliance.doctor.checks import Finding, Level, findings
+from appliance.doctor.checks import findings
 from appliance.doctor.facts import gather
+from appliance.doctor.findings import Finding, Level
 
 __all__ = ["examine", "exit_status", "page", "to_json"]
 
@@ -16,7 +17,7 @@ __all__ = ["examine", "exit_status", "page", "to_json"]
 def examine(
     config: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]], as_json: bool
 ) -> tuple[str, int]:
-    """What is to be printed, and the exit status. The arguments are those of `doctor_facts.gather`."""
+    """What is to be printed, and the exit status. The arguments are those of `facts.gather`."""
     found = findings(gather(config, configured))
     return (to_json(found) if as_json else page(found)), exit_status(found)
 

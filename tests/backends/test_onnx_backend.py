@@ -25,7 +25,8 @@ from backends import onnx_backend
 from backends.artifact import Artifact, ArtifactSignature, write_artifact
 from backends.contract import BackendError, Code, Placed, Signature, TensorSpec
 from backends.dtypes import BY_NAME
-from backends.onnx_backend import OnnxBackend, SessionSettings
+from backends.onnx_backend import OnnxBackend
+from backends.onnx_session import SessionSettings
 from backends.registry import check_complete
 from tests.support.onnx_models import (
     BFLOAT16,

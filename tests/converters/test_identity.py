@@ -40,7 +40,7 @@ def test_the_code_is_known_wherever_it_lies(code: Path) -> None:
         ("converters/cases.py", "_MAX_RECORDED = 50", "_MAX_RECORDED = 51"),
         ("converters/tolerances.py", "_OF_DOUBLES = 1e-9", "_OF_DOUBLES = 1e-8"),
         ("backends/made_inputs.py", "_STRING_BYTES = 64", "_STRING_BYTES = 65"),
-        ("backends/onnx_backend.py", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"),
+        ("backends/onnx_session.py", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"),
     ],
     ids=["a case", "a tolerance", "an input", "a backend"],
 )

@@ -21,8 +21,9 @@ import pytest
 from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel
 from appliance.config.options import Options
-from appliance.doctor.checks import CHECKS, Finding, Level, findings
+from appliance.doctor.checks import CHECKS, findings
 from appliance.doctor.facts import Configuration, Facts, Folder, Graphics, ModelFolder, Port, within
+from appliance.doctor.findings import Finding, Level
 from appliance.doctor.machine import Machine
 from appliance.doctor.report import exit_status, page, to_json
 from appliance.gpu.values import Gpu, GpuStatus

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.source.watcher import fingerprint, scan_base_path, scan_root
+from appliance.source.scan import fingerprint, scan_base_path, scan_root
 
 _NOBODY = 65534
 

@@ -1,0 +1,117 @@
+"""One look at a folder: its versions, what each holds, and what identifies that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+from appliance.source.settle import Fingerprint, Scan
+from backends import onnx_model, tflite_model
+from backends.registry import MODEL_FILES
+
+__all__ = ["fingerprint", "scan_base_path", "scan_root"]
+
+_KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONNX model"}
+
+_MAX_VERSION = 2**63 - 1
+_MAX_ENTRIES = 100_000
+
+
+def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
+    """Looks at a base path. Versions in `skip` get no fingerprint. Raises OSError where it cannot be read."""
+    versions: dict[int, Fingerprint | None] = {}
+    paths: dict[int, str] = {}
+    inodes: dict[int, int] = {}
+    ignored: list[str] = []
+    held: set[str] = set()  # kinds of models that lie in the base path itself
+    with os.scandir(base_path) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            if name in MODEL_FILES:
+                held.add(_KINDS.get(name, "a SavedModel"))
+            continue
+        path = os.path.join(base_path, name)
+        number = int(name) if len(name) < 40 else _MAX_VERSION + 1
+        if number > _MAX_VERSION:
+            ignored.append(f"{path} is ignored: a version is at most {_MAX_VERSION}")
+        elif number in paths:
+            ignored.append(f"{path} is ignored: {paths[number]} is version {number} already")
+        else:
+            try:
+                status = os.stat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    paths[number], inodes[number] = path, status.st_ino
+                    versions[number] = None if number in skip else fingerprint(path)
+            except FileNotFoundError:
+                pass  # a dangling link, or it went while we looked: the next scan knows
+            except OSError as error:
+                if number in skip:  # what is loaded stays loaded until its folder is known to be gone
+                    versions[number], paths[number] = None, path
+                else:
+                    ignored.append(f"{path} is ignored: {error.strerror or error}")
+    paths = {number: path for number, path in paths.items() if number in versions}
+    if held and not versions:
+        folder = os.path.basename(base_path)
+        is_version = folder.isascii() and folder.isdigit()
+        remedy = f"give {os.path.dirname(base_path)} as base path" if is_version else f"move it to {base_path}/1"
+        ignored.append(f"{base_path} holds {min(held)} itself; {remedy}")
+    elif not versions:
+        ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
+    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes)
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """The fingerprint of a version folder. Raises FileNotFoundError where it is gone."""
+    digest = hashlib.blake2b(digest_size=16)
+    top = os.stat(path)
+    digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
+    newest = top.st_ctime
+    count = 0
+    folders = [path]
+    names: set[str] = set()
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                count += 1
+                if count > _MAX_ENTRIES:
+                    raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+                if folder == path and entry.name in MODEL_FILES:
+                    names.add(entry.name)
+                try:
+                    status = _status(entry)
+                except FileNotFoundError:  # it went while we looked
+                    digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
+                    continue
+                # Of linked folders only those that a SavedModel reads are descended into: another may lead anywhere,
+                # or back to itself.
+                if stat.S_ISDIR(status.st_mode) and (
+                    not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
+                ):
+                    folders.append(entry.path)
+                digest.update(
+                    f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
+                        errors="surrogateescape"
+                    )
+                )
+                newest = max(newest, status.st_ctime)
+    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError:  # a dangling link, or one that leads to itself
+        return entry.stat(follow_symlinks=False)
+
+
+def scan_root(root: str) -> tuple[int, list[str]]:
+    """The device of a model root, and the names of its sub-folders. Raises OSError where it cannot be read."""
+    with os.scandir(root) as entries:
+        # Whether a link leads to a folder is not asked here: the answer may hang, and with it every other model.
+        names = sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
+        )
+    return os.stat(root).st_dev, [name for name in names if ":" not in name]

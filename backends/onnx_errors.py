@@ -1,0 +1,96 @@
+"""What ONNX Runtime's errors mean: whose fault they are, and their messages without its sources' paths.
+
+Only worker processes import this module: it imports ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from backends import text_locale
+from backends.contract import BackendError, Code
+
+__all__ = ["REFUSALS", "code_of_load", "message_of", "refusing"]
+
+REFUSALS = tuple(
+    getattr(state, name)
+    for name in (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoadCanceled",
+        "ModelRequiresCompilation",
+        "NoModel",
+        "NoSuchFile",
+        "NotFound",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    if hasattr(state, name)
+)
+
+# What ONNX Runtime puts around the message of a kernel: its status, and where in its sources a condition was broken.
+_STATUS = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: )")
+_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
+_CONDITION = re.compile(r"\S*onnxruntime_src/\S+:\d+ .* was (?:false|true)\. (?=\S)")
+_SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ ")
+# What ONNX Runtime says while it loads a model that needs what it has not.
+_NOT_THERE = re.compile(
+    r"No Op registered|is not a registered function/op|Could not find an implementation|Unsupported model IR version"
+    r"|only \*guarantees\* support for models stamped with official released onnx opset versions"
+)
+_NO_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc", re.IGNORECASE)
+_GPU_FAILED = re.compile(r"\b(CUDA|CUDNN|CUBLAS|CUFFT|CUDNN_FE)\b.*fail", re.IGNORECASE)
+
+_MAX_MESSAGE = 2000
+
+
+@contextmanager
+def refusing(code: Callable[[Exception], Code] | None = None) -> Iterator[None]:
+    """What ONNX Runtime raises becomes a BackendError, whose code is by default that of a run."""
+    try:
+        yield
+    except (*REFUSALS, RuntimeError, ValueError) as error:  # the last two as the bindings raise them
+        raise BackendError((code or code_of)(error), message_of(error)) from error
+    except MemoryError as error:
+        raise BackendError(Code.RESOURCE_EXHAUSTED, "there is not enough memory for these inputs") from error
+
+
+def code_of(error: Exception) -> Code:
+    """A kernel does not tell a refusal from a failure of its own: on the CPU it is the input nearly always."""
+    text = str(error)
+    if _NO_MEMORY.search(text):
+        return Code.RESOURCE_EXHAUSTED
+    if _GPU_FAILED.search(text) or type(error).__name__ in {"EPFail", "EngineError"}:
+        return Code.INTERNAL
+    if type(error).__name__ == "NotImplemented":
+        return Code.UNIMPLEMENTED
+    if type(error).__name__ in {"InvalidArgument", "InvalidGraph", "InvalidProtobuf"} or _NODE.search(text):
+        return Code.INVALID_ARGUMENT
+    return Code.INTERNAL
+
+
+def code_of_load(error: Exception) -> Code:
+    """Nobody's input is to blame for what does not load."""
+    text = str(error)
+    if _NO_MEMORY.search(text):
+        return Code.RESOURCE_EXHAUSTED
+    if type(error).__name__ == "NotImplemented" or _NOT_THERE.search(text):
+        return Code.UNIMPLEMENTED
+    return Code.FAILED_PRECONDITION if text_locale.named_in(text) else Code.INTERNAL
+
+
+def message_of(error: Exception) -> str:
+    text = _STATUS.sub("", str(error))
+    text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
+    text = " ".join(_SOURCE.sub("", _CONDITION.sub("", text)).split())
+    text = f"{text[:_MAX_MESSAGE]}..." if len(text) > _MAX_MESSAGE else text
+    name = text_locale.named_in(text)
+    return f"{text}; {text_locale.remedy(name)}, and load the model again" if name else text
