@@ -222,7 +222,8 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
 
 
 def _accelerate(parsed: argparse.Namespace) -> int:
-    from appliance.conversion.job import accelerate, report_text  # noqa: PLC0415 - only this command needs it
+    from appliance.conversion.job import accelerate
+    from appliance.conversion.text import report_text  # noqa: PLC0415 - only this command needs it
     from converters.codec import to_json  # noqa: PLC0415
 
     settings = read_settings({"cache_dir": parsed.cache_dir} if parsed.cache_dir else {}, parsed.config)
@@ -289,7 +290,7 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
 
 
 def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
-    from appliance.conversion.job import report_text  # noqa: PLC0415 - only this needs it
+    from appliance.conversion.text import report_text  # noqa: PLC0415 - only this needs it
     from converters.codec import from_json  # noqa: PLC0415
     from converters.report import Report  # noqa: PLC0415
 

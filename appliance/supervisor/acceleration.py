@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.config.model_options import ModelOptions
-from appliance.conversion.job import PROCESS, demotion_text, job_spec
+from appliance.conversion.job import PROCESS, job_spec
+from appliance.conversion.text import demotion_text
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper, describe_status, spawn
 from appliance.lifecycle.actions import Action, StartWorker

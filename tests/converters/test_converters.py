@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.conversion.job import report_text
+from appliance.conversion.text import report_text
 from backends import litert_backend
 from backends.artifact import read_artifact
 from backends.contract import BackendError, Code

@@ -1,0 +1,80 @@
+"""What became of a job, as text for people."""
+
+from __future__ import annotations
+
+from converters.report import Candidate, Demotion, Report, Searched, SignatureProof, Timing, Verdict
+
+__all__ = ["demotion_text", "report_text"]
+
+_MAX_BEYOND = 4
+
+
+def report_text(report: Report) -> str:
+    """The report as a table for people."""
+    lines = [f"{report.chosen}: {report.reason}", ""]
+    batches = list(dict.fromkeys((t.signature, t.batch) for t in report.tensorflow))
+    shown = batches[:4]
+    rows = [
+        ["FORM", "CONVERTED", "PROVEN", "WORST DIFFERENCE", *(f"{name} x{batch}" for name, batch in shown), "SPEED-UP"],
+        ["tensorflow", "-", "-", "-", *_times(report.tensorflow, shown), "1.00"],
+    ]
+    for candidate in report.candidates:
+        converted = ", ".join(candidate.entry_points) or "no"
+        proven = sum(proof.verdict is Verdict.PROVEN for proof in candidate.proofs)
+        speedup = f"{candidate.speedup:.2f}" if candidate.speedup else "-"
+        times = _times(candidate.timings, shown)
+        of_all = f"{proven} of {len(report.signatures)}"
+        rows.append([candidate.name, converted, of_all, _worst(candidate), *times, speedup])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append("")
+    for candidate in report.candidates:
+        lines.append(f"{candidate.name}: {candidate.reason}")
+        if candidate.unsupported_ops:
+            lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
+        for proof in candidate.proofs:
+            lines.append(f"  {_proof_line(proof)}")
+            if proof.searched.inputs:
+                lines.append(f"    {_search_line(proof.searched)}")
+            if proof.verdict is Verdict.PROVEN and (left_out := proof.domain.left_out()):
+                lines.append(f"    TensorFlow answers {left_out}")
+                lines += [f"      {why}" for why in proof.beyond[:_MAX_BEYOND]]
+    lines += [f"{demotion.candidate} was given up: {demotion_text(demotion)}" for demotion in report.demotions]
+    if report.disturbed:
+        lines.append(
+            f"other processes took {report.others:.0%} of the processors while this was measured: it is measured again "
+            "when the server is started again, or by dropserve accelerate"
+        )
+    where = "from the cache" if report.from_cache else f"in {report.seconds:.1f} s"
+    lines.append(f"{where}; on {report.machine}; {', '.join(f'{n} {v}' for n, v in report.versions.items())}")
+    return "\n".join(lines) + "\n"
+
+
+def demotion_text(demotion: Demotion) -> str:
+    """Why a form was given up, when, and how to have it tried again."""
+    remove = f"remove {demotion.file} and start the server again" if demotion.file else "start the server again"
+    return f"{demotion.why} ({demotion.at}; to try it again, {remove})"
+
+
+def _times(timings: tuple[Timing, ...], shown: list[tuple[str, int]]) -> list[str]:
+    found = {(t.signature, t.batch): f"{t.milliseconds:.3f} ms" for t in timings}
+    return [found.get(key, "-") for key in shown]
+
+
+def _worst(candidate: Candidate) -> str:
+    found = [o.relative for proof in candidate.proofs for o in proof.outputs if o.relative is not None]
+    return f"{max(found):.1e}" if found else "-"
+
+
+def _proof_line(proof: SignatureProof) -> str:
+    cases = f"{proof.cases} cases" + (f", {proof.recorded} of them recorded" if proof.recorded else "")
+    refused = f", {proof.refused} refused by TensorFlow and replaced" if proof.refused else ""
+    said = f": {proof.reason}" if proof.reason else ""
+    edges = f" and {proof.edges} out of the usual" if proof.edges else ""
+    return f"{proof.signature!r} {proof.verdict} on {cases}{edges}{refused}{said}"
+
+
+def _search_line(searched: Searched) -> str:
+    at_worst = f": at worst {searched.of_allowed:.2g} of what is allowed, on {searched.worst}" if searched.worst else ""
+    explained = f"; {searched.explained} times, roundings were the difference" if searched.explained else ""
+    return f"searched {searched.inputs:,} other inputs in {searched.seconds:.1f} s{at_worst}{explained}"
