@@ -222,7 +222,7 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
 
 
 def _accelerate(parsed: argparse.Namespace) -> int:
-    from appliance.conversion.job import accelerate
+    from appliance.conversion.job import accelerate  # noqa: PLC0415
     from appliance.conversion.text import report_text  # noqa: PLC0415 - only this command needs it
     from converters.codec import to_json  # noqa: PLC0415
 
