@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from appliance.core.errors import Code, ServingError
+from appliance.core.routes import VersionRoute
 from appliance.core.servable import ModelSpec
-from appliance.inference.asked import asked_model
+from appliance.inference.accounting import Exchange
+from appliance.inference.pipeline import Pipeline
 from appliance.inference.reservation import Reservation
-from appliance.inference.router import Router
+from appliance.inference.runs import Run
 from appliance.protocols.classify_regress import INPUTS, Method, Result, Task, TaskPlan, WhyNot, result_of, task, tasks
 from appliance.protocols.example_inputs import Examples
 from appliance.protocols.example_messages import (
@@ -25,8 +25,6 @@ from appliance.protocols.example_messages import (
 from backends.contract import Signature
 
 __all__ = ["Done", "Inference"]
-
-_ATTEMPTS = 3
 
 
 class Done(NamedTuple):
@@ -42,23 +40,25 @@ class Done(NamedTuple):
 class Inference:
     """What one front has for these methods: examples take `max_bytes` at most, once each has the context."""
 
-    router: Router
+    pipeline: Pipeline
     check_method_name: bool
     max_bytes: int
     on_examples: Callable[[str, int], None] = lambda _model, _count: None  # is told how many examples were answered
 
-    async def classify_or_regress(self, data: bytes, method: Method, reserved: Reservation, deadline_ns: int) -> bytes:
+    async def classify_or_regress(
+        self, data: bytes, method: Method, exchange: Exchange, reserved: Reservation, deadline_ns: int
+    ) -> bytes:
         """Answers a serialized ClassificationRequest or RegressionRequest. Raises ServingError."""
         request = decode_request(data)
-        asked_model.set(request.spec.model)
+        exchange.model = request.spec.model
         plan = self.plan(method, request.signature_name)
         done = await self.run(request.spec, plan, request.examples, reserved, deadline_ns)
         return encode_response(done.model, done.version, done.tasks[0], done.results[0])
 
-    async def multi_inference(self, data: bytes, reserved: Reservation, deadline_ns: int) -> bytes:
+    async def multi_inference(self, data: bytes, exchange: Exchange, reserved: Reservation, deadline_ns: int) -> bytes:
         """Answers a serialized MultiInferenceRequest. Raises ServingError."""
         request = decode_multi_request(data)
-        asked_model.set(request.spec.model)
+        exchange.model = request.spec.model
 
         def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
             return tasks(request.wanted, signatures, self.check_method_name, why_not)
@@ -83,39 +83,19 @@ class Inference:
         Raises ServingError.
         """
         inputs: dict[str, np.ndarray] = {}
-        for last in (False,) * (_ATTEMPTS - 1) + (True,):
-            model, version = self.router.snapshot.resolve(spec)
-            wanted = plan(version.signatures, version.why_not)
+        planned: tuple[Task, ...] = ()
+
+        def check(version: VersionRoute) -> Sequence[Run]:
+            nonlocal planned
+            planned = plan(version.signatures, version.why_not)
             if not inputs:
                 examples.check(self.max_bytes)
                 reserved.add(len(examples.context) * len(examples.examples))
                 inputs[INPUTS] = examples.array()
-            pinned = ModelSpec(model.name, version.version)
-            try:
-                outputs = await self._all(pinned, wanted, inputs, deadline_ns)
-            except ServingError as error:
-                # The version may have given way to the one that `spec` asks for by now.
-                if error.code is Code.NOT_FOUND and not last:
-                    _, newer = self.router.snapshot.resolve(spec)
-                    if newer.version != version.version:
-                        continue
-                raise
-            count = len(examples.examples)
-            results = [result_of(one, arrays, count) for one, arrays in zip(wanted, outputs, strict=True)]
-            self.on_examples(model.name, count)
-            return Done(model.name, version.version, wanted, results)
-        raise AssertionError("the last attempt returns or raises")
+            return [Run.of(one.signature_name, inputs, one.outputs) for one in planned]
 
-    async def _all(
-        self, spec: ModelSpec, wanted: tuple[Task, ...], inputs: Mapping[str, np.ndarray], deadline_ns: int
-    ) -> list[dict[str, np.ndarray]]:
-        runs = [self.router.predict(spec, one.signature_name, inputs, one.outputs, deadline_ns) for one in wanted]
-        if len(runs) == 1:
-            return [await runs[0]]
-        answers = await asyncio.gather(*runs, return_exceptions=True)
-        outputs = []
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            outputs.append(answer)
-        return outputs
+        answered = await self.pipeline.run(spec, check, deadline_ns)
+        count = len(examples.examples)
+        results = [result_of(one, arrays, count) for one, arrays in zip(planned, answered.outputs, strict=True)]
+        self.on_examples(answered.model, count)
+        return Done(answered.model, answered.version, planned, results)

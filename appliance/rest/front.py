@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import falcon
@@ -18,27 +18,30 @@ import orjson
 
 from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
-from appliance.inference.asked import asked_model
+from appliance.core.routes import VersionRoute
+from appliance.core.servable import ModelSpec
+from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
+from appliance.inference.pipeline import Pipeline
 from appliance.inference.reservation import Reservation
-from appliance.inference.router import Router, VersionRoute
+from appliance.inference.router import Router
+from appliance.inference.runs import Run
 from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
 from appliance.protocols.classify_regress import DEFAULT_SIGNATURE, Method
 from appliance.protocols.json_examples import parse_examples
 from appliance.protocols.json_output import encode_predict, encode_result
-from appliance.protocols.json_tensors import parse_predict
+from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
 from appliance.rest.bodies import UnwantedBodyError, read_body
 from appliance.rest.bounds import CYCLE
 from appliance.rest.compression import gzipped, is_gzip_wanted
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
-from appliance.rest.paths import VERSION, anything, model_path, model_spec
+from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
 from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("dropserve.access")
 
 _JSON = "application/json"
 # What a web page of another origin may do, as TensorFlow Serving tells its browser.
@@ -53,7 +56,7 @@ _LOOPBACK = ("127.0.0.1", "::1")
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
 App = Callable[[Any, Any, Any], Awaitable[None]]
-Handler = Callable[["RestFront", Request, Response, re.Match[str]], Awaitable[None]]
+Handler = Callable[["RestFront", Exchange, Request, Response, re.Match[str]], Awaitable[None]]
 
 
 class RestFront:
@@ -64,17 +67,17 @@ class RestFront:
         self.router = Router(
             settings.control_path, "rest", settings.options.shared_memory_bytes, settings.max_inflight_bytes
         )
-        self._counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
+        counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
+        self._accounting = Accounting(counts, self.router, "rest", settings.options.access_log)
         self._pages = MetricsPages(settings.metrics_directory)
         self._monitoring_path = settings.monitoring_path
-        self.router.on_inflight = self._counts.inflight
-        self.router.on_unproven = self._counts.unproven
-        self.router.on_refused = self._counts.refused
+        self.router.on_inflight = counts.inflight
+        self._pipeline = Pipeline(self.router, counts)
         self._inference = Inference(
-            self.router,
+            self._pipeline,
             settings.options.enable_signature_method_name_check,
             settings.options.max_request_bytes,
-            self._counts.examples,
+            counts.examples,
         )
 
     async def start(self) -> None:
@@ -83,50 +86,49 @@ class RestFront:
         self.router.say_serving()
 
     async def dispatch(self, req: Request, resp: Response | None, **_: Any) -> None:
-        """Every request comes here, and is counted."""
+        """Every request comes here, and is accounted."""
         assert resp is not None  # falcon has none for WebSockets only
-        started = time.monotonic()
-        asked_model.set("")
-        method = "other"
-        code = Code.INTERNAL  # of what nobody foresaw, and `make_app` answers
+        exchange = Exchange("other")
         path: str = req.scope["raw_path"].decode("latin-1")  # in which an escaped slash is no slash
         if self._options.rest_api_enable_cors_support:
             resp.set_headers(_CORS)  # first, so that every answer has them, that to an unforeseen error too
         try:
+            await self._answer(exchange, req, resp, path)
+            min_bytes = self._options.rest_compression_min_bytes
+            if resp.data and min_bytes:
+                # falcon's own look-up takes 2 µs, for which most answers are too small to care.
+                accepted = b",".join([value for name, value in req.scope["headers"] if name == b"accept-encoding"])
+                if len(resp.data) >= min_bytes or b"0" in accepted:
+                    await _compress(resp, accepted.decode("latin-1"), min_bytes)
+        except asyncio.CancelledError:
+            exchange.code = Code.CANCELLED
+            raise
+        finally:
+            exchange.response_bytes = len(resp.data or b"")
+            self._accounting.account(exchange, lambda: _access(exchange, req, resp, path))
+
+    async def _answer(self, exchange: Exchange, req: Request, resp: Response, path: str) -> None:
+        """Has the request answered by its route, or answers why it is not."""
+        try:
             handler, match = self._route(req, path)
-            method = handler.__name__
-            await handler(self, req, resp, match)
-            code = Code.OK
+            exchange.method = handler.__name__
+            await handler(self, exchange, req, resp, match)
+            exchange.code = Code.OK
         except ServingError as error:
-            code = error.code
+            exchange.code = error.code
             resp.status = str(error.http_status)
             resp.data = _json({"error": str(error)})
             if error.retry_after_seconds is not None:
                 resp.set_header("retry-after", str(error.retry_after_seconds))
         except UnwantedBodyError as error:
-            code = Code.DEADLINE_EXCEEDED if error.status == 408 else Code.RESOURCE_EXHAUSTED
+            exchange.code = Code.DEADLINE_EXCEEDED if error.status == 408 else Code.RESOURCE_EXHAUSTED
             resp.status = str(error.status)
             resp.data = _json({"error": str(error)})
             resp.set_header("connection", "close")
         except MemoryError:
-            code = Code.RESOURCE_EXHAUSTED
+            exchange.code = Code.RESOURCE_EXHAUSTED
             resp.status = "429"
             resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
-        except asyncio.CancelledError:
-            code = Code.CANCELLED
-            raise
-        finally:
-            model = asked_model.get()  # one that is not known is none, so that clients cannot make up labels
-            known = model if model in self.router.snapshot.models else ""
-            self._counts.record(known, method, code, time.monotonic() - started)
-        min_bytes = self._options.rest_compression_min_bytes
-        if resp.data and min_bytes:
-            # falcon's own look-up takes 2 µs, for which most answers are too small to care.
-            accepted = b",".join([value for name, value in req.scope["headers"] if name == b"accept-encoding"])
-            if len(resp.data) >= min_bytes or b"0" in accepted:
-                await _compress(resp, accepted.decode("latin-1"), min_bytes)
-        if self._options.access_log:
-            self._log_access(req, resp, path, started)
 
     def _route(self, req: Request, path: str) -> tuple[Handler, re.Match[str]]:
         """The handler that answers, and what its pattern found in the path. Raises ServingError where none does."""
@@ -144,51 +146,40 @@ class RestFront:
             Code.NOT_FOUND, f"Not found: {req.method} {path[:1000]}", "the models are listed at GET /v1/models"
         )
 
-    def _log_access(self, req: Request, resp: Response, path: str, started: float) -> None:
-        status, size = int(str(resp.status)[:3]), len(resp.data or b"")
-        client = req.remote_addr
-        if client in _LOOPBACK:  # a proxy on this machine says whom it stands for
-            client = (req.get_header("x-forwarded-for") or client).rpartition(",")[2].strip()[:100]
-        milliseconds = (time.monotonic() - started) * 1000
-        fields = {
-            "protocol": "rest",
-            "client": client,
-            "method": req.method,
-            "path": path,
-            "status": status,
-            "request_bytes": req.content_length,
-            "response_bytes": size,
-            "milliseconds": round(milliseconds, 3),
-        }
-        text = f"{client} {req.method} {path[:200]} {status} {size} B {milliseconds:.1f} ms"
-        access_logger.info(text, extra={"fields": fields})
-
     # -- handlers --------------------------------------------------------------------------------------------
 
-    async def predict(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def predict(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         deadline_ns = self._deadline_ns()
-        spec = model_spec(match)
+        spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
             body = await read_body(req, self._options, reserved)
-            parsed = parse_predict(body)
-            _, version = self.router.snapshot.resolve(spec)
-            name = parsed.signature_name or DEFAULT_SIGNATURE
-            signature = _signature(version, name)
-            inputs = parsed.inputs(signature)
-            row_format = parsed.row_format
-            del parsed, body
-            outputs = await self.router.predict(spec, name, inputs, list(signature.outputs), deadline_ns)
-            resp.data = encode_predict(outputs, row_format)
+            first = parse_predict(body)
+            row_format = first.row_format
+            parsed: PredictBody | None = first
+            del first
 
-    async def classify(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        await self._classify_or_regress(req, resp, match, Method.CLASSIFY)
+            def check(version: VersionRoute) -> Sequence[Run]:
+                nonlocal parsed
+                # A large body as Python's values takes many times its size: only the body is kept for another attempt.
+                request, parsed = parsed or parse_predict(body), None
+                name = request.signature_name or DEFAULT_SIGNATURE
+                signature = _signature(version, name)
+                return (Run.of(name, request.inputs(signature), list(signature.outputs)),)
 
-    async def regress(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        await self._classify_or_regress(req, resp, match, Method.REGRESS)
+            answered = await self._pipeline.run(spec, check, deadline_ns)
+            resp.data = encode_predict(answered.outputs[0], row_format)
 
-    async def _classify_or_regress(self, req: Request, resp: Response, match: re.Match[str], method: Method) -> None:
+    async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await self._classify_or_regress(exchange, req, resp, match, Method.CLASSIFY)
+
+    async def regress(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await self._classify_or_regress(exchange, req, resp, match, Method.REGRESS)
+
+    async def _classify_or_regress(
+        self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str], method: Method
+    ) -> None:
         deadline_ns = self._deadline_ns()
-        spec = model_spec(match)
+        spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
             body = await read_body(req, self._options, reserved)
             parsed = parse_examples(body)
@@ -200,7 +191,7 @@ class RestFront:
     def _deadline_ns(self) -> int:
         return time.monotonic_ns() + int(self._options.rest_api_timeout_in_ms * 1e6)
 
-    async def models(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def models(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         snapshot = self.router.snapshot
         resp.data = _json(
             {
@@ -229,8 +220,8 @@ class RestFront:
             }
         )
 
-    async def status(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        versions = self.router.snapshot.status(model_spec(match))
+    async def status(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        versions = self.router.snapshot.status(_asked(exchange, match))
         resp.data = _json(
             {
                 "model_version_status": [
@@ -244,23 +235,23 @@ class RestFront:
             }
         )
 
-    async def metadata(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        model, version = self.router.snapshot.resolve(model_spec(match))
+    async def metadata(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        model, version = self.router.snapshot.resolve(_asked(exchange, match))
         resp.data = _json(metadata_json(model.name, version.version, version.signatures))
 
-    async def nameless(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def nameless(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         raise ServingError(
             Code.INVALID_ARGUMENT, "Missing model name in request.", "write /v1/models/NAME; GET /v1/models lists them"
         )
 
-    async def metrics(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def metrics(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         resp.data = await self._own_metrics()
         resp.content_type = CONTENT_TYPE
 
     async def _own_metrics(self) -> bytes:
         return await self._pages.own(self.router.snapshot, await scraped_gpu_status(self.router))
 
-    async def monitoring(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def monitoring(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """TensorFlow Serving's metrics; and ours too, where its path is ours."""
         data = await self._pages.tensorflow_serving()
         if self._monitoring_path == "/metrics":
@@ -268,8 +259,8 @@ class RestFront:
         resp.data = data
         resp.content_type = TENSORFLOW_SERVING_CONTENT_TYPE
 
-    async def acceleration(self, req: Request, resp: Response, match: re.Match[str]) -> None:
-        spec = model_spec(match)
+    async def acceleration(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        spec = _asked(exchange, match)
         (version,) = self.router.snapshot.status(spec)
         params = {"model": spec.model, "version": version.version}
         known = await self.router.call("acceleration", params, self._options.rest_api_timeout_in_ms / 1000)
@@ -277,11 +268,11 @@ class RestFront:
         nothing = {"state": "none", "progress": "", "demoted": ""}
         resp.data = _json({**about, **(known or nothing)})
 
-    async def gpu(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def gpu(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
-    async def preflight(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def preflight(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """What a browser asks before it sends a web page's request: the headers answer."""
         if not re.search("https?://", req.get_header("origin") or ""):
             raise ServingError(
@@ -290,10 +281,10 @@ class RestFront:
                 "OPTIONS only answers web browsers; use GET or POST",
             )
 
-    async def healthz(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def healthz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         resp.data = _json({"status": "alive"})
 
-    async def readyz(self, req: Request, resp: Response, match: re.Match[str]) -> None:
+    async def readyz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         ready = self.router.snapshot.ready
         resp.status = "200" if ready else "503"
         resp.data = _json({"status": "ready" if ready else "not ready; see GET /v1/models"})
@@ -307,6 +298,27 @@ class _Startup:
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._front.start()
+
+
+def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
+    """What the path asks for. Raises ServingError."""
+    exchange.model = model_name(match)
+    return model_spec(match)
+
+
+def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Access:
+    """How the access log shows the request."""
+    status = "-" if exchange.code is Code.CANCELLED else str(resp.status)[:3]
+    client = req.remote_addr
+    if client in _LOOPBACK:  # a proxy on this machine says whom it stands for
+        client = (req.get_header("x-forwarded-for") or client).rpartition(",")[2].strip()[:100]
+    fields = {
+        "method": req.method,
+        "path": path,
+        "status": int(status) if status.isdigit() else 0,
+        "request_bytes": req.content_length,
+    }
+    return Access(client, f"{req.method} {path[:200]}", status, fields)
 
 
 async def _compress(resp: Response, accept_encoding: str, min_bytes: int) -> None:

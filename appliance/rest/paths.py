@@ -7,9 +7,8 @@ import urllib.parse
 
 from appliance.core.errors import Code, ServingError
 from appliance.core.servable import ModelSpec
-from appliance.inference.asked import asked_model
 
-__all__ = ["VERSION", "anything", "model_path", "model_spec"]
+__all__ = ["VERSION", "anything", "model_name", "model_path", "model_spec"]
 
 _VERSION_DIGITS = 19
 
@@ -28,10 +27,14 @@ def anything(path: str) -> re.Match[str]:
     return match
 
 
+def model_name(match: re.Match[str]) -> str:
+    """The model that the path names."""
+    return _unquoted(match["model"])
+
+
 def model_spec(match: re.Match[str]) -> ModelSpec:
     """What the path asks for. Raises ServingError (INVALID_ARGUMENT) for a version that is no int64."""
-    name, version, label = _unquoted(match["model"]), match["version"], match["label"]
-    asked_model.set(name)
+    name, version, label = model_name(match), match["version"], match["label"]
     if version is None:
         return ModelSpec(name, label=_unquoted(label or ""))
     digits = version.lstrip("0") or "0"

@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
+from appliance.inference.accounting import Exchange
 from appliance.inference.reservation import Reservation
 from appliance.inference.router import Router
 from appliance.protocols import protos
@@ -37,13 +38,13 @@ class ProfilerFront:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._ends: set[asyncio.Task[None]] = set()
-        self.methods: dict[str, Callable[[bytes, float], Awaitable[bytes]]] = {
+        self.methods: dict[str, Callable[[Exchange, bytes, float], Awaitable[bytes]]] = {
             "Profile": self.profile,
             "Terminate": self.terminate,
             "Monitor": self.monitor,
         }
 
-    async def profile(self, data: bytes, seconds: float) -> bytes:
+    async def profile(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """Traces all workers, for the time asked for; a client that hangs up ends that."""
         request = _parse(protos.ProfileRequest, data)
         duration = (request.opts.duration_ms or request.duration_ms) / 1000
@@ -69,14 +70,14 @@ class ProfilerFront:
                         os.unlink(trace["path"])
             return _response(traces, spaces, request.emit_xspace)
 
-    async def terminate(self, data: bytes, seconds: float) -> bytes:
+    async def terminate(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """Ends a trace early, which answers with what it has. As in TensorFlow, a session that is not there is fine."""
         request = _parse(protos.TerminateRequest, data)
         asked = {"session": request.session_id, "wanted": True}
         await self._router.call("end_profile", asked, min(seconds, _END_SECONDS))
         return bytes(protos.TerminateResponse().SerializeToString())
 
-    async def monitor(self, data: bytes, seconds: float) -> bytes:
+    async def monitor(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """TensorFlow has it for TPUs only, and its own server refuses it elsewhere."""
         raise ServingError(Code.UNIMPLEMENTED, "Monitor is for TPUs", "call Profile, or read /metrics on the REST port")
 

@@ -22,16 +22,20 @@ from grpc_reflection.v1alpha import reflection
 from appliance.config.front_settings import FrontSettings
 from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError, truncated
+from appliance.core.routes import Snapshot, VersionRoute
 from appliance.host import logs
 from appliance.host.processes import die_with_parent, set_name
-from appliance.inference.asked import asked_model
+from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
+from appliance.inference.pipeline import Pipeline
 from appliance.inference.predict_checks import check_dtypes, check_method_name, check_names, wanted_outputs
 from appliance.inference.reservation import Reservation
-from appliance.inference.router import Router, Snapshot
+from appliance.inference.router import Router
+from appliance.inference.runs import Run
 from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.values import metric_values
 from appliance.protocols import protos
+from appliance.protocols.classify_regress import DEFAULT_SIGNATURE
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
 from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
@@ -41,9 +45,7 @@ from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE
 from appliance.rpc.profiler import ProfilerFront, check_may_profile
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("dropserve.access")
 
-_DEFAULT_SIGNATURE = "serving_default"
 _NO_DEADLINE_SECONDS = 3600.0  # for clients that set none: every wait has an end
 _MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own reach 11,000 years, which no clock of ours counts in nanoseconds
 _MAX_RELOAD_BYTES = 16 << 20
@@ -61,11 +63,14 @@ _COUNTED_AS = {
     "HandleReloadConfigRequest": "reload",
 }
 
-Method = Callable[[bytes, float], Awaitable[bytes]]
+Method = Callable[[Exchange, bytes, float], Awaitable[bytes]]
 
 
 class GrpcFront:
-    """The methods: each takes a serialized request and the seconds that are left, and returns a serialized answer."""
+    """The methods: each takes the exchange to fill in, a serialized request and the seconds that are left.
+
+    It returns a serialized answer, or raises ServingError.
+    """
 
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
@@ -76,66 +81,70 @@ class GrpcFront:
             settings.options.shared_memory_bytes,
             settings.max_inflight_bytes,
         )
-        self.counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
-        self.router.on_inflight = self.counts.inflight
-        self.router.on_unproven = self.counts.unproven
-        self.router.on_refused = self.counts.refused
+        counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
+        self.accounting = Accounting(counts, self.router, "grpc", settings.options.access_log)
+        self.router.on_inflight = counts.inflight
+        self._pipeline = Pipeline(self.router, counts)
         self._inference = Inference(
-            self.router,
+            self._pipeline,
             settings.options.enable_signature_method_name_check,
             settings.options.max_grpc_message_bytes,
-            self.counts.examples,
+            counts.examples,
         )
 
-    async def predict(self, data: bytes, seconds: float) -> bytes:
+    async def predict(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-        nbytes = len(data)
-        self.router.reserve(nbytes)
-        try:
+        with Reservation(self.router) as reserved:
+            reserved.add(len(data))
             request = open_predict_request(data)
-            asked_model.set(request.spec.model)
-            model, version = self.router.snapshot.resolve(request.spec)
-            name = request.signature_name or _DEFAULT_SIGNATURE
-            signature = version.signatures.get(name)
-            if signature is None:
-                message = f'Serving signature key "{name[:200]}" not found.'
-                raise ServingError(Code.FAILED_PRECONDITION, message, version.why_not(name))
-            if self._options.enable_signature_method_name_check:
-                check_method_name(signature)
-            check_names(request.names, signature)
-            inputs = request.arrays()
-            outputs = wanted_outputs(request.output_filter, signature)
-            check_dtypes(inputs, signature)
-            spec = request.spec
-            del data, request
-            arrays = await self.router.predict(spec, name, inputs, outputs, deadline_ns)
+            exchange.model = request.spec.model
+            name = request.signature_name or DEFAULT_SIGNATURE
+
+            def check(version: VersionRoute) -> Sequence[Run]:
+                signature = version.signatures.get(name)
+                if signature is None:
+                    message = f'Serving signature key "{name[:200]}" not found.'
+                    raise ServingError(Code.FAILED_PRECONDITION, message, version.why_not(name))
+                if self._options.enable_signature_method_name_check:
+                    check_method_name(signature)
+                check_names(request.names, signature)
+                inputs = request.arrays()
+                outputs = wanted_outputs(request.output_filter, signature)
+                check_dtypes(inputs, signature)
+                return (Run.of(name, inputs, outputs),)
+
+            answered = await self._pipeline.run(request.spec, check, deadline_ns)
             return encode_predict_response(
-                model.name, version.version, name, arrays, self._options.enable_serialization_as_tensor_content
+                answered.model,
+                answered.version,
+                name,
+                answered.outputs[0],
+                self._options.enable_serialization_as_tensor_content,
             )
-        finally:
-            self.router.release(nbytes)
 
-    async def classify(self, data: bytes, seconds: float) -> bytes:
-        return await self._classify_or_regress(data, ExamplesMethod.CLASSIFY, seconds)
+    async def classify(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
+        return await self._classify_or_regress(exchange, data, ExamplesMethod.CLASSIFY, seconds)
 
-    async def regress(self, data: bytes, seconds: float) -> bytes:
-        return await self._classify_or_regress(data, ExamplesMethod.REGRESS, seconds)
+    async def regress(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
+        return await self._classify_or_regress(exchange, data, ExamplesMethod.REGRESS, seconds)
 
-    async def _classify_or_regress(self, data: bytes, method: ExamplesMethod, seconds: float) -> bytes:
+    async def _classify_or_regress(
+        self, exchange: Exchange, data: bytes, method: ExamplesMethod, seconds: float
+    ) -> bytes:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         with Reservation(self.router) as reserved:
             reserved.add(len(data))
-            return await self._inference.classify_or_regress(data, method, reserved, deadline_ns)
+            return await self._inference.classify_or_regress(data, method, exchange, reserved, deadline_ns)
 
-    async def multi_inference(self, data: bytes, seconds: float) -> bytes:
+    async def multi_inference(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         with Reservation(self.router) as reserved:
             reserved.add(len(data))
-            return await self._inference.multi_inference(data, reserved, deadline_ns)
+            return await self._inference.multi_inference(data, exchange, reserved, deadline_ns)
 
-    async def get_model_metadata(self, data: bytes, seconds: float) -> bytes:
+    async def get_model_metadata(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         request = _parse(protos.GetModelMetadataRequest, data)
-        spec = _spec_of(request)
+        spec = _spec_of(exchange, request)
         if not request.metadata_field:
             raise ServingError(
                 Code.INVALID_ARGUMENT,
@@ -154,8 +163,8 @@ class GrpcFront:
         response.metadata["signature_def"].Pack(signature_def_map(version.signatures))
         return bytes(response.SerializeToString())
 
-    async def get_model_status(self, data: bytes, seconds: float) -> bytes:
-        spec = _spec_of(_parse(protos.GetModelStatusRequest, data))
+    async def get_model_status(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
+        spec = _spec_of(exchange, _parse(protos.GetModelStatusRequest, data))
         versions = self.router.snapshot.status(model_spec(spec))
         response = protos.GetModelStatusResponse()
         for version in versions:
@@ -164,16 +173,11 @@ class GrpcFront:
             status.status.error_message = version.reason
         return bytes(response.SerializeToString())
 
-    def count(self, method: str, code: Code, seconds: float) -> None:
-        """Counts one answered call; a model that is not known is none, so that clients cannot make up labels."""
-        model = asked_model.get()
-        self.counts.record(model if model in self.router.snapshot.models else "", method, code, seconds)
-
     def admit_reload(self, context: Any) -> None:
         """Raises PERMISSION_DENIED where the caller may not reload."""
         check_may_reload(peer_of(context), self._options.allow_remote_reload)
 
-    async def handle_reload_config_request(self, data: bytes, seconds: float) -> bytes:
+    async def handle_reload_config_request(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """Lets the supervisor adopt the request's list of models. As in TensorFlow Serving, a reload that fails fails
         the call, with the status that the response would carry."""
         if len(data) > _MAX_RELOAD_BYTES:
@@ -211,10 +215,10 @@ class GrpcFront:
         return await asyncio.to_thread(metric_values, self._metrics_directory, names) if names else {}
 
 
-def _spec_of(request: Any) -> Any:
+def _spec_of(exchange: Exchange, request: Any) -> Any:
     if not request.HasField("model_spec"):
         raise ServingError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
-    asked_model.set(request.model_spec.name)
+    exchange.model = request.model_spec.name
     return request.model_spec
 
 
@@ -226,64 +230,50 @@ def _parse(kind: Any, data: bytes) -> Any:
 
 
 def _handler(
-    name: str,
-    method: Method,
-    access_log: bool,
-    slots: Slots,
-    admit: Callable[[Any], None] | None,
-    count: Callable[[str, Code, float], None],
+    name: str, method: Method, slots: Slots, admit: Callable[[Any], None] | None, accounting: Accounting
 ) -> Any:
-    """A gRPC handler that takes a slot, lets `admit` look at the call (it raises ServingError), and runs `method`;
-    `count` is told the method's label, the code and the seconds."""
+    """A gRPC handler that takes a slot, lets `admit` look at the call (it raises ServingError), and runs `method`."""
     counted_as = _COUNTED_AS.get(name.rpartition("/")[2], "other")
 
     async def handle(data: bytes, context: Any) -> bytes:
-        started = time.monotonic()
+        exchange = Exchange(counted_as)
         seconds = context.time_remaining()
-        code, answer = Code.OK, b""
-        deadline = started + (_NO_DEADLINE_SECONDS if seconds is None else min(seconds, _MAX_DEADLINE_SECONDS))
+        deadline = exchange.started + (_NO_DEADLINE_SECONDS if seconds is None else min(seconds, _MAX_DEADLINE_SECONDS))
         try:
             if admit is not None:
                 admit(context)
             await slots.take(len(data))
             try:
-                answer = await method(data, deadline - time.monotonic())
+                answer = await method(exchange, data, deadline - time.monotonic())
             finally:
                 slots.give()
+            exchange.code, exchange.response_bytes = Code.OK, len(answer)
             return answer
         except ServingError as error:
-            code = error.code
+            exchange.code = error.code
             await context.abort(_STATUS[error.code], truncated(str(error)))
         except asyncio.CancelledError:
-            code = Code.CANCELLED
-            raise
-        except grpc.aio.AbortError:
+            exchange.code = Code.CANCELLED
             raise
         except MemoryError:
-            code = Code.RESOURCE_EXHAUSTED
-            await context.abort(_STATUS[code], "The server has no memory for this request")
+            exchange.code = Code.RESOURCE_EXHAUSTED
+            await context.abort(_STATUS[exchange.code], "The server has no memory for this request")
         except Exception as error:
-            code = Code.INTERNAL
             logger.exception("a request failed: %s", name)
-            await context.abort(_STATUS[code], f"Internal error: {type(error).__name__}; the server's log has more")
+            await context.abort(
+                _STATUS[exchange.code], f"Internal error: {type(error).__name__}; the server's log has more"
+            )
         finally:
-            count(counted_as, code, time.monotonic() - started)
-            if access_log:
-                milliseconds = (time.monotonic() - started) * 1000
-                fields = {
-                    "protocol": "grpc",
-                    "client": context.peer(),
-                    "method": name,
-                    "status": code.name,
-                    "request_bytes": len(data),
-                    "response_bytes": len(answer),
-                    "milliseconds": round(milliseconds, 3),
-                }
-                text = f"{context.peer()} {name} {code.name} {len(answer)} B {milliseconds:.1f} ms"
-                access_logger.info(text, extra={"fields": fields})
+            accounting.account(exchange, lambda: _access(exchange, name, data, context))
         raise AssertionError("context.abort returned")
 
     return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _access(exchange: Exchange, name: str, data: bytes, context: Any) -> Access:
+    """How the access log shows the call."""
+    status = exchange.code.name
+    return Access(context.peer(), name, status, {"method": name, "status": status, "request_bytes": len(data)})
 
 
 def _serve_health(server: Any, router: Router, services: Iterable[str]) -> None:
@@ -315,7 +305,6 @@ async def serve(settings: FrontSettings) -> None:
     """Serves until SIGTERM, then ends what is in flight."""
     front = GrpcFront(settings)
     options = settings.options
-    access_log = options.access_log
     services: dict[str, dict[str, Method]] = {
         "tensorflow.serving.PredictionService": {
             "Predict": front.predict,
@@ -346,10 +335,9 @@ async def serve(settings: FrontSettings) -> None:
             name: _handler(
                 f"{service}/{name}",
                 method,
-                access_log,
                 unbounded if name in immediate else slots,
                 admission.get(name),
-                front.count,
+                front.accounting,
             )
             for name, method in methods.items()
         }

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -115,6 +116,23 @@ class Connection:
         self._pending[request_id] = pending
         return request_id, pending
 
+    async def ask(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> Arrays:
+        """Sends a request, and waits for its answer until `deadline_ns` (CLOCK_MONOTONIC).
+
+        Raises ServingError, of which DiedError and UnprovenInputError are kinds; DrainingError where it did not run.
+        """
+        request_id, pending = self.submit(signature, outputs, packed, deadline_ns)
+        future = pending.future
+        delay = (deadline_ns - time.monotonic_ns()) / 1e9
+        timer = self._loop.call_later(max(delay, 0), _expire, future)
+        try:
+            return await future
+        except BaseException:
+            self.cancel(request_id)
+            raise
+        finally:
+            timer.cancel()
+
     def cancel(self, request_id: int) -> None:
         """Tells the worker that nobody waits. Its answer still comes, and frees the request's segment."""
         if self.open and request_id in self._pending:
@@ -198,6 +216,11 @@ class Connection:
             if not pending.future.done():
                 pending.future.set_exception(DrainingError() if self._goodbye else DiedError(self._name))
         self._pending.clear()
+
+
+def _expire(future: asyncio.Future[Arrays]) -> None:
+    if not future.done():
+        future.set_exception(ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model's answer"))
 
 
 def _error(frame: Frame) -> Exception:

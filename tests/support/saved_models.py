@@ -95,7 +95,7 @@ def _save_all(
     tf.saved_model.save(module, out, signatures=signatures)
 
 
-def _half_plus(tf: Any, out: str, addend: float) -> None:
+def _half_plus(tf: Any, out: str, addend: float, fed: str = "x") -> None:
     """TensorFlow Serving's own example: y = x / 2 + addend, from the graph days.
 
     As there, the x of predict is a feed in the middle of the graph, below the parser that classify and regress use.
@@ -121,7 +121,7 @@ def _half_plus(tf: Any, out: str, addend: float) -> None:
             session,
             ["serve"],
             {
-                "serving_default": signature({"x": x}, {"y": y}, "predict"),
+                "serving_default": signature({fed: x}, {"y": y}, "predict"),
                 "regress_x_to_y": signature({"inputs": serialized}, {"outputs": y}, "regress"),
                 "classify_x_to_y": signature({"inputs": serialized}, {"scores": scores}, "classify"),
                 "classify_x_to_label": signature(
@@ -144,6 +144,12 @@ def half_plus_two(tf: Any, out: str) -> None:
 def half_plus_three(tf: Any, out: str) -> None:
     """half_plus_two, but y = x / 2 + 3: tells one version from another."""
     _half_plus(tf, out, 3.0)
+
+
+@_model
+def half_plus_renamed(tf: Any, out: str) -> None:
+    """half_plus_three, whose input for predict is called z."""
+    _half_plus(tf, out, 3.0, fed="z")
 
 
 @_model

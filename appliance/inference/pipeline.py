@@ -1,0 +1,121 @@
+"""One request, whatever its protocol: a version is resolved, the request is checked against it and run by it.
+
+The answer carries the version that ran. A version that drains meanwhile runs nothing more: then all of it is done anew,
+with the newer snapshot, so that no answer is of a version that the request was not checked against.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+
+from appliance.core.errors import Code, ServingError
+from appliance.core.poison import refusal, shape_text
+from appliance.core.routes import ModelRoute, VersionRoute
+from appliance.core.servable import ModelSpec
+from appliance.inference.own_model import NobodyError, OwnModel
+from appliance.inference.router import Router
+from appliance.inference.runs import Answered, Check, Run
+from appliance.metrics.recording import RequestMetrics
+from appliance.transport.connection import Arrays, Connection, DiedError, DrainingError, UnprovenInputError
+
+__all__ = ["Pipeline"]
+
+_ATTEMPTS = 3
+_MAX_WANTED = 300  # characters of a signature's inputs in an error
+# What says nothing of the model: the queue is full, time is up, nobody waits, the process is gone or going.
+_NO_ANSWER = frozenset({Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE})
+
+
+class Pipeline:
+    """Runs the requests of one front."""
+
+    def __init__(self, router: Router, counts: RequestMetrics) -> None:
+        self._router = router
+        self._counts = counts
+        self._own = OwnModel(router)
+
+    async def run(self, spec: ModelSpec, check: Check, deadline_ns: int) -> Answered:
+        """Runs what `check` makes of the version that `spec` asks for, on that one version.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raises ServingError.
+        """
+        unproven: UnprovenInputError | None = None
+        for _ in range(_ATTEMPTS):
+            serial = self._router.snapshot.serial
+            model, version = self._router.snapshot.resolve(spec)
+            runs = check(version)
+            if version.refused:
+                self._check_not_refused(model, version, runs)
+            connection = self._router.connection_to(version)
+            if connection is not None:
+                try:
+                    return Answered(
+                        model.name, version.version, await self._all(connection, model, version, runs, deadline_ns)
+                    )
+                except DrainingError:
+                    pass
+                except UnprovenInputError as error:
+                    unproven = error
+            await self._router.newer_snapshot(serial, deadline_ns)
+        if unproven is not None:
+            if time.monotonic_ns() >= deadline_ns:
+                raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out while TensorFlow was loaded for this request")
+            raise unproven
+        raise ServingError(
+            Code.UNAVAILABLE,
+            f"Model {model.name} version {version.version} has no worker that takes requests",
+            "it is being replaced or restarted; try again",
+            retry_after_seconds=1,
+        )
+
+    async def _all(
+        self, connection: Connection, model: ModelRoute, version: VersionRoute, runs: Sequence[Run], deadline_ns: int
+    ) -> Sequence[Arrays]:
+        """The outputs of all `runs`. Raises the first error there is, once all have ended."""
+        if len(runs) == 1:
+            return [await self._one(connection, model, version, runs[0], deadline_ns)]
+        each = [self._one(connection, model, version, run, deadline_ns) for run in runs]
+        outputs = []
+        for answer in await asyncio.gather(*each, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            outputs.append(answer)
+        return outputs
+
+    async def _one(
+        self, connection: Connection, model: ModelRoute, version: VersionRoute, run: Run, deadline_ns: int
+    ) -> Arrays:
+        """The outputs of one run. Raises ServingError, DrainingError where nothing ran, UnprovenInputError where the
+        model itself should have run it, and is not to be had."""
+        try:
+            return await connection.ask(run.signature, run.outputs, run.packed, deadline_ns)
+        except UnprovenInputError:
+            self._counts.unproven(model.name)
+            with contextlib.suppress(NobodyError):
+                return await self._own.answer(model.name, version, run, deadline_ns)
+            raise
+        except ServingError as error:
+            says_nothing = error.code in _NO_ANSWER and not isinstance(error, DiedError)
+            if not version.accelerated or says_nothing:
+                raise
+            return await self._own.opinion(model.name, version, run, deadline_ns, error)
+
+    def _check_not_refused(self, model: ModelRoute, version: VersionRoute, runs: Sequence[Run]) -> None:
+        """Raise INVALID_ARGUMENT for a request of a kind that has ended the version's process before."""
+        for run in runs:
+            declared = version.signatures[run.signature]
+            found = refusal(version.refused, run.signature, declared, run.inputs)
+            if found is None:
+                continue
+            self._counts.refused(model.name)
+            wanted = ", ".join(
+                f"{name}: {spec.dtype} {shape_text(spec.shape)}" for name, spec in declared.inputs.items()
+            )
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"Refused by model {model.name} version {version.version}: {found}",
+                f"the signature takes {wanted[:_MAX_WANTED]}",
+            )

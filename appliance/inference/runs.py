@@ -1,0 +1,39 @@
+"""What a request has a version run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from appliance.core.routes import VersionRoute
+from appliance.transport.connection import Arrays
+from appliance.transport.wire import Packed, pack_arrays
+
+__all__ = ["Answered", "Check", "Run"]
+
+
+class Run(NamedTuple):
+    """One signature of a version, on `inputs` by name, for `outputs`."""
+
+    signature: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: Sequence[str]
+    packed: Packed
+
+    @classmethod
+    def of(cls, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Run:
+        return cls(signature, inputs, outputs, pack_arrays(inputs.items()))
+
+
+Check = Callable[[VersionRoute], Sequence[Run]]
+"""What a request has this version run, checked against its signatures. Raises ServingError where it does not fit."""
+
+
+class Answered(NamedTuple):
+    """The version that ran, and the outputs of each of its runs, by name."""
+
+    model: str
+    version: int
+    outputs: Sequence[Arrays]
