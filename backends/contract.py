@@ -12,6 +12,9 @@ import numpy as np
 
 from backends.dtypes import BY_NAME, DType
 
+DEFAULT_SIGNATURE = "serving_default"
+"""The signature of a request that names none, and of a model whose format has no names."""
+
 
 class Code(IntEnum):
     """The canonical status codes (`google/rpc/code.proto`), which gRPC and TensorFlow share."""

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from backends.contract import Signature, TensorSpec
+from backends.contract import DEFAULT_SIGNATURE, Signature, TensorSpec
 from backends.dtypes import BY_NUMPY, STRING
 from backends.litert_plans import ByKey, ByTensor, Declared, Plan
 from backends.tflite_model import NamedSignature
 
 __all__ = ["UnsupportedError", "plan_of_file", "plans_of"]
 
-_DEFAULT_SIGNATURE = "serving_default"
 _PREDICT = "tensorflow/serving/predict"
 
 
@@ -46,8 +45,8 @@ def plans_of(
     if not in_metadata:
         for key in sorted(interpreter.get_signature_list()):
             add(key, lambda key=key: _key_plan(interpreter, key))
-    if _DEFAULT_SIGNATURE not in plans and _DEFAULT_SIGNATURE not in unsupported:
-        add(_DEFAULT_SIGNATURE, lambda: _tensor_plan(interpreter))
+    if DEFAULT_SIGNATURE not in plans and DEFAULT_SIGNATURE not in unsupported:
+        add(DEFAULT_SIGNATURE, lambda: _tensor_plan(interpreter))
     return plans, unsupported
 
 

@@ -12,11 +12,9 @@ import numpy as np
 
 from backends import onnx_model
 from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
-from backends.contract import BackendError, Code, IncompleteError, Signature, TensorSpec
+from backends.contract import DEFAULT_SIGNATURE, BackendError, Code, IncompleteError, Signature, TensorSpec
 from backends.default_values import default_arrays
 from backends.onnx_session import OnnxSession, Port, SessionSettings
-
-_DEFAULT_SIGNATURE = "serving_default"
 
 
 def load(path: str, settings: SessionSettings) -> OnnxBackend:
@@ -119,7 +117,7 @@ def _load_model(path: str, settings: SessionSettings) -> OnnxBackend:
         {name: _spec(name, port) for name, port in sorted(served.items())},
     )
     plan = _Plan(session, signature, {name: name for name in session.inputs}, {name: name for name in served}, {})
-    return OnnxBackend({_DEFAULT_SIGNATURE: plan}, remarks)
+    return OnnxBackend({DEFAULT_SIGNATURE: plan}, remarks)
 
 
 def _list_text(types: Mapping[str, str]) -> str:

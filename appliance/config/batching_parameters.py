@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from google.protobuf import text_format
-
 from appliance.config.files import read_config_text
 from appliance.config.model_options import ModelOptions
+from appliance.config.text_protos import TextProtoError, parse_text
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 
@@ -67,10 +66,9 @@ def read_batching_parameters(path: str) -> BatchingParameters:
 
 def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
     """The parameters that `text` states, others at their defaults. Raises ConfigError, which names `source`."""
-    message = protos.BatchingParameters()
     try:
-        text_format.Parse(text, message, descriptor_pool=protos.POOL)
-    except text_format.ParseError as error:
+        message = parse_text(text, protos.BatchingParameters())
+    except TextProtoError as error:
         bare = _BARE_NUMBER.search(text)
         raise ConfigError(
             f"Invalid protobuf file: '{source}': {error}",

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import text_format
-
+from appliance.config.text_protos import TextProtoError, parse_text
 from appliance.config.version_policy import All, Latest, Specific, VersionPolicy
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
@@ -43,13 +42,11 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
 
     Raises ConfigError; `source` is the file's name in its message.
     """
-    message = protos.ModelServerConfig()
     try:
-        text_format.Parse(text, message, descriptor_pool=protos.POOL)
-    except text_format.ParseError as error:
-        what = str(error).replace(" : ", ": ", 1)  # LINE:COLUMN: as the C++ parser writes it
+        message = parse_text(text, protos.ModelServerConfig())
+    except TextProtoError as error:
         raise ConfigError(
-            f"{source}: Error parsing text-format tensorflow.serving.ModelServerConfig: {what}",
+            f"{source}: Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
             'begin it with model_config_list { config { name: "…" base_path: "…" } }, one config for each model'
             if _BARE_ENTRY.match(text)
             else "",

@@ -6,9 +6,8 @@ path is that of `util/prometheus_exporter.cc`.
 
 from __future__ import annotations
 
-from google.protobuf import text_format
-
 from appliance.config.files import read_config_text
+from appliance.config.text_protos import TextProtoError, parse_text
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 
@@ -22,13 +21,11 @@ def parse_monitoring_config(text: str, source: str) -> str:
 
     Raises ConfigError; `source` is the file's name in its message.
     """
-    message = protos.MonitoringConfig()
     try:
-        text_format.Parse(text, message, descriptor_pool=protos.POOL)
-    except text_format.ParseError as error:
-        what = str(error).replace(" : ", ": ", 1)  # LINE:COLUMN: as the C++ parser writes it
+        message = parse_text(text, protos.MonitoringConfig())
+    except TextProtoError as error:
         raise ConfigError(
-            f"{source}: Error parsing text-format tensorflow.serving.MonitoringConfig: {what}",
+            f"{source}: Error parsing text-format tensorflow.serving.MonitoringConfig: {error}",
             f'write prometheus_config {{ enable: true path: "{DEFAULT_PATH}" }}',
         ) from None
     config = message.prometheus_config

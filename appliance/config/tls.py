@@ -11,9 +11,8 @@ import ssl
 import tempfile
 from dataclasses import dataclass, field
 
-from google.protobuf import text_format
-
 from appliance.config.files import read_config_file
+from appliance.config.text_protos import TextProtoError, parse_text
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 
@@ -73,17 +72,15 @@ def load_ssl_config(path: str) -> SslConfig:
 
 def _read(path: str) -> protos.SSLConfig:
     data = read_config_file(path, "the ssl_config_file", _MAX_FILE_BYTES)
-    message = protos.SSLConfig()
     try:
-        text_format.Parse(data, message, descriptor_pool=protos.POOL)
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+        return parse_text(data, protos.SSLConfig())
+    except TextProtoError as error:
         # Only where it went wrong: the parser quotes the line, and the line may be the key.
-        line = getattr(error, "GetLine", lambda: None)()
+        where = f" in line {error.line}" if error.line else ""
         raise ConfigError(
-            f"{path}: Error parsing text-format tensorflow.serving.SSLConfig" + (f" in line {line}" if line else ""),
+            f"{path}: Error parsing text-format tensorflow.serving.SSLConfig{where}",
             'its fields are server_key: "…", server_cert: "…", custom_ca: "…" and client_verify: true',
         ) from None
-    return message
 
 
 def _prove_pair(context: ssl.SSLContext, key: bytes, certificate: bytes, where: str) -> None:

@@ -13,11 +13,10 @@ from enum import Enum
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
-from backends.contract import Signature
+from backends.contract import DEFAULT_SIGNATURE, Signature
 from backends.dtypes import STRING, of_array
 
 __all__ = [
-    "DEFAULT_SIGNATURE",
     "INPUTS",
     "Classification",
     "Method",
@@ -32,7 +31,6 @@ __all__ = [
     "tasks",
 ]
 
-DEFAULT_SIGNATURE = "serving_default"
 INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
 
 _FLOAT = np.dtype("<f4")

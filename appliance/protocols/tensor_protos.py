@@ -24,6 +24,7 @@ from backends.dtypes import BY_NUMBER, STRING, DType, of_array
 __all__ = [
     "BadTensorError",
     "allowance_of",
+    "decode_tensor",
     "encoded_tensor",
     "invalid",
     "read_tensor",
@@ -76,6 +77,14 @@ def invalid(message: str) -> ServingError:
 
 def allowance_of(data: bytes) -> int:
     return max(EXPANDED_BYTES, EXPANDED_MULTIPLE * len(data))
+
+
+def decode_tensor(data: bytes) -> np.ndarray:
+    """Reads one serialized TensorProto. Raises ServingError (INVALID_ARGUMENT)."""
+    try:
+        return read_tensor(data, 0, len(data), allowance_of(data))[0]
+    except BadTensorError as error:
+        raise invalid(f"tensor parsing error: {error}") from error
 
 
 def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndarray, int]:

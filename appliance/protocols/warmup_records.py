@@ -20,8 +20,8 @@ from google.protobuf.message import DecodeError
 from appliance.core.errors import ServingError
 from appliance.protocols import protos
 from appliance.protocols.example_inputs import examples_of
-from appliance.protocols.tensor_values import array_of
-from backends.contract import BackendError, Code, Signature
+from appliance.protocols.tensor_protos import decode_tensor
+from backends.contract import DEFAULT_SIGNATURE, BackendError, Code, Signature
 from backends.crc32c import masked_crc32c
 
 __all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_cases", "recorded_requests", "records_path"]
@@ -33,7 +33,6 @@ _EXPANDED_BYTES = 64 << 20
 _EXPANDED_MULTIPLE = 16
 _MAX_CASES = 64
 _MAX_CASES_BYTES = 256 << 20
-_DEFAULT_SIGNATURE = "serving_default"
 _CLASSIFY, _REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _SESSION_RUN_FIELD = 5
 
@@ -148,7 +147,7 @@ def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:
             case "classify_log" | "regress_log":
                 request = protos.ExamplesRequest.FromString(data)
                 method = _CLASSIFY if kind == "classify_log" else _REGRESS
-                name = request.model_spec.signature_name or _DEFAULT_SIGNATURE
+                name = request.model_spec.signature_name or DEFAULT_SIGNATURE
                 if name not in signatures:
                     raise BackendError(Code.INVALID_ARGUMENT, f"No signature was found with the name: {name}")
                 return [_on_examples(name, signatures[name], method, _examples(request.input))]
@@ -163,7 +162,7 @@ def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:
 
 
 def _predict(request: Any, signatures: Mapping[str, Signature]) -> Call:
-    name = request.model_spec.signature_name or _DEFAULT_SIGNATURE
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = signatures.get(name)
     if signature is None:
         raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -177,7 +176,7 @@ def _predict(request: Any, signatures: Mapping[str, Signature]) -> Call:
             f"Sent extra: {{{','.join(sorted(given - wanted))}}}. "
             f"Missing but required: {{{','.join(sorted(missing))}}}.",
         )
-    inputs = {alias: array_of(tensor) for alias, tensor in request.inputs.items()}
+    inputs = {alias: decode_tensor(tensor.SerializeToString()) for alias, tensor in request.inputs.items()}
     for alias, array in inputs.items():
         element = signature.inputs[alias].element
         if array.dtype != element.numpy:
@@ -227,7 +226,7 @@ def _multi_inference(request: Any, signatures: Mapping[str, Signature]) -> list[
     examples = _examples(request.input)
     calls: list[Call] = []
     for task in request.tasks:
-        name = task.model_spec.signature_name or _DEFAULT_SIGNATURE
+        name = task.model_spec.signature_name or DEFAULT_SIGNATURE
         if any(call.signature == name for call in calls):
             raise BackendError(Code.INVALID_ARGUMENT, f"Duplicate evaluation of signature: {name}")
         if name not in signatures:

@@ -28,7 +28,7 @@ from appliance.inference.router import Router
 from appliance.inference.runs import Run
 from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
-from appliance.protocols.classify_regress import DEFAULT_SIGNATURE, Method
+from appliance.protocols.classify_regress import Method
 from appliance.protocols.json_examples import parse_examples
 from appliance.protocols.json_output import encode_predict, encode_result
 from appliance.protocols.json_tensors import PredictBody, parse_predict
@@ -39,7 +39,7 @@ from appliance.rest.compression import gzipped, is_gzip_wanted
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
 from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
-from backends.contract import Signature
+from backends.contract import DEFAULT_SIGNATURE, Signature
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,6 @@ from appliance.inference.runs import Run
 from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.values import metric_values
 from appliance.protocols import protos
-from appliance.protocols.classify_regress import DEFAULT_SIGNATURE
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
 from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
@@ -43,6 +42,7 @@ from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_l
 from appliance.rpc.peers import check_may_reload, peer_of
 from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE
 from appliance.rpc.profiler import ProfilerFront, check_may_profile
+from backends.contract import DEFAULT_SIGNATURE
 
 logger = logging.getLogger(__name__)
 

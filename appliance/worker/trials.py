@@ -16,7 +16,7 @@ from appliance.host.memory import available_bytes
 from appliance.worker.attempts import Made, attempts
 from appliance.worker.running import Running
 from appliance.worker.verdicts import Failure, verdict
-from backends.contract import Backend, BackendError, Changing, Code, Placed, Signature
+from backends.contract import DEFAULT_SIGNATURE, Backend, BackendError, Changing, Code, Placed, Signature
 from backends.domain import UnprovenError
 from backends.made_inputs import TooLargeError
 
@@ -78,7 +78,7 @@ def tell_nobody(signature: str, number: int) -> None:
 
 def by_importance(signatures: Collection[str]) -> list[str]:
     """The names in the order in which they are tried."""
-    return sorted(signatures, key=lambda name: (name != "serving_default", name))
+    return sorted(signatures, key=lambda name: (name != DEFAULT_SIGNATURE, name))
 
 
 def changing(backend: Backend) -> frozenset[str]:

@@ -18,12 +18,12 @@ from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
 from appliance.protocols.metadata import metadata_json, signature_def_map
 from appliance.protocols.predict_messages import encode_predict_response, open_predict_request
-from appliance.protocols.tensor_protos import EXPANDED_BYTES
+from appliance.protocols.tensor_protos import EXPANDED_BYTES, decode_tensor
 from backends.contract import Signature, TensorSpec
 from backends.dtypes import DTYPES
 from tests.support import official_protos
 from tests.support.official_protos import CORNERS, corner, samples
-from tests.support.tensor_messages import decode_predict_request, decode_tensor, encode_tensor
+from tests.support.tensor_messages import decode_predict_request, encode_tensor
 
 SAMPLES = samples()
 

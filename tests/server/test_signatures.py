@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from appliance.protocols import protos
+from appliance.protocols.tensor_protos import decode_tensor
 from tests.support.grpc_calls import PREDICT, code_of, method, request
 from tests.support.manager_host import Host
 from tests.support.server import ROOT, Server
-from tests.support.tensor_messages import decode_tensor
 
 SERVICE = "/tensorflow.serving.PredictionService"
 WHY = (

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 
 from appliance.protocols import protos
-from tests.support.tensor_messages import decode_tensor, encode_tensor
+from appliance.protocols.tensor_protos import decode_tensor
+from tests.support.tensor_messages import encode_tensor
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"

@@ -8,7 +8,7 @@ import numpy as np
 
 from appliance.core.servable import ModelSpec
 from appliance.protocols.predict_messages import open_predict_request
-from appliance.protocols.tensor_protos import BadTensorError, allowance_of, encoded_tensor, invalid, read_tensor
+from appliance.protocols.tensor_protos import encoded_tensor
 
 
 class PredictMessage(NamedTuple):
@@ -24,14 +24,6 @@ def decode_predict_request(data: bytes) -> PredictMessage:
     """Reads a serialized PredictRequest; raises ServingError (INVALID_ARGUMENT) whatever is wrong with it."""
     envelope = open_predict_request(data)
     return PredictMessage(envelope.spec, envelope.signature_name, envelope.arrays(), envelope.output_filter)
-
-
-def decode_tensor(data: bytes) -> np.ndarray:
-    """Reads one serialized TensorProto, as `decode_predict_request` reads each of its inputs."""
-    try:
-        return read_tensor(data, 0, len(data), allowance_of(data))[0]
-    except BadTensorError as error:
-        raise invalid(f"tensor parsing error: {error}") from error
 
 
 def encode_tensor(array: np.ndarray, tensor_content: bool = False) -> bytes:
