@@ -64,7 +64,6 @@ def load(
     session_config_file: str = "",
     libraries: Sequence[str] = (),
     interpreters: int = 0,
-    onnx_spinning: bool = False,
     device: str = "auto",
     gpu_memory_limit_bytes: int = 0,
 ) -> Backend:
@@ -88,7 +87,7 @@ def load(
 
         return onnx_backend.load(
             path,
-            onnx_session.SessionSettings(intra_op_threads, onnx_spinning, device, gpu_memory_limit_bytes),
+            onnx_session.SessionSettings(intra_op_threads, device, gpu_memory_limit_bytes),
         )
     raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 

@@ -176,7 +176,7 @@ class Child:
             if self._memory_bytes < self._limits.memory_bytes:
                 raise ChildError(f"{self.name} took {resident:,} bytes of memory for one call, and was killed")
             raise ChildError(
-                f"{self.name} took {resident:,} bytes of memory, more than conversion_memory_bytes "
+                f"{self.name} took {resident:,} bytes of memory, more than a conversion may "
                 f"({self._memory_bytes:,}), and was killed"
             )
 

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "lifecycle": {"config"},
     "conversion": {"config", "converters", "protocols"},
     "worker": {"config", "host", "metrics", "protocols", "transport"},
-    "inference": {"protocols", "transport"},
+    "inference": {"metrics", "protocols", "transport"},
     "rest": {"config", "gpu", "host", "inference", "metrics", "protocols"},
     "rpc": {"config", "host", "inference", "metrics", "protocols"},
     "doctor": {"config", "converters", "gpu", "host", "source"},

@@ -21,6 +21,7 @@ from appliance.cli.reference import flags_manual, flags_table, options_manual, o
 from appliance.config import model_server
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.options import Options, about, option_types, shown_default
+from appliance.config.removed import REMOVED
 from appliance.config.serving_flags import DEFAULTS, VERSION
 from appliance.config.settings import Settings, from_text, no_flag, read_settings, unknown_option
 from appliance.core.errors import ConfigError
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
             default=argparse.SUPPRESS,
             **extra,
         )
+    for name in REMOVED:  # they are warned of, see `read_settings`
+        serve.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     models = commands.add_parser("models", help="list the models of a running server, with their states and reasons")
     models.add_argument("--detail", action="store_true", help="tell of each version what accelerates it, and why")
     models.add_argument("--url", default="http://localhost:8501", help="where its REST API is [%(default)s]")
@@ -149,7 +152,8 @@ def _doctor(config: str | None, as_json: bool) -> int:
 
 
 def _serve(parsed: dict[str, Any]) -> int:
-    flags = {name: from_text(name, text) for name, text in parsed.items() if name not in ("command", "config")}
+    given = {name: text for name, text in parsed.items() if name not in ("command", "config")}
+    flags = {name: text if name in REMOVED else from_text(name, text) for name, text in given.items()}
 
     def read() -> Settings:
         return read_settings(flags, parsed["config"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.config.about import GIB, MIB, Group, option
+from appliance.config.about import Group, option
 from appliance.config.parsing import local_path, local_paths, parse_precisions
 from appliance.config.version_policy import VersionPolicy, parse_version_policy
 from appliance.core.gpu_devices import parse_gpu_devices
@@ -48,9 +48,6 @@ class ModelOptions:
     )
     max_queue_requests: int = option(
         1000, Group.MODEL, "Requests that may wait for a version; more get 429 / RESOURCE_EXHAUSTED.", minimum=0
-    )
-    max_queue_bytes: int = option(
-        256 * MIB, Group.MODEL, "Bytes of requests that may wait for a version; more get 429.", minimum=0
     )
     load_timeout_seconds: float = option(
         600.0, Group.MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
@@ -108,12 +105,6 @@ class ModelOptions:
         "Interpreters of a TF-Lite model, each with memory of its own; 0: the number of cores.",
         minimum=0,
         maximum=1024,
-    )
-    onnx_spinning: bool = option(
-        False,
-        Group.MODEL,
-        "Let ONNX Runtime's threads spin while they wait for each other: a little faster for small models on idle "
-        "cores, much slower on busy ones.",
     )
     device: str = option(
         "auto",
@@ -190,36 +181,12 @@ class ModelOptions:
         "more).",
         check=parse_precisions,
     )
-    conversion_timeout_seconds: float = option(
-        600.0, Group.ACCELERATION, "A conversion that takes longer is ended.", minimum=1, maximum=86400
-    )
-    conversion_memory_bytes: int = option(
-        8 * GIB,
-        Group.ACCELERATION,
-        "A conversion that takes more memory is ended. TensorFlow alone takes half a GiB, 100 MB of weights 4 GiB.",
-        minimum=64 * MIB,
-    )
     proof_inputs: str = option(
         "any",
         Group.ACCELERATION,
         "What clients send: any floats (a form is given only those that it was proven for, TensorFlow the others), or "
         "finite ones of a usual size alone, which is not checked then.",
         choices=("any", "finite"),
-    )
-    parity_tolerance: float = option(
-        1e-4,
-        Group.ACCELERATION,
-        "How far an output of a float32 form may be off, relative to its size. Whole numbers must be equal.",
-        minimum=0,
-        maximum=1,
-    )
-    parity_tolerance_tf32: float = option(
-        1e-2, Group.ACCELERATION, "The same on a GPU that multiplies in TF32.", minimum=0, maximum=1
-    )
-    parity_tolerance_float16: float = option(1e-2, Group.ACCELERATION, "The same for float16.", minimum=0, maximum=1)
-    parity_tolerance_int8: float = option(1e-1, Group.ACCELERATION, "The same for int8.", minimum=0, maximum=1)
-    parity_absolute_tolerance: float = option(
-        1e-7, Group.ACCELERATION, "How far any output may be off besides, absolutely.", minimum=0, maximum=1000
     )
 
     @property

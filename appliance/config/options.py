@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from appliance.config.about import GIB, MIB, About, Group, option
+from appliance.config.about import GIB, About, Group, option
 from appliance.config.model_options import ModelOptions
 from appliance.config.parsing import check_model_name, local_path, parse_channel_arguments
 
@@ -36,9 +36,6 @@ class Options(ModelOptions):
     )
     allow_version_labels_for_unavailable_models: bool = option(
         False, Group.MODELS, "Let a new label point at a version that is not available yet."
-    )
-    reload_timeout_seconds: float = option(
-        60.0, Group.MODELS, "A reload by RPC answers by then, with the state of each model.", minimum=0.1, maximum=86400
     )
 
     bind_address: str = option("0.0.0.0", Group.NETWORK, "Address that REST and gRPC listen on; :: for IPv6 and IPv4.")  # noqa: S104
@@ -66,12 +63,6 @@ class Options(ModelOptions):
     )
 
     rest_api_enable_cors_support: bool = option(False, Group.NETWORK, "Let web pages of any origin call REST (CORS).")
-    rest_compression_min_bytes: int = option(
-        1024,
-        Group.NETWORK,
-        "REST answers of this size and more are compressed for clients that accept it; 0: none.",
-        minimum=0,
-    )
     grpc_channel_arguments: str = option(
         "",
         Group.NETWORK,
@@ -121,21 +112,15 @@ class Options(ModelOptions):
         4 * GIB, Group.LIMITS, "Bytes of all requests in flight, shared out evenly over the front processes.", minimum=1
     )
     max_connections: int = option(4096, Group.LIMITS, "REST connections of one front process.", minimum=1)
-    max_header_bytes: int = option(65536, Group.LIMITS, "Size of a REST request's headers.", minimum=1024)
     header_timeout_seconds: float = option(
         10.0, Group.LIMITS, "A REST request's headers must be there by then.", minimum=0.1, maximum=3600
     )
-    min_body_bytes_per_second: int = option(
-        16384, Group.LIMITS, "A REST body must come at least this fast on average, after body_grace_seconds.", minimum=1
-    )
     body_grace_seconds: float = option(
-        10.0, Group.LIMITS, "For so long a REST body may come at any pace.", minimum=0.1, maximum=3600
-    )
-    shared_memory_bytes: int = option(
-        256 * MIB,
+        10.0,
         Group.LIMITS,
-        "Shared memory of one front with one version, each way; more goes by the socket.",
-        minimum=0,
+        "For so long a REST body may come at any pace; then it must come at 16 KiB a second on average.",
+        minimum=0.1,
+        maximum=3600,
     )
 
     file_system_poll_wait_seconds: float = option(
@@ -154,9 +139,6 @@ class Options(ModelOptions):
     )
     ready_timeout_seconds: float = option(
         60.0, Group.LIFE, "/readyz says ready by then even if a model's folder is empty or missing.", minimum=0
-    )
-    drain_timeout_seconds: float = option(
-        60.0, Group.LIFE, "A version that is unloaded may end its requests for so long.", minimum=0
     )
     shutdown_delay_seconds: float = option(
         0.0,

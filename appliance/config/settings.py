@@ -13,6 +13,7 @@ from appliance.config.files import read_config_text
 from appliance.config.model_options import ModelOptions
 from appliance.config.options import Options, about, option_types
 from appliance.config.parsing import check_model_name
+from appliance.config.removed import REMOVED, removed_warnings
 from appliance.core.errors import ConfigError
 
 __all__ = ["Settings", "from_text", "no_flag", "read_settings", "unknown_option"]
@@ -91,6 +92,7 @@ class Settings:
 
     options: Options
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # of what counts for nothing
 
     def of_model(self, name: str, **from_config: Any) -> ModelOptions:
         """The options of one model. Precedence: `[models.NAME]`, then `from_config` (what a model_config_file says),
@@ -109,26 +111,33 @@ def read_settings(
     """
     values: dict[str, Any] = dict(defaults or {})
     models: dict[str, dict[str, Any]] = {}
+    warnings = removed_warnings(flags, "--")
     if config_path:
         document = _read_toml(config_path)
         tables = document.pop("models", {})
         if not isinstance(tables, dict):
             raise ConfigError(f"{config_path}: models is {tables!r}", "write a table [models.NAME] for each model")
         known = list(option_types(Options))
+        warnings += removed_warnings(document, f"{config_path}: ")
         for name, value in document.items():
+            if name in REMOVED:
+                continue
             if name not in known:
                 raise unknown_option(name, known, f"{config_path}: ")
             values[name] = _checked(name, value, f"{config_path}: ")
         for model, table in tables.items():
+            if isinstance(table, dict):
+                warnings += removed_warnings(table, f"{config_path}: [models.{model}] ")
             models[model] = _model_table(model, table, f"{config_path}: [models.{model}] ")
     for name, value in flags.items():
-        values[name] = _checked(name, value, "--")
+        if name not in REMOVED:
+            values[name] = _checked(name, value, "--")
     if values.get("base_path"):
         raise ConfigError(
             f"base_path is {values['base_path']!r} for all models",
             "set model_base_path, or base_path in a table [models.NAME]",
         )
-    return Settings(Options(**values), models)
+    return Settings(Options(**values), models, tuple(warnings))
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -147,9 +156,9 @@ def _model_table(model: str, table: Any, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}names no model", error.remedy) from None
     known = list(option_types(ModelOptions))
     for name in table:
-        if name not in known:
+        if name not in known and name not in REMOVED:
             raise unknown_option(name, known, where)
-    checked = {name: _checked(name, value, where) for name, value in table.items()}
+    checked = {name: _checked(name, value, where) for name, value in table.items() if name not in REMOVED}
     if checked.get("base_path") == "":
         raise ConfigError(f"{where}base_path is ''", "give the absolute path of the folder of its version folders")
     return checked

@@ -16,7 +16,6 @@ from converters.cache import default_folder
 from converters.codec import from_json, to_json
 from converters.report import Report
 from converters.spec import JobSpec
-from converters.tolerances import Tolerances
 
 __all__ = ["PROCESS", "accelerate", "job_spec"]
 
@@ -36,17 +35,6 @@ def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, ca
         precisions=options.precisions,
         min_speedup=options.acceleration_min_speedup,
         max_batch_size=options.max_merged_batch_size if options.merge_waiting_requests else 0,
-        tolerances=Tolerances(
-            {
-                "float32": options.parity_tolerance,
-                "tf32": options.parity_tolerance_tf32,
-                "float16": options.parity_tolerance_float16,
-                "int8": options.parity_tolerance_int8,
-            },
-            options.parity_absolute_tolerance,
-        ),
-        timeout_seconds=options.conversion_timeout_seconds,
-        memory_bytes=options.conversion_memory_bytes,
         cache_dir=cache_dir or default_folder(),
         cache_max_bytes=cache_max_bytes,
         threads=options.tensorflow_intra_op_parallelism,

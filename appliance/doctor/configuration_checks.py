@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterator
 
+from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.doctor.facts import SERVICE_CONFIG, Facts, Folder
 from appliance.doctor.findings import Found, Level
 
@@ -24,6 +25,8 @@ def configuration(facts: Facts) -> Found:
         yield Level.WARNING, text, "give --config FILE as for dropserve serve"
     else:
         yield Level.OK, f"{configuration.path} can be used; models named there: {len(configuration.models)}", ""
+        for warning in configuration.warnings:
+            yield Level.WARNING, warning, ""
 
 
 def user(facts: Facts) -> Found:
@@ -158,7 +161,7 @@ def runtime(facts: Facts) -> Found:
 
 
 def shared_memory(facts: Facts) -> Found:
-    folder, wanted = facts.shared_memory, facts.configuration.options.shared_memory_bytes
+    folder, wanted = facts.shared_memory, SHARED_MEMORY_BYTES
     if folder.problem or not folder.writable:
         problem = folder.problem or "it may not be written by this user"
         yield (
@@ -169,7 +172,7 @@ def shared_memory(facts: Facts) -> Found:
     elif folder.free_bytes < wanted:
         text = (
             f"{folder.path} has {folder.free_bytes / _MIB:.0f} of {folder.total_bytes / _MIB:.0f} MiB free, less than "
-            f"shared_memory_bytes ({wanted / _MIB:.0f} MiB) for one front; large tensors go through sockets"
+            f"the {wanted / _MIB:.0f} MiB that one front may take for a version; large tensors go through sockets"
         )
         yield Level.WARNING, text, f"mount -o remount,size=2g {folder.path}; for a container --shm-size=2g"
     else:

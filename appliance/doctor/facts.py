@@ -62,6 +62,7 @@ class Configuration:
     options: Options = field(default_factory=Options)
     models: Mapping[str, ConfiguredModel] = field(default_factory=dict)
     error: str = ""
+    warnings: tuple[str, ...] = ()  # of what counts for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _configuration(given: str | None, configured: Callable[[Settings], Mapping[s
     except ConfigError as error:
         return Configuration(path, error=str(error))
     try:
-        return Configuration(path, settings.options, configured(settings))
+        return Configuration(path, settings.options, configured(settings), warnings=settings.warnings)
     except ConfigError as error:
         return Configuration(path, settings.options, error=str(error))
 

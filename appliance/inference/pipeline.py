@@ -7,7 +7,6 @@ with the newer snapshot, so that no answer is of a version that the request was 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -61,6 +60,7 @@ class Pipeline:
                     unproven = error
             await self._router.newer_snapshot(serial, deadline_ns)
         if unproven is not None:
+            self._counts.unproven(model.name)
             if time.monotonic_ns() >= deadline_ns:
                 raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out while TensorFlow was loaded for this request")
             raise unproven
@@ -92,11 +92,16 @@ class Pipeline:
         model itself should have run it, and is not to be had."""
         try:
             return await connection.ask(run.signature, run.outputs, run.packed, deadline_ns)
-        except UnprovenInputError:
+        except UnprovenInputError as error:
+            try:
+                arrays = await self._own.answer(model.name, version, run, deadline_ns)
+            except NobodyError:
+                raise error from None
+            except ServingError:
+                self._counts.unproven(model.name)
+                raise
             self._counts.unproven(model.name)
-            with contextlib.suppress(NobodyError):
-                return await self._own.answer(model.name, version, run, deadline_ns)
-            raise
+            return arrays
         except ServingError as error:
             says_nothing = error.code in _NO_ANSWER and not isinstance(error, DiedError)
             if not version.accelerated or says_nothing:

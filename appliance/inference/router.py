@@ -27,10 +27,9 @@ _SNAPSHOT_WAIT_SECONDS = 2.0
 class Router:
     """The models as this front knows them, and its way to them and to the supervisor."""
 
-    def __init__(self, control_path: str, role: str, shared_memory_bytes: int, max_inflight_bytes: int) -> None:
+    def __init__(self, control_path: str, role: str, max_inflight_bytes: int) -> None:
         self._control_path = control_path
         self._role = role
-        self._shared_memory_bytes = shared_memory_bytes
         self._max_inflight_bytes = max_inflight_bytes
         self._inflight_bytes = 0
         self._connections: dict[str, Connection] = {}
@@ -100,7 +99,7 @@ class Router:
         for path, (model, version) in routed.items():
             if path not in self._connections:
                 with contextlib.suppress(OSError):  # the worker has just died: the next snapshot says so
-                    self._connections[path] = Connection(version, model.name, self._shared_memory_bytes)
+                    self._connections[path] = Connection(version, model.name)
         self.snapshot = snapshot
         assert self._changed is not None
         self._changed.set()
@@ -139,9 +138,7 @@ class Router:
         self._aside = {known: found for known, found in self._aside.items() if found.open}
         connection = self._connections.get(path) or self._aside.get(path)
         if connection is None or not connection.open:
-            connection = self._aside[path] = Connection(
-                replace(version, socket_path=path), model, self._shared_memory_bytes
-            )
+            connection = self._aside[path] = Connection(replace(version, socket_path=path), model)
         return connection
 
     def tell(self, method: str, params: Mapping[str, Any]) -> None:

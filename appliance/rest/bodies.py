@@ -20,6 +20,7 @@ _INFLATE_IN_THREAD_BYTES = 256 * 1024
 _INFLATE_STEP_BYTES = 4 * 1024 * 1024
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 2.0
+_BYTES_PER_SECOND = 16384  # that a body must have on average, after body_grace_seconds
 
 Request = falcon.asgi.Request
 
@@ -69,7 +70,7 @@ async def _received(req: Request, options: Options, reserved: Reservation) -> by
 async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    limit, grace, rate = options.max_request_bytes, options.body_grace_seconds, options.min_body_bytes_per_second
+    limit, grace, rate = options.max_request_bytes, options.body_grace_seconds, _BYTES_PER_SECOND
     chunks: list[bytes] = []
     total = 0
     try:
@@ -86,7 +87,7 @@ async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
         raise UnwantedBodyError(
             408,
             f"The body came too slowly: {total:,} bytes in {loop.time() - started:.1f} s; "
-            f"at least {rate:,} bytes a second are asked for (min_body_bytes_per_second)",
+            f"at least {rate:,} bytes a second are asked for, after body_grace_seconds",
         ) from None
     if total > limit:
         chunks.clear()

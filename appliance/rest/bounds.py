@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from appliance.core.limits import MAX_HEADER_BYTES
+
 logger = logging.getLogger(__name__)
 
 CYCLE = "dropserve.cycle"  # in the scope: uvicorn's RequestResponseCycle, which has the body as it came
@@ -62,7 +64,6 @@ class _OneWrite:
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection, which ends when a request's head is too large or too slow."""
 
-    max_header_bytes: ClassVar[int] = 65536
     header_timeout_seconds: ClassVar[float] = 10.0
     # The connections whose head is under way, and since when. One sweep a second over them costs less than a timer
     # for each request.
@@ -91,8 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # Where a pipelined head begins in `data` is unknown: what is before it may be a large body.
         if self in self._heads and not self._head_is_new:
             self._head_bytes += len(data)
-            if self._head_bytes > self.max_header_bytes:
-                self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -102,8 +103,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._heads.pop(self, None)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.max_header_bytes:
-            self._refuse(431, f"The request's headers have more than {self.max_header_bytes:,} bytes")
+        if size > MAX_HEADER_BYTES:
+            self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
         elif not self._refused:
             super().on_headers_complete()
             self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours

@@ -6,7 +6,10 @@ import asyncio
 import re
 import zlib
 
-__all__ = ["gzipped", "is_gzip_wanted"]
+__all__ = ["MIN_BYTES", "gzipped", "is_gzip_wanted"]
+
+MIN_BYTES = 1024
+"""Smaller answers go out as they are."""
 
 # The fastest level: the digits of a prediction take half of their size at each level, and ten times as long at the
 # default one (2026-11: 10 KB in 65 µs, 1 MB in 10 ms).
@@ -18,13 +21,13 @@ _IN_THREAD_BYTES = 64 * 1024
 _CODING = re.compile(r"\s*([^\s;,]+)\s*(?:;\s*[qQ]\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
 
 
-def is_gzip_wanted(accept_encoding: str | None, size: int, min_bytes: int) -> bool:
+def is_gzip_wanted(accept_encoding: str | None, size: int) -> bool:
     """Whether an answer of `size` bytes goes out compressed to a client that sent that header.
 
-    It does from `min_bytes` on (0: never) if the client likes gzip no less than an answer as it is, and whatever its
+    It does from `MIN_BYTES` on if the client likes gzip no less than an answer as it is, and whatever its
     size if the client refuses one as it is. What is no coding with a weight from 0 to 1 counts for nothing.
     """
-    if not accept_encoding or not min_bytes or (size < min_bytes and "0" not in accept_encoding):
+    if not accept_encoding or (size < MIN_BYTES and "0" not in accept_encoding):
         return False
     weights: dict[str, float] = {}
     for part in accept_encoding.lower().split(","):
@@ -36,7 +39,7 @@ def is_gzip_wanted(accept_encoding: str | None, size: int, min_bytes: int) -> bo
     # Unless it is refused, an answer as it is will always do: it comes last.
     identity = weights.get("identity", 0.0)
     refused = weights.get("identity", 1.0 if others is None else others) == 0
-    return gzip > 0 and gzip >= identity and (size >= min_bytes or refused)
+    return gzip > 0 and gzip >= identity and (size >= MIN_BYTES or refused)
 
 
 async def gzipped(data: bytes) -> bytes:

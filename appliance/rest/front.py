@@ -35,7 +35,7 @@ from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
 from appliance.rest.bodies import UnwantedBodyError, read_body
 from appliance.rest.bounds import CYCLE
-from appliance.rest.compression import gzipped, is_gzip_wanted
+from appliance.rest.compression import MIN_BYTES, gzipped, is_gzip_wanted
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
 from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
@@ -64,9 +64,7 @@ class RestFront:
 
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
-        self.router = Router(
-            settings.control_path, "rest", settings.options.shared_memory_bytes, settings.max_inflight_bytes
-        )
+        self.router = Router(settings.control_path, "rest", settings.max_inflight_bytes)
         counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
         self._accounting = Accounting(counts, self.router, "rest", settings.options.access_log)
         self._pages = MetricsPages(settings.metrics_directory)
@@ -94,12 +92,11 @@ class RestFront:
             resp.set_headers(_CORS)  # first, so that every answer has them, that to an unforeseen error too
         try:
             await self._answer(exchange, req, resp, path)
-            min_bytes = self._options.rest_compression_min_bytes
-            if resp.data and min_bytes:
+            if resp.data:
                 # falcon's own look-up takes 2 µs, for which most answers are too small to care.
                 accepted = b",".join([value for name, value in req.scope["headers"] if name == b"accept-encoding"])
-                if len(resp.data) >= min_bytes or b"0" in accepted:
-                    await _compress(resp, accepted.decode("latin-1"), min_bytes)
+                if len(resp.data) >= MIN_BYTES or b"0" in accepted:
+                    await _compress(resp, accepted.decode("latin-1"))
         except asyncio.CancelledError:
             exchange.code = Code.CANCELLED
             raise
@@ -321,15 +318,15 @@ def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Acce
     return Access(client, f"{req.method} {path[:200]}", status, fields)
 
 
-async def _compress(resp: Response, accept_encoding: str, min_bytes: int) -> None:
+async def _compress(resp: Response, accept_encoding: str) -> None:
     """Compresses the answer where it is worth it and the client accepts it."""
     assert resp.data is not None
     size = len(resp.data)
-    wanted = is_gzip_wanted(accept_encoding, size, min_bytes)
+    wanted = is_gzip_wanted(accept_encoding, size)
     if wanted:
         resp.data = await gzipped(resp.data)
         resp.set_header("content-encoding", "gzip")
-    if wanted or size >= min_bytes:
+    if wanted or size >= MIN_BYTES:
         resp.set_header("vary", "Accept-Encoding")  # caches keep both
 
 

@@ -78,7 +78,6 @@ def main() -> None:
     die_with_parent(settings.supervisor)
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
-    BoundedProtocol.max_header_bytes = options.max_header_bytes
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
     RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",

@@ -16,6 +16,7 @@ from appliance.config.options import Options
 from appliance.config.parsing import parse_channel_arguments
 from appliance.config.tls import SslConfig
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_HEADER_BYTES
 
 __all__ = ["Slots", "channel_arguments", "credentials", "quiet_lost_clients", "socket_mode"]
 
@@ -36,7 +37,7 @@ def channel_arguments(options: Options) -> list[tuple[str, int | str]]:
     ours: dict[str, int | str] = {
         "grpc.max_receive_message_length": options.max_grpc_message_bytes,
         "grpc.max_send_message_length": -1,
-        "grpc.max_metadata_size": options.max_header_bytes,
+        "grpc.max_metadata_size": MAX_HEADER_BYTES,
     }
     return list((ours | parse_channel_arguments(options.grpc_channel_arguments) | {"grpc.so_reuseport": 1}).items())
 

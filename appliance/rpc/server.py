@@ -78,7 +78,6 @@ class GrpcFront:
         self.router = Router(
             settings.control_path,
             f"grpc {settings.index}",
-            settings.options.shared_memory_bytes,
             settings.max_inflight_bytes,
         )
         counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
@@ -197,7 +196,7 @@ class GrpcFront:
             )
         # The supervisor has to answer, with the state of each model, while the client still listens.
         margin = min(_RELOAD_MARGIN_SECONDS, seconds / 10)
-        seconds = min(seconds - 2 * margin, self._options.reload_timeout_seconds)
+        seconds -= 2 * margin
         encoded = base64.b64encode(config.SerializeToString()).decode()
         names = list(dict.fromkeys(request.metric_names))
         before = await self._metric_values(names)

@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 _BACKENDS = {"onnx": "onnx", "tflite": "litert"}  # what serves which form
 _MAX_WHY = 500  # characters of what a framework says
 _MAX_LINE_BYTES = 64 * 1024 * 1024
-# A job converts in up to two formats, by up to three entry points and in up to three precisions each.
-_CONVERSIONS = 12
+# A job converts in up to two formats, by up to three entry points and in up to three precisions each, and each
+# conversion has its own limit (`JobSpec.timeout_seconds`).
+_JOB_SECONDS = 12 * 600.0
 _SETTLE_SECONDS = 0.2
 _OLD_JOB_SECONDS = 86400.0
 
@@ -165,7 +166,7 @@ class Acceleration:
                 return  # it has gone while others were converted
             case.state = "running"
             try:
-                async with asyncio.timeout(_CONVERSIONS * options.conversion_timeout_seconds):
+                async with asyncio.timeout(_JOB_SECONDS):
                     case.report = await self._run(servable, path, case, options)
             except (OSError, ValueError, KeyError, TimeoutError) as error:
                 case.state, case.progress = "failed", str(error) or "the job took too long"

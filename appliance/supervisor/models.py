@@ -29,6 +29,14 @@ from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
+_RELOAD_SECONDS = 60.0  # a reload by RPC answers by then, with the state of each model
+
+
+def log_warnings(settings: Settings) -> None:
+    """Says what of a configuration counts for nothing."""
+    for warning in settings.warnings:
+        logger.warning("%s", warning)
+
 
 class Models:
     """Tells the manager which models there are, and what is seen of them on disk (it is the source's listener).
@@ -124,6 +132,7 @@ class Models:
             self._reload_is_due = False
             try:
                 settings = await asyncio.to_thread(self._reread)
+                log_warnings(settings)
                 of_models = [settings.of_model(name) for name in settings.models]
                 await asyncio.to_thread(check_batching, settings.options, of_models)
                 await asyncio.to_thread(check_op_libraries, [settings.options, *of_models])
@@ -188,7 +197,7 @@ class Models:
         `params`: "config", a serialized ModelServerConfig in base64, and "seconds", by when to answer. The answer has
         the "code" and "message" of a ReloadConfigResponse.
         """
-        seconds = min(float(params["seconds"]), self._options.reload_timeout_seconds)
+        seconds = min(float(params["seconds"]), _RELOAD_SECONDS)
         deadline = time.monotonic() + seconds
         message = protos.ModelServerConfig.FromString(base64.b64decode(params["config"] or ""))
         try:

@@ -35,7 +35,7 @@ from appliance.lifecycle.manager import Manager
 from appliance.metrics.keeper import MetricsKeeper
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.fronts import Fronts
-from appliance.supervisor.models import Models, first_models
+from appliance.supervisor.models import Models, first_models, log_warnings
 from appliance.supervisor.odd_shapes import OddShapes
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
@@ -47,6 +47,7 @@ from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
 
+_DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
@@ -117,6 +118,7 @@ class Supervisor:
         options = self._options
         models = self._models.configured()
         self._monitoring_path = _check_files(self._settings)
+        log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
         self._reaper.start()
@@ -141,7 +143,6 @@ class Supervisor:
                 directory=directory,
                 metrics_directory=self._metrics_directory,
                 cores=self._cores,
-                shared_memory_bytes=options.shared_memory_bytes,
                 placement=Placement(self._gpu_status),
             )
             self._programs.keep(self._workers.fork_server.program)
@@ -311,7 +312,7 @@ class Supervisor:
         """Unloads a version: first no front routes to it, then it ends what it has, then it goes."""
         self._publish()
         await self._fronts.all_adopted()
-        await self._workers.drain(number, self._options.drain_timeout_seconds)
+        await self._workers.drain(number, _DRAIN_SECONDS)
 
     def _fold_metrics(self) -> None:
         """A process has ended: what it counted goes to the totals."""

@@ -129,7 +129,6 @@ class Workers:
         directory: str,
         metrics_directory: str,
         cores: int,
-        shared_memory_bytes: int,
         placement: Placement,
     ) -> None:
         self._reports = reports
@@ -138,7 +137,6 @@ class Workers:
         self._directory = directory
         self._metrics_directory = metrics_directory
         self._cores = cores
-        self._shared_memory_bytes = shared_memory_bytes
         self._placement = placement
         self._workers: dict[int, _Worker] = {}
         self._stopping = False
@@ -354,7 +352,6 @@ class Workers:
                 check_files=worker.action.check_files,
                 metrics_directory=self._metrics_directory,
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
-                shared_memory_bytes=self._shared_memory_bytes,
                 options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
                 fatal_attempts=worker.fatal_attempts,
                 domains={} if form is None else dict(form.domains),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.core.routes import VersionRoute
 from appliance.transport import shared
 from appliance.transport.channel import Channel
@@ -73,7 +74,7 @@ class Pending:
 class Connection:
     """One multiplexed connection to one worker."""
 
-    def __init__(self, route: VersionRoute, model: str, shared_memory_bytes: int) -> None:
+    def __init__(self, route: VersionRoute, model: str) -> None:
         self._name = f"model {model} version {route.version}"
         self._loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -83,7 +84,7 @@ class Connection:
             sock.close()
             raise
         self._channel = Channel(sock)
-        self._pool = shared.SegmentPool(shared_memory_bytes)
+        self._pool = shared.SegmentPool(SHARED_MEMORY_BYTES)
         self._pending: dict[int, Pending] = {}
         self._peer_segments: dict[int, int] = {}  # the worker's segments: number → descriptor
         self._next_id = 1

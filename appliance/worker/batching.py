@@ -270,5 +270,5 @@ def _limit_met(requests: int, max_requests: int, waiting: int, nbytes: int, max_
     if requests >= max_requests:
         return f"{requests} requests wait already (max_queue_requests is {max_requests})"
     if requests and waiting + nbytes > max_bytes:
-        return f"{waiting:,} bytes wait already (max_queue_bytes is {max_bytes:,})"
+        return f"{waiting:,} bytes wait already (at most {max_bytes:,} may)"
     return None

@@ -31,6 +31,7 @@ import numpy as np
 from appliance.config.batching_parameters import BatchingParameters, of_version
 from appliance.core.errors import ConfigError
 from appliance.core.gpu_devices import gpu_environment
+from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.host.memory import resident_bytes
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.transport import shared
@@ -68,6 +69,7 @@ from backends.registry import check_complete, end_profile, has_profiler, profile
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
+_MAX_QUEUE_BYTES = 256 << 20
 _READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, which it must not break
 
 
@@ -95,13 +97,13 @@ class _Request:
 class _Client:
     """One front's connection. `lock` guards the channel's sending side, the segments and `open`: any thread answers."""
 
-    def __init__(self, sock: socket.socket, shared_memory_bytes: int) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.channel = Channel(sock)
         self.mapped: dict[int, mmap.mmap] = {}
         self.pending: dict[int, _Request] = {}
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
-        self.pool = shared.SegmentPool(shared_memory_bytes)
+        self.pool = shared.SegmentPool(SHARED_MEMORY_BYTES)
         self.open = True
 
     def send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> bool:
@@ -164,11 +166,11 @@ class Worker:
         self._poll_lock = threading.Lock()  # whoever holds it is the leader
         self._lock = threading.Lock()  # guards the queue and `_running`
         options = task.options
-        self._queue: RequestQueue[_Request] = RequestQueue(options.max_queue_requests, options.max_queue_bytes)
+        self._queue: RequestQueue[_Request] = RequestQueue(options.max_queue_requests, _MAX_QUEUE_BYTES)
         self._batches: BatchQueue[_Request] | None = None  # in the queue's place, with batching
         self._concurrency = task.max_concurrent_requests
         if batching is not None:
-            self._batches = BatchQueue(batching, options.max_queue_requests, options.max_queue_bytes)
+            self._batches = BatchQueue(batching, options.max_queue_requests, _MAX_QUEUE_BYTES)
             self._concurrency = batching.num_batch_threads or len(os.sched_getaffinity(0))
             if options.max_concurrent_requests:
                 self._concurrency = min(self._concurrency, options.max_concurrent_requests)
@@ -342,7 +344,7 @@ class Worker:
     def _on_connect(self) -> None:
         with contextlib.suppress(BlockingIOError):
             sock, _ = self._listener.accept()
-            client = _Client(sock, self._task.shared_memory_bytes)
+            client = _Client(sock)
             self._clients.add(client)
             self._selector.register(sock, selectors.EVENT_READ, client)
 

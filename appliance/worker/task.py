@@ -29,7 +29,6 @@ class WorkerTask:
     check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
     metrics_directory: str
     max_concurrent_requests: int  # the option's value, worked out
-    shared_memory_bytes: int
     options: ModelOptions
     fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
     domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
@@ -63,7 +62,6 @@ def loader_of(task: WorkerTask) -> Callable[[], Backend]:
         interpreters=task.options.num_tflite_interpreters,
         session_config_file=task.options.tensorflow_session_config_file,
         libraries=task.options.op_libraries,
-        onnx_spinning=task.options.onnx_spinning,
         device=task.options.device,
         gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
     )

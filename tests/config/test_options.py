@@ -16,6 +16,7 @@ from appliance.cli.main import main
 from appliance.cli.reference import options_page
 from appliance.config.model_options import ModelOptions
 from appliance.config.options import Options, about, option_types, options_from_json
+from appliance.config.removed import REMOVED
 from appliance.config.settings import Settings, from_text, read_settings
 from appliance.config.version_policy import (
     All,
@@ -196,7 +197,7 @@ def test_relative_and_remote_paths_are_refused(name: str) -> None:
         ('op_libraries = [""]', "op_libraries: one of its paths is empty; give absolute paths"),
         ('[models.a]\nop_libraries = ["s3://b/x.so"]', "[models.a] op_libraries: 's3://b/x.so' is on s3; only local"),
         ("settle_seconds = inf", "settle_seconds is inf; it must be a finite number"),
-        ("drain_timeout_seconds = nan", "drain_timeout_seconds is nan; it must be a finite number"),
+        ("shutdown_grace_seconds = nan", "shutdown_grace_seconds is nan; it must be a finite number"),
         ("port = 1979-05-27", "port is datetime.date(1979, 5, 27); it must be a whole number"),
         ('base_path = "/m"', "base_path is '/m' for all models; set model_base_path, or base_path in a table"),
         ("models = 3", "models is 3; write a table [models.NAME] for each model"),
@@ -345,3 +346,22 @@ def test_a_command_that_is_wrong_says_why_and_exits_with_2(arguments: list[str],
     assert ended.stderr.startswith("dropserve: ")
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# -- options that were there once --------------------------------------------------------------------------------------
+
+
+def test_a_removed_option_is_warned_of_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text('parity_tolerance = 1e-3\nlog_level = "debug"\n[models.m]\nonnx_spinning = true\n')
+    settings = read_settings({"drain_timeout_seconds": "5"}, str(path))
+    assert settings.options == Options(log_level="debug")
+    assert settings.models == {"m": {}}
+    flag, file, model = settings.warnings
+    assert flag.startswith("--drain_timeout_seconds is an option no more, and counts for nothing: ")
+    assert file.startswith(f"{path}: parity_tolerance is an option no more")
+    assert model.startswith(f"{path}: [models.m] onnx_spinning is an option no more")
+
+
+def test_a_removed_option_is_none_of_those_there_are() -> None:
+    assert not REMOVED.keys() & option_types(Options).keys()

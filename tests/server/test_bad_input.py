@@ -241,7 +241,7 @@ def test_a_body_that_trickles_in_gets_408_and_its_connection_ends(server: Server
             sock.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode() + part)
             status, body, headers = sock.response()
             assert status == 408
-            assert "min_body_bytes_per_second" in json.loads(body)["error"]
+            assert "at least 16,384 bytes a second are asked for, after body_grace_seconds" in json.loads(body)["error"]
             assert headers["connection"] == "close"
             assert sock.ended()
 

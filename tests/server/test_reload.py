@@ -161,7 +161,7 @@ def controlled(tmp_path: Path) -> Iterator[tuple[Server, Callable[..., tuple[str
     file = tmp_path / "models.config"
     file.write_text("")
     socket = tmp_path / "grpc.sock"
-    with Server(model_config_file=file, grpc_socket_path=socket, reload_timeout_seconds=40) as server:
+    with Server(model_config_file=file, grpc_socket_path=socket) as server:
 
         def reload(text: str | None, seconds: float = 50) -> tuple[str, str]:
             request = protos.ReloadConfigRequest()

@@ -177,7 +177,7 @@ def test_without_the_option_no_answer_speaks_of_other_origins(server: Server) ->
 
 @pytest.fixture(scope="module")
 def open_server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that web pages may call, which compresses nothing and knows labels."""
+    """A server that web pages may call, which knows labels."""
     root = tmp_path_factory.mktemp("open")
     shutil.copytree(zoo / "half_plus_two", root / "m" / "1")
     shutil.copytree(zoo / "half_plus_three", root / "m" / "2")
@@ -188,7 +188,7 @@ def open_server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             version_labels {{ key: "stable" value: 1 }} version_labels {{ key: "a b" value: 2 }}
         }} }}'''
     )
-    with Server(model_config_file=config, rest_api_enable_cors_support=True, rest_compression_min_bytes=0) as running:
+    with Server(model_config_file=config, rest_api_enable_cors_support=True) as running:
         running.wait_for("m", 1)
         running.wait_for("m", 2)
         yield running

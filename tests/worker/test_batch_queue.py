@@ -158,7 +158,7 @@ def test_the_queues_limits_hold_beside_those_of_batching() -> None:
     small: BatchQueue[str] = BatchQueue(parameters(size=100), 10, 15)
     assert offer(small, "a") is None
     refusal = offer(small, "b")
-    assert refusal == Refusal(Code.RESOURCE_EXHAUSTED, "10 bytes wait already (max_queue_bytes is 15)")
+    assert refusal == Refusal(Code.RESOURCE_EXHAUSTED, "10 bytes wait already (at most 15 may)")
 
 
 def parts(batches: BatchQueue[str], drain: bool = True) -> list[list[tuple[str, int, int | None]]]:

@@ -43,7 +43,7 @@ def test_a_full_queue_refuses_with_the_limit_that_was_met() -> None:
 def test_too_many_bytes_are_refused_with_the_limit_that_was_met() -> None:
     queue: RequestQueue[str] = RequestQueue(10, 3000)
     assert queue.offer(entry("a", 2000)) is None
-    assert queue.offer(entry("b", 1001)) == "2,000 bytes wait already (max_queue_bytes is 3,000)"
+    assert queue.offer(entry("b", 1001)) == "2,000 bytes wait already (at most 3,000 may)"
     assert queue.offer(entry("c", 1000)) is None
     assert queue.nbytes == 3000
 

@@ -120,7 +120,6 @@ class Harness:
             check_files=True,
             metrics_directory=directory,
             max_concurrent_requests=model_options.max_concurrent_requests,
-            shared_memory_bytes=0,
             options=model_options,
             is_watched=is_watched,
         )
