@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from appliance.conversion.job import PROCESS, job_spec
 from appliance.conversion.text import demotion_text
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper, describe_status, spawn
-from appliance.lifecycle.actions import Action, StartWorker
-from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.actions import StartWorker
+from appliance.supervisor.controller import Controller
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.registry import backend_for
@@ -60,21 +60,20 @@ class _Case:
 
 
 class Acceleration:
-    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
+    """`options_of(model)` are a model's options."""
 
     def __init__(
         self,
-        manager: Manager,
+        controller: Controller,
         options_of: Callable[[str], ModelOptions],
-        act: Callable[[Iterable[Action]], None],
         tasks: Tasks,
         reaper: Reaper,
         cache_dir: str,
         cache_max_bytes: int,
     ) -> None:
-        self._manager = manager
+        self._controller = controller
+        self._manager = controller.manager
         self._options_of = options_of
-        self._act = act
         self._tasks = tasks
         self._reaper = reaper
         self._cache_dir = cache_dir or default_folder()
@@ -157,7 +156,7 @@ class Acceleration:
         await self._find(servable, path, case, options)
         form = self._form(case)
         if form is not None and self._cases.get(servable) is case:
-            self._act(self._manager.accelerate(servable, form, case.digest, time.monotonic()))
+            self._controller.post(lambda manager, now: manager.accelerate(servable, form, case.digest, now))
 
     async def _find(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> None:
         """Runs the job of `case`, and keeps its report."""

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from appliance.config.batching_parameters import check_batching
@@ -17,6 +18,7 @@ from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel, Difference, configured_models, difference, needing_restart
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
+from appliance.config.version_policy import VersionPolicy
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.observed import Observed
 from appliance.lifecycle.actions import Action
@@ -25,6 +27,7 @@ from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
 from appliance.source.watcher import Source
+from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ def log_warnings(settings: Settings) -> None:
 class Models:
     """Tells the manager which models there are, and what is seen of them on disk (it is the source's listener).
 
-    `act` carries out what the manager then wants done. `reread` gives the settings anew, for SIGHUP; it raises
+    `reread` gives the settings anew, for SIGHUP; it raises
     ConfigError where they cannot be used.
     """
 
@@ -49,15 +52,14 @@ class Models:
         self,
         settings: Settings,
         reread: Callable[[], Settings] | None,
-        manager: Manager,
-        act: Callable[[Iterable[Action]], None],
+        controller: Controller,
         tasks: Tasks,
     ) -> None:
         self._settings = settings
         self._options = settings.options
         self._reread = reread
-        self._manager = manager
-        self._act = act
+        self._controller = controller
+        self._manager = controller.manager
         self._tasks = tasks
         self._models: dict[str, ConfiguredModel] = {}  # those that flags, files or a reload name
         self._configs: tuple[ModelConfig, ...] | None = None  # what the config file or the last reload lists
@@ -100,24 +102,22 @@ class Models:
     def _apply(self, models: dict[str, ConfiguredModel]) -> Difference:
         """Serves `models` from now on, instead of those that were configured before."""
         changes = difference(self._models, models)
-        now = time.monotonic()
         self._models = models
         for name in changes.removed:
             self._source.remove(name)
-            self._act(self._manager.remove_model(name, now))
+            self._controller.post(partial(_remove, name))
         for model in (*changes.added, *changes.changed):
             name, options = model.name, model.options
             self._model_options[name] = options
             was_candidate = self._candidates.pop(name, None) is not None
             if self._source.follows(name):
                 self._source.remove(name)
+            rules = _release_rules(options)
             if name in self._manager.names() and not was_candidate:
-                rules = _release_rules(options)
-                self._act(self._manager.update_model(name, model.base_path, options.policy, model.labels, now, rules))
+                self._controller.post(partial(_update, name, model.base_path, options.policy, model.labels, rules))
             else:
-                self._manager.add_model(name, model.base_path, options.policy, model.labels, _release_rules(options))
+                self._controller.post(partial(_add, name, model.base_path, options.policy, model.labels, rules))
             self._source.add(name, model.base_path, options.settle_seconds)
-        self._act(())
         return changes
 
     async def reload_settings(self) -> None:
@@ -158,7 +158,6 @@ class Models:
 
     def _take_root_options(self) -> None:
         """The models that were found in the root follow a new configuration too."""
-        now = time.monotonic()
         for route in list(self._manager.routes().values()):
             name = route.name
             if name in self._models or name not in self._model_options or name not in self._manager.names():
@@ -167,7 +166,7 @@ class Models:
             if options != self._model_options[name]:
                 self._model_options[name] = options
                 rules = _release_rules(options)
-                self._act(self._manager.update_model(name, route.base_path, options.policy, {}, now, rules))
+                self._controller.post(partial(_update, name, route.base_path, options.policy, {}, rules))
 
     async def _poll_config_file(self) -> None:
         """Looks at the model config file now and then, and applies it where it has changed."""
@@ -269,7 +268,7 @@ class Models:
     def model_vanished(self, name: str) -> None:
         if self._candidates.pop(name, None) is None:
             logger.info("model %s: its folder is gone", name)
-            self._act(self._manager.remove_model(name, time.monotonic()))
+            self._controller.post(partial(_remove, name))
 
     def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None:
         if name in self._candidates:
@@ -278,15 +277,14 @@ class Models:
             base_path = self._candidates.pop(name)
             logger.info("model %s: found at %s", name, base_path)
             options = self._model_options[name]
-            self._manager.add_model(name, base_path, options.policy, rules=_release_rules(options))
+            self._controller.post(partial(_add, name, base_path, options.policy, {}, _release_rules(options)))
         self._log_remark(name, remark)
-        self._act(self._manager.observe(name, observed, remark, time.monotonic()))
+        self._controller.post(lambda manager, now: manager.observe(name, observed, remark, now))
 
     def base_path_lost(self, name: str, reason: str) -> None:
         if name not in self._candidates:
             self._log_remark(name, reason)
-            self._manager.base_path_lost(name, reason)
-            self._act(())
+            self._controller.post(lambda manager, _now: manager.base_path_lost(name, reason))
 
     def _log_remark(self, name: str, remark: str) -> None:
         if remark and remark != self._remarks.get(name):
@@ -330,3 +328,31 @@ def _release_rules(options: ModelOptions) -> ReleaseRules:
 
 def _read_config_file(path: str) -> str:
     return read_config_text(path, "the model_config_file")
+
+
+def _add(
+    name: str,
+    base_path: str,
+    policy: VersionPolicy,
+    labels: Mapping[str, int],
+    rules: ReleaseRules,
+    manager: Manager,
+    now: float,
+) -> None:
+    manager.add_model(name, base_path, policy, labels, rules)
+
+
+def _update(
+    name: str,
+    base_path: str,
+    policy: VersionPolicy,
+    labels: Mapping[str, int],
+    rules: ReleaseRules,
+    manager: Manager,
+    now: float,
+) -> list[Action]:
+    return manager.update_model(name, base_path, policy, labels, now, rules)
+
+
+def _remove(name: str, manager: Manager, now: float) -> list[Action]:
+    return manager.remove_model(name, now)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from functools import partial
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ServingError
+from appliance.core.poison import Kind
 from appliance.core.servable import ServableId
-from appliance.lifecycle.actions import Action, StartWorker
+from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
+from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from backends.registry import backend_for
@@ -23,18 +26,17 @@ _MARGIN_SECONDS = 30.0  # for one process, besides its load
 
 
 class OddShapes:
-    """`options_of(model)` are a model's options, `act` carries out what the manager wants done."""
+    """`options_of(model)` are a model's options."""
 
     def __init__(
         self,
-        manager: Manager,
+        controller: Controller,
         options_of: Callable[[str], ModelOptions],
-        act: Callable[[Iterable[Action]], None],
         tasks: Tasks,
     ) -> None:
-        self._manager = manager
+        self._controller = controller
+        self._manager = controller.manager
         self._options_of = options_of
-        self._act = act
         self._tasks = tasks
         self._begun: dict[ServableId, str] = {}  # the digest of the files that were tried last
         self._looked = 0  # the manager's revision then
@@ -92,12 +94,22 @@ class OddShapes:
                 runs = trial.end.runs
                 fatal = [one.kind for one in runs.held] if trial.end.fatal else []
                 answered = runs.answered | workers.answered(servable, digest)
-                self._manager.odd_shapes_tried(servable, digest, fatal, trial.end.fatal, answered)
-                self._act(())
+                self._controller.post(partial(_tried, servable, digest, fatal, trial.end.fatal, answered))
                 if not fatal:
                     why = trial.message
                     break
                 first = trial.at + 1
             if why:
-                self._manager.odd_shapes_skipped(servable, digest, why)
-            self._act(())
+                self._controller.post(lambda manager, _now: manager.odd_shapes_skipped(servable, digest, why))
+
+
+def _tried(
+    servable: ServableId,
+    digest: str,
+    fatal: Collection[Kind],
+    how: str,
+    answered: Collection[Kind],
+    manager: Manager,
+    now: float,
+) -> None:
+    manager.odd_shapes_tried(servable, digest, fatal, how, answered)

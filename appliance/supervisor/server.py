@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from appliance import __version__
@@ -30,10 +30,11 @@ from appliance.gpu.values import GpuStatus
 from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.host.processes import Reaper, become_subreaper, set_name, spawn
 from appliance.host.service_manager import Notifier
-from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.metrics.keeper import MetricsKeeper
 from appliance.supervisor.acceleration import Acceleration
+from appliance.supervisor.controller import Controller
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models, log_warnings
 from appliance.supervisor.odd_shapes import OddShapes
@@ -88,18 +89,18 @@ class Supervisor:
             options.max_concurrent_loads or max(4, 2 * self._cores),
             options.allow_version_labels_for_unavailable_models,
         )
-        self._models = Models(settings, reread, self._manager, self._act, self._tasks)
+        self._controller = Controller(self._manager, self)
+        self._models = Models(settings, reread, self._controller, self._tasks)
         self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
         self._acceleration = Acceleration(
-            self._manager,
+            self._controller,
             self._models.options_of,
-            self._act,
             self._tasks,
             self._reaper,
             options.cache_dir,
             options.cache_max_bytes,
         )
-        self._odd_shapes = OddShapes(self._manager, self._models.options_of, self._act, self._tasks)
+        self._odd_shapes = OddShapes(self._controller, self._models.options_of, self._tasks)
         self._published = 0  # the manager's revision that the fronts have
         self._ready = False
         self._leaving = False  # it still serves, but is not ready any more
@@ -212,7 +213,7 @@ class Supervisor:
         while not self._stop_requested.is_set():
             now = time.monotonic()
             self._passes += 1
-            self._act(self._manager.tick(now))
+            self._controller.post(Manager.tick)
             self._wake.clear()
             if not self._ready and ((list(self._manager.names()) and self._manager.all_tried()) or now >= ready_by):
                 self._ready = True
@@ -233,37 +234,26 @@ class Supervisor:
             for event in events:
                 event.cancel()
 
-    def _act(self, actions: Iterable[Action], lasting: bool = True) -> None:
-        """Carries out what the manager wants done. Where it has given up a form, `lasting` says that this has only
-        itself to blame: it is not trusted after a restart either."""
-        if self._stopping:
-            return  # workers end because they are told to: that is no news, and none is started again
-        for change in self._manager.take_changes():
-            is_warning = change.is_warning or change.new in ("failed", "restarting")
-            level = logging.WARNING if is_warning else logging.INFO
-            text = f"{change.servable}: {change.new}" + (f": {change.reason}" if change.reason else "")
-            fields = {
-                "model": change.servable.model,
-                "version": change.servable.version,
-                "state": change.new,
-                "old_state": change.old,
-                "reason": change.reason,
-            }
-            logger.log(level, text, extra={"fields": fields})
-            if change.new == "restarting":
-                self._metrics.worker_restarted(change.servable.model)
-        for servable, why in self._manager.take_demotions():
-            self._acceleration.demoted(servable, why, lasting)
-            self._metrics.demoted(servable.model)
-        for action in actions:
-            match action:
-                case StartWorker():
-                    options = self._models.options_of(action.servable.model)
-                    self._workers.start(action, options, self._acceleration.before(action, options))
-                case KillWorker(number):
-                    self._workers.kill(number)
-                case DrainWorker(number):
-                    self._tasks.start(self._drain(number))
+    # -- what the manager decides (`Effects`) ------------------------------------------------------------------
+
+    def start_worker(self, action: StartWorker) -> None:
+        options = self._models.options_of(action.servable.model)
+        self._workers.start(action, options, self._acceleration.before(action, options))
+
+    def kill_worker(self, number: int) -> None:
+        self._workers.kill(number)
+
+    def drain_worker(self, number: int) -> None:
+        self._tasks.start(self._drain(number))
+
+    def restarting(self, servable: ServableId) -> None:
+        self._metrics.worker_restarted(servable.model)
+
+    def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
+        self._acceleration.demoted(servable, why, lasting)
+        self._metrics.demoted(servable.model)
+
+    def decided(self) -> None:
         self._wake.set()
 
     def _publish(self) -> None:
@@ -294,18 +284,22 @@ class Supervisor:
         remarks: Sequence[str],
         unsupported: Mapping[str, str],
     ) -> None:
-        now = time.monotonic()
-        self._act(self._manager.worker_ready(number, socket_path, signatures, now, form, trials, remarks, unsupported))
+        self._controller.post(
+            lambda manager, now: manager.worker_ready(
+                number, socket_path, signatures, now, form, trials, remarks, unsupported
+            )
+        )
 
     def worker_incomplete(self, number: int, reason: str) -> None:
-        self._act(self._manager.worker_incomplete(number, reason, time.monotonic()))
+        self._controller.post(lambda manager, now: manager.worker_incomplete(number, reason, now))
 
     def worker_failed(self, number: int, code: Code, reason: str) -> None:
-        self._act(self._manager.worker_failed(number, code, reason, time.monotonic()))
+        self._controller.post(lambda manager, now: manager.worker_failed(number, code, reason, now))
 
     def worker_ended(self, number: int, end: WorkerEnd) -> None:
-        now = time.monotonic()
-        self._act(self._manager.worker_ended(number, end.how, now, end.runs, end.fatal), lasting=end.crashed)
+        self._controller.post(
+            lambda manager, now: manager.worker_ended(number, end.how, now, end.runs, end.fatal), lasting=end.crashed
+        )
         self._fold_metrics()
 
     async def _drain(self, number: int) -> None:
@@ -335,7 +329,7 @@ class Supervisor:
             return await self._stand_by(ServableId(params["model"], params["version"]), params["seconds"])
         if method == "demote":
             servable = ServableId(params["model"], params["version"])
-            return self._act(self._manager.demote(servable, params["why"], time.monotonic()))
+            return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
         if method == "gpu":
             return (await self._gpus.status(params["seconds"])).to_json()
         if method == "profile":
@@ -354,9 +348,9 @@ class Supervisor:
         """
         deadline = time.monotonic() + seconds
         while True:
-            now = time.monotonic()
             revision = self._manager.revision
-            self._act(self._manager.stand_by(servable, now + _STAND_BY_SECONDS, now))
+            self._controller.post(lambda manager, now: manager.stand_by(servable, now + _STAND_BY_SECONDS, now))
+            now = time.monotonic()
             path = self._manager.own_socket(servable)
             if path:
                 return path
@@ -440,6 +434,7 @@ class Supervisor:
         """Fronts first, which end their requests; then the workers that ran them."""
         logger.info("stopping: requests in flight may end within %g s", self._options.shutdown_grace_seconds)
         self._stopping = True
+        self._controller.stop()
         deadline = time.monotonic() + self._options.shutdown_grace_seconds
         self._models.stop()
         self._acceleration.stop()

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from appliance.config.settings import Settings, read_settings
 from appliance.lifecycle.manager import Manager
 from appliance.protocols import protos
+from appliance.supervisor.controller import Controller
 from appliance.supervisor.models import Models
 from appliance.supervisor.tasks import Tasks
 from tests.support.server import Server, eventually
@@ -100,6 +101,13 @@ def test_what_stands_in_the_config_files_place_neither_hangs_the_server_nor_is_t
         assert server.stop() == 0
 
 
+class NoEffects:
+    """There are no models: nothing is decided but that something may have changed."""
+
+    def decided(self) -> None:
+        pass
+
+
 def test_signals_that_come_while_a_reload_is_read_are_one_more_reload() -> None:
     settings = read_settings({"model_root": "/nowhere"})
     reads, go_on = [], threading.Event()
@@ -110,7 +118,7 @@ def test_signals_that_come_while_a_reload_is_read_are_one_more_reload() -> None:
         return settings
 
     async def reload_often() -> None:
-        models = Models(settings, reread, Manager(1, 1.0, 1), lambda _: None, Tasks())
+        models = Models(settings, reread, Controller(Manager(1, 1.0, 1), NoEffects()), Tasks())
         tasks = [asyncio.create_task(models.reload_settings()) for _ in range(100)]
         await asyncio.wait(tasks, timeout=0)
         while not reads:
