@@ -20,14 +20,14 @@ from converters.proving import Evidence, prove
 from converters.report import Attempt, Candidate, SignatureProof, Verdict
 from converters.spec import JobSpec
 
-__all__ = ["Converting", "prove_folder"]
+__all__ = ["Converting", "Tried", "attempt", "prove_folder"]
 
 _Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
-class _Tried:
-    """What one entry point did."""
+class Tried:
+    """What one entry point did: the files of signatures, and why there are none of others."""
 
     entries: dict[str, ArtifactSignature] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Converting:
         proofs: dict[str, SignatureProof] = {}
         hopeless: set[str] = set()
         attempts: list[Attempt] = []
-        for number, (entry_point, function) in enumerate(self._converter.ENTRY_POINTS.items()):
+        for number, entry_point in enumerate(self._converter.ENTRY_POINTS):
             open_signatures = {
                 name: evidence.signature for name, evidence in self._evidence.items() if name not in done
             }
@@ -80,7 +80,7 @@ class Converting:
                 break
             started = time.monotonic()
             self._say(f"{self.name}: converting by the {entry_point}")
-            tried = self._try(entry_point, function, number, open_signatures)
+            tried = self._try(entry_point, number, open_signatures)
             proven = self._proven(tried, proofs)
             done.update(proven)
             hopeless |= tried.final
@@ -109,36 +109,14 @@ class Converting:
             tuple(proofs[name] for name in self._evidence if name in proofs),
         )
 
-    def _try(self, entry_point: str, function: EntryPoint, number: int, signatures: Mapping[str, Signature]) -> _Tried:
+    def _try(self, entry_point: str, number: int, signatures: Mapping[str, Signature]) -> Tried:
         spec = self._spec
         task = Task(spec.path, spec.tags, signatures, self._precision, self.folder, f"{number}-")
-        tried = _Tried()
         limits = Limits(spec.timeout_seconds, spec.memory_bytes, spec.yielding)
         log = os.path.join(spec.work_dir, f"{self.name}-{number}.log")
-        convert = partial(_convert, spec.op_libraries, task, function)
-        with fork(f"the converter {self.name} ({entry_point})", convert, log, limits) as child:
-            try:
-                for message in iter(lambda: child.answer()[0], {"done": True}):
-                    name = message["name"]
-                    if "entry" in message:
-                        artifact = {"format": self._converter.FORM, "precision": self._precision}
-                        read = Artifact.from_json({**artifact, "signatures": {name: message["entry"]}})
-                        tried.entries[name] = read.signatures[name]
-                        continue
-                    tried.failures[name] = message["reason"]
-                    tried.unsupported.update(message["unsupported_ops"])
-                    if message["is_final"]:
-                        tried.final.add(name)
-            except (BackendError, ChildError, KeyError) as error:
-                tried.was_ended = isinstance(error, ChildError)
-                reason = str(error)
-                for name in signatures.keys() - tried.entries.keys() - tried.failures.keys():
-                    tried.failures[name] = reason
-        for name in signatures.keys() - tried.entries.keys() - tried.failures.keys():
-            tried.failures[name] = "it was passed over"
-        return tried
+        return attempt(self.name, self._converter, entry_point, task, log, limits, spec.op_libraries)
 
-    def _proven(self, tried: _Tried, proofs: dict[str, SignatureProof]) -> dict[str, ArtifactSignature]:
+    def _proven(self, tried: Tried, proofs: dict[str, SignatureProof]) -> dict[str, ArtifactSignature]:
         """Those of the converted signatures that load and are proven. The others become failures."""
         entries = tried.entries
         if not entries:
@@ -194,6 +172,41 @@ def prove_folder(
 
     search = spec.min_search_seconds, spec.search_seconds
     return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds, search)
+
+
+def attempt(
+    name: str,
+    converter: Converter,
+    entry_point: str,
+    task: Task,
+    log: str,
+    limits: Limits,
+    libraries: Sequence[str] = (),
+) -> Tried:
+    """Has the entry point convert all that `task` asks for, in a child of this process, which has imported
+    TensorFlow. `name` is the converter's, for people."""
+    tried = Tried()
+    convert = partial(_convert, libraries, task, converter.ENTRY_POINTS[entry_point])
+    with fork(f"the converter {name} ({entry_point})", convert, log, limits) as child:
+        try:
+            for message in iter(lambda: child.answer()[0], {"done": True}):
+                signature = message["name"]
+                if "entry" in message:
+                    artifact = {"format": converter.FORM, "precision": task.precision}
+                    read = Artifact.from_json({**artifact, "signatures": {signature: message["entry"]}})
+                    tried.entries[signature] = read.signatures[signature]
+                    continue
+                tried.failures[signature] = message["reason"]
+                tried.unsupported.update(message["unsupported_ops"])
+                if message["is_final"]:
+                    tried.final.add(signature)
+        except (BackendError, ChildError, KeyError) as error:
+            tried.was_ended = isinstance(error, ChildError)
+            for signature in task.signatures.keys() - tried.entries.keys() - tried.failures.keys():
+                tried.failures[signature] = str(error)
+    for signature in task.signatures.keys() - tried.entries.keys() - tried.failures.keys():
+        tried.failures[signature] = "it was passed over"
+    return tried
 
 
 def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: socket.socket) -> None:

@@ -16,7 +16,7 @@ from converters.measure import Call
 from converters.runner import serve
 from converters.spec import JobSpec
 
-__all__ = ["Form", "Reference", "load_form", "load_reference", "threads_of"]
+__all__ = ["BACKEND_OF", "Form", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -137,17 +137,19 @@ def load_reference(spec: JobSpec, log: str) -> Form:
     """TensorFlow with the SavedModel, forked from this process, which has imported it. Raises BackendError,
     ChildError."""
     child = fork("TensorFlow", serve, log, Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding))
-    return _load(child, spec, "tensorflow", spec.path)
+    return load_in(child, spec, "tensorflow", spec.path)
 
 
 def load_form(spec: JobSpec, form: Format, path: str, log: str) -> Form:
     """The converted model in the folder `path`, in a process without TensorFlow. Raises BackendError, ChildError."""
     backend = BACKEND_OF[form]
     limits = Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding)
-    return _load(start(backend, "converters.runner", log, limits), spec, backend, path)
+    return load_in(start(backend, "converters.runner", log, limits), spec, backend, path)
 
 
-def _load(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
+def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
+    """What lies at `path`, loaded by `backend` in `child`, which runs `converters.runner.serve`. Raises BackendError,
+    ChildError."""
     request: dict[str, Any] = {
         "op": "load",
         "backend": backend,
