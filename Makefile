@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint zoo bench bench-acceleration protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
+.PHONY: help run test lint zoo bench bench-acceleration operators protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: $(STAMP) ## Measure throughput and latency beside the bare session and a 
 
 bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures and odd models.
 	$(BIN)/python -m benchmarks.acceleration
+
+operators: $(STAMP) ## Try each operator on odd values, as TensorFlow and as its forms, and write what differs (ONLY="NAME …" tries those).
+	$(BIN)/python -m benchmarks.operators $(if $(ONLY),--only $(ONLY))
 
 protos: $(STAMP) ## Compile the protocol buffers.
 	$(BIN)/python -m grpc_tools.protoc -Iappliance/protocols/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/protocols/protos/dropserve.binpb appliance/protocols/protos/*.proto

@@ -14,16 +14,16 @@ _OURS = ("converters", "backends")
 
 
 def code_hash(paths: Iterable[str]) -> str:
-    """The SHA-256 of the Python files `paths`, and of those in the folders `paths`. Raises OSError where one cannot be
-    read, or a folder has none."""
+    """The SHA-256 of the files `paths`, and of the code and its tables in the folders `paths`. Raises OSError where one
+    cannot be read, or a folder has no code."""
     total = hashlib.sha256()
     for path in paths:
         if os.path.isdir(path):
-            files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".py"))
+            files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith((".py", ".json")))
+            if not any(file.endswith(".py") for file in files):
+                raise FileNotFoundError(f"{path} has no Python files")
         else:
             files = [path]
-        if not files:
-            raise FileNotFoundError(f"{path} has no Python files")
         for file in files:
             with open(file, "rb") as opened:
                 content = opened.read()

@@ -1,24 +1,30 @@
-"""Operators that tf2onnx converts to something else, or not at all, spelled out in those that it converts rightly.
+"""Operators that a converter makes something else of, or nothing, spelled out in those that it converts rightly.
 
-Functions (the bodies of loops) stay as they are: the proof tells where that matters.
+What is wrong with them was found by running them beside TensorFlow: see `converters.hazards`. Functions (the bodies of
+loops) stay as they are: the proof tells where that matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-__all__ = ["repair"]
+from backends.artifact import Format
+from backends.dtypes import BY_NAME
+
+__all__ = ["REPAIRED", "repair"]
 
 
 class _Spelled:
     """The nodes that stand for one node: each has a name beneath its own."""
 
-    def __init__(self, graph_def: Any, node: Any) -> None:
+    def __init__(self, graph_def: Any, node: Any, constants: Mapping[str, Any]) -> None:
+        self.inputs = [reference for reference in node.input if not reference.startswith("^")]
         self._graph_def = graph_def
         self._node = node
         self._order = [reference for reference in node.input if reference.startswith("^")]
-        self.inputs = [reference for reference in node.input if not reference.startswith("^")]
+        self._constants = constants
 
     def add(self, op: str, inputs: Sequence[str], *, attribute: str = "T", dtype: int = 0, name: str) -> str:
         """A node, of a `dtype` if it has any; its name."""
@@ -27,9 +33,14 @@ class _Spelled:
             added.attr[attribute].type = dtype
         return str(added.name)
 
+    @property
+    def last(self) -> Any:
+        """The node that was added last, for further attributes."""
+        return self._graph_def.node[-1]
+
     def cast(self, value: str, source: int, target: int, name: str) -> str:
         cast = self.add("Cast", [value], attribute="SrcT", dtype=source, name=name)
-        self._graph_def.node[-1].attr["DstT"].type = target
+        self.last.attr["DstT"].type = target
         return cast
 
     def constant(self, value: float, dtype: int, name: str) -> str:
@@ -37,22 +48,214 @@ class _Spelled:
 
         added = self.add("Const", [], attribute="dtype", dtype=dtype, name=name)
         tensor = tf.make_tensor_proto(value, tf.as_dtype(dtype), [])
-        self._graph_def.node[-1].attr["value"].tensor.CopyFrom(tensor)
+        self.last.attr["value"].tensor.CopyFrom(tensor)
         return added
 
-    def become(self, op: str, inputs: Sequence[str]) -> None:
-        """Makes of the node itself another one, of the same type."""
+    def choose(self, condition: str, inputs: Sequence[str], dtype: int, name: str) -> str:
+        return self.add("SelectV2", [condition, *inputs], dtype=dtype, name=name)
+
+    def is_constant(self, value: str) -> bool:
+        return value.partition(":")[0] in self._constants
+
+    def become(self, op: str, inputs: Sequence[str], drop: Sequence[str] = ()) -> None:
+        """Makes of the node itself another one, of the same type, without the attributes `drop`."""
         self._node.op = op
+        for name in drop:
+            self._node.attr.pop(name, None)
         del self._node.input[:]
         self._node.input.extend([*inputs, *self._order])
 
 
-def repair(graph_def: Any) -> None:
-    """Changes the graph in place."""
+def repair(graph_def: Any, form: Format) -> None:
+    """Changes the graph in place, for the converter to `form`."""
+    spelled = _SPELLED[form]
+    constants = {node.name: node for node in graph_def.node if node.op == "Const"}
     for node in list(graph_def.node):
-        spell = _SPELLED.get(node.op)
-        if spell is not None:
-            spell(_Spelled(graph_def, node), node)
+        if node.op in spelled:
+            spelled[node.op](_Spelled(graph_def, node, constants), node)
+
+
+_INT32, _INT8, _INT64, _BOOL, _DOUBLE = (BY_NAME[name].number for name in ("int32", "int8", "int64", "bool", "float64"))
+_FLOAT = BY_NAME["float32"].number
+_SIGNED = frozenset(BY_NAME[name].number for name in ("int8", "int16", "int32", "int64"))
+_WIDE = frozenset({_INT32, _INT64})  # a processor's division of their least number by -1 ends the process
+_FLOATS = frozenset(BY_NAME[name].number for name in ("float16", "float32", "float64"))
+
+
+# -- quotients and remainders
+
+
+def _floor_div(spelled: _Spelled, node: Any) -> None:
+    """tf2onnx rounds quotients of whole numbers towards 0."""
+    dtype = node.attr["T"].type
+    if dtype not in _SIGNED:
+        return
+    dividend, divisor, by_minus_one = _safe_division(spelled, dtype)
+    quotient = spelled.add("TruncateDiv", [dividend, divisor], dtype=dtype, name="quotient")
+    product = spelled.add("Mul", [quotient, divisor], dtype=dtype, name="product")
+    rest = spelled.add("Sub", [dividend, product], dtype=dtype, name="rest")
+    is_over = _is_of_other_sign(spelled, rest, divisor, dtype)
+    one_over = spelled.cast(is_over, _BOOL, dtype, "one_over")
+    if by_minus_one:
+        negative = spelled.add("Neg", [dividend], dtype=dtype, name="negative")
+        floor = spelled.add("Sub", [quotient, one_over], dtype=dtype, name="floor")
+        spelled.become("SelectV2", [by_minus_one, negative, floor])
+    else:
+        spelled.become("Sub", [quotient, one_over])
+
+
+def _truncate_div(spelled: _Spelled, node: Any) -> None:
+    """tf2onnx does not round quotients of floats; its division of the least whole number by -1 ends the process."""
+    dtype = node.attr["T"].type
+    if dtype in _FLOATS and node.op == "TruncateDiv":
+        quotient = spelled.add("RealDiv", spelled.inputs, dtype=dtype, name="quotient")
+        sign = spelled.add("Sign", [quotient], dtype=dtype, name="sign")
+        size = spelled.add("Abs", [quotient], dtype=dtype, name="size")
+        spelled.become("Mul", [sign, spelled.add("Floor", [size], dtype=dtype, name="floor")])
+        return
+    if dtype not in _WIDE:
+        return
+    dividend, divisor, by_minus_one = _safe_division(spelled, dtype)
+    if by_minus_one:
+        quotient = spelled.add("TruncateDiv", [dividend, divisor], dtype=dtype, name="quotient")
+        negative = spelled.add("Neg", [dividend], dtype=dtype, name="negative")
+        spelled.become("SelectV2", [by_minus_one, negative, quotient])
+
+
+def _floor_mod(spelled: _Spelled, node: Any) -> None:
+    """tf2onnx gives remainders of whole numbers the sign of the dividend, and computes those of floats from the
+    rounded quotient: 1 % 0.05 becomes 0.
+
+    Ours of whole numbers, by `converters.onnx_handlers`, is right, but for the least number by -1.
+    """
+    dtype = node.attr["T"].type
+    if dtype in _WIDE:
+        dividend, divisor, _ = _safe_division(spelled, dtype)
+        spelled.become("FloorMod", [dividend, divisor])
+    elif dtype in _FLOATS:
+        dividend, divisor = spelled.inputs
+        rest = spelled.add("TruncateMod", [dividend, divisor], dtype=dtype, name="rest")
+        moved = spelled.add("AddV2", [rest, divisor], dtype=dtype, name="moved")
+        spelled.become("SelectV2", [_is_of_other_sign(spelled, rest, divisor, dtype), moved, rest])
+
+
+def _truncate_mod(spelled: _Spelled, node: Any) -> None:
+    """ONNX Runtime's remainder of whole numbers with the sign of the dividend is that of doubles."""
+    dtype = node.attr["T"].type
+    if dtype in _WIDE:
+        dividend, divisor, _ = _safe_division(spelled, dtype)
+        quotient = spelled.add("TruncateDiv", [dividend, divisor], dtype=dtype, name="quotient")
+        spelled.become("Sub", [dividend, spelled.add("Mul", [quotient, divisor], dtype=dtype, name="product")])
+
+
+def _safe_division(spelled: _Spelled, dtype: int) -> tuple[str, str, str]:
+    """Dividend and divisor, and whether that was -1, in whose place 1 stands; "" where it need not be looked at."""
+    dividend, divisor = spelled.inputs
+    if dtype not in _WIDE or spelled.is_constant(divisor):
+        return dividend, divisor, ""
+    minus_one, one = spelled.constant(-1, dtype, "minus_one"), spelled.constant(1, dtype, "one")
+    is_it = spelled.add("Equal", [divisor, minus_one], dtype=dtype, name="by_minus_one")
+    return dividend, spelled.choose(is_it, [one, divisor], dtype, "divisor"), is_it
+
+
+def _is_of_other_sign(spelled: _Spelled, rest: str, divisor: str, dtype: int) -> str:
+    """Whether something is left, of another sign than the divisor's."""
+    zero = spelled.constant(0, dtype, "zero")
+    is_inexact = spelled.add("NotEqual", [rest, zero], dtype=dtype, name="is_inexact")
+    below = [spelled.add("Less", [of, zero], dtype=dtype, name=name) for of, name in ((rest, "a"), (divisor, "b"))]
+    differ = spelled.add("NotEqual", below, dtype=_BOOL, name="signs_differ")
+    return spelled.add("LogicalAnd", [is_inexact, differ], name="is_of_other_sign")
+
+
+def _rounded_quotient(spelled: _Spelled, node: Any) -> None:
+    """LiteRT rounds a quotient of floats that it has computed more exactly than TensorFlow: 1 // 0.05 becomes 19."""
+    dtype = node.attr["T"].type
+    if dtype in _FLOATS:
+        spelled.become("Floor", [spelled.add("RealDiv", spelled.inputs, dtype=dtype, name="quotient")])
+
+
+# -- the larger and the smaller of whole numbers
+
+
+def _larger(spelled: _Spelled, node: Any) -> None:
+    """ONNX Runtime compares some int64 by their lower 32 bits, where it takes several at once."""
+    if node.attr["T"].type == _INT64:
+        _choose_by(spelled, "Greater" if node.op == "Maximum" else "Less", *spelled.inputs)
+
+
+def _rectified(spelled: _Spelled, node: Any) -> None:
+    """See `_larger`."""
+    if node.attr["T"].type != _INT64:
+        return
+    (value,) = spelled.inputs
+    zero = spelled.constant(0, _INT64, "zero")
+    if node.op == "Relu6":
+        six = spelled.constant(6, _INT64, "six")
+        is_less = spelled.add("Less", [value, six], dtype=_INT64, name="is_less")
+        value = spelled.choose(is_less, [value, six], _INT64, "at_most_six")
+    _choose_by(spelled, "Greater", value, zero)
+
+
+def _clipped(spelled: _Spelled, node: Any) -> None:
+    """See `_larger`."""
+    if node.attr["T"].type == _INT64:
+        value, least, most = spelled.inputs
+        is_less = spelled.add("Less", [value, most], dtype=_INT64, name="is_less")
+        _choose_by(spelled, "Greater", spelled.choose(is_less, [value, most], _INT64, "at_most"), least)
+
+
+def _choose_by(spelled: _Spelled, op: str, one: str, other: str) -> None:
+    is_it = spelled.add(op, [one, other], dtype=_INT64, name="is_it")
+    spelled.become("SelectV2", [is_it, one, other])
+
+
+def _sign(spelled: _Spelled, node: Any) -> None:
+    """See `_larger`."""
+    if node.attr["T"].type != _INT64:
+        return
+    (value,) = spelled.inputs
+    zero = spelled.constant(0, _INT64, "zero")
+    signs = [
+        spelled.cast(spelled.add(op, [value, zero], dtype=_INT64, name=name), _BOOL, _INT64, f"{name}_as_number")
+        for op, name in (("Greater", "is_above"), ("Less", "is_below"))
+    ]
+    spelled.become("Sub", signs)
+
+
+_STEP = 2048  # by which an int64 becomes a whole number that a double has exactly
+
+
+def _extreme(spelled: _Spelled, node: Any) -> None:
+    """The largest or the least int64: see `_larger`. First the largest quotient, which a double has exactly, then the
+    largest rest of those that have it."""
+    if node.attr["T"].type != _INT64:
+        return
+    op, (value, axes) = node.op, spelled.inputs
+    step = spelled.constant(_STEP, _INT64, "step")
+    quotient = spelled.add("TruncateDiv", [value, step], dtype=_INT64, name="quotient")
+    product = spelled.add("Mul", [quotient, step], dtype=_INT64, name="product")
+    rest = spelled.cast(
+        spelled.add("Sub", [value, product], dtype=_INT64, name="rest"), _INT64, _DOUBLE, "rest_as_float"
+    )
+    quotients = spelled.cast(quotient, _INT64, _DOUBLE, "quotient_as_float")
+    index, keep_dims = node.attr["Tidx"].type or _INT32, node.attr["keep_dims"].b
+
+    def reduced(of: str, keep: bool, name: str) -> str:
+        added = spelled.add(op, [of, axes], dtype=_DOUBLE, name=name)
+        spelled.last.attr["Tidx"].type = index
+        spelled.last.attr["keep_dims"].b = keep
+        return added
+
+    best = reduced(quotients, True, "best")
+    is_best = spelled.add("Equal", [quotients, best], dtype=_DOUBLE, name="is_best")
+    none = spelled.constant(-2.0 * _STEP if op == "Max" else 2.0 * _STEP, _DOUBLE, "none")
+    rests = reduced(spelled.choose(is_best, [rest, none], _DOUBLE, "rests"), keep_dims, "best_rest")
+    quotient = spelled.cast(reduced(quotients, keep_dims, "best_again"), _DOUBLE, _INT64, "best_as_number")
+    added = spelled.add("Mul", [quotient, step], dtype=_INT64, name="best_product")
+    spelled.become("AddV2", [added, spelled.cast(rests, _DOUBLE, _INT64, "rest_as_number")], drop=("Tidx", "keep_dims"))
+
+
+# -- others
 
 
 def _erfc(spelled: _Spelled, node: Any) -> None:
@@ -63,41 +266,10 @@ def _erfc(spelled: _Spelled, node: Any) -> None:
     spelled.become("Sub", [one, spelled.add("Erf", spelled.inputs, dtype=dtype, name="erf")])
 
 
-def _floor_div(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx rounds quotients of whole numbers towards 0."""
-    if _is_signed(node.attr["T"].type):
-        quotient, _, is_over = _divided(spelled, node)
-        spelled.become("Sub", [quotient, is_over])
-
-
-def _floor_mod(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx gives remainders of whole numbers the sign of the dividend."""
-    dtype = node.attr["T"].type
-    if _is_signed(dtype):
-        divisor = spelled.inputs[1]
-        _, rest, is_over = _divided(spelled, node)
-        spelled.become("AddV2", [rest, spelled.add("Mul", [is_over, divisor], dtype=dtype, name="correction")])
-
-
-def _divided(spelled: _Spelled, node: Any) -> tuple[str, str, str]:
-    """The quotient that was rounded towards 0, what is left, and 1 where the quotient is over the exact one, else 0."""
-    dtype = node.attr["T"].type
-    dividend, divisor = spelled.inputs
-    quotient = spelled.add("TruncateDiv", [dividend, divisor], dtype=dtype, name="quotient")
-    product = spelled.add("Mul", [quotient, divisor], dtype=dtype, name="product")
-    rest = spelled.add("Sub", [dividend, product], dtype=dtype, name="rest")
-    zero = spelled.constant(0, dtype, "zero")
-    is_inexact = spelled.add("NotEqual", [rest, zero], dtype=dtype, name="is_inexact")
-    below = [spelled.add("Less", [of, zero], dtype=dtype, name=name) for of, name in ((rest, "a"), (divisor, "b"))]
-    differ = spelled.add("NotEqual", below, dtype=_BOOL, name="signs_differ")
-    is_over = spelled.add("LogicalAnd", [is_inexact, differ], name="is_over")
-    return quotient, rest, spelled.cast(is_over, _BOOL, dtype, "one_over")
-
-
 def _one_hot(spelled: _Spelled, node: Any) -> None:
     """ONNX counts indices below 0 from the end; TensorFlow has no place for them, nor for `depth`."""
     dtype = node.attr["TI"].type
-    if not _is_signed(dtype):
+    if dtype not in _SIGNED:
         return
     indices, depth, on, off = spelled.inputs
     zero = spelled.constant(0, dtype, "zero")
@@ -107,17 +279,54 @@ def _one_hot(spelled: _Spelled, node: Any) -> None:
     spelled.become("OneHot", [placed, depth, on, off])
 
 
-_INT32, _BOOL = 3, 10  # of the enum DataType
-_SIGNED = frozenset({_INT32, 9})  # and int64: others are rare, and tf2onnx knows fewer operators for them
+def _right_shift(spelled: _Spelled, node: Any) -> None:
+    """tf2onnx fills int8 up with zeros, whatever their sign."""
+    if node.attr["T"].type != _INT8:
+        return
+    wide = [spelled.cast(of, _INT8, _INT32, name) for of, name in zip(spelled.inputs, ("value", "bits"), strict=True)]
+    shifted = spelled.add("RightShift", wide, dtype=_INT32, name="shifted")
+    spelled.become("Cast", [shifted], drop=("T",))
+    node.attr["SrcT"].type, node.attr["DstT"].type = _INT32, _INT8
 
 
-def _is_signed(dtype: int) -> bool:
-    return dtype in _SIGNED
+def _softplus(form: Format, spelled: _Spelled, node: Any) -> None:
+    """log(1 + exp(x)) is infinite from 89 on (of float32) where it is computed so. ONNX Runtime has another way for
+    float32."""
+    dtype = node.attr["T"].type
+    if form == "onnx" and dtype == _FLOAT:
+        return
+    (value,) = spelled.inputs
+    size = spelled.add("Abs", [value], dtype=dtype, name="size")
+    small = spelled.add("Exp", [spelled.add("Neg", [size], dtype=dtype, name="negative")], dtype=dtype, name="small")
+    rest = spelled.add("Log1p", [small], dtype=dtype, name="rest")
+    spelled.become("AddV2", [spelled.add("Relu", [value], dtype=dtype, name="above_0"), rest])
 
 
-_SPELLED: dict[str, Callable[[_Spelled, Any], None]] = {
-    "Erfc": _erfc,
-    "FloorDiv": _floor_div,
-    "FloorMod": _floor_mod,
-    "OneHot": _one_hot,
+_Spell = Callable[[_Spelled, Any], None]
+
+_SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
+    "onnx": {
+        "ClipByValue": _clipped,
+        "Div": _truncate_div,
+        "Erfc": _erfc,
+        "FloorDiv": _floor_div,
+        "FloorMod": _floor_mod,
+        "Max": _extreme,
+        "Maximum": _larger,
+        "Min": _extreme,
+        "Minimum": _larger,
+        "Mod": _truncate_mod,
+        "OneHot": _one_hot,
+        "Relu": _rectified,
+        "Relu6": _rectified,
+        "RightShift": _right_shift,
+        "Sign": _sign,
+        "Softplus": partial(_softplus, "onnx"),
+        "TruncateDiv": _truncate_div,
+        "TruncateMod": _truncate_mod,
+    },
+    "tflite": {"FloorDiv": _rounded_quotient, "Softplus": partial(_softplus, "tflite")},
 }
+
+REPAIRED: Mapping[Format, frozenset[str]] = {form: frozenset(spelled) for form, spelled in _SPELLED.items()}
+"""The operators that are spelled out, for some element types at least."""

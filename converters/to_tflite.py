@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from backends.artifact import ArtifactSignature
+from backends.artifact import ArtifactSignature, Format
 from converters.plugin import Converted, EntryPoint, Failed, Task
+from converters.repairs import repair
 
 __all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
 
-FORM = "tflite"
+FORM: Format = "tflite"
 PRECISIONS = ("float32", "float16", "int8")
 VERSIONS = ("tensorflow", "ai-edge-litert")
 
@@ -32,6 +33,8 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
     from converters.freezing import FREEZERS, FrozenSignature, converted  # noqa: PLC0415
 
     def write(number: int, cut: FrozenSignature) -> Converted | Failed:
+        repair(cut.graph_def, FORM)
+
         def converter() -> Any:
             return tf.lite.TFLiteConverter.from_concrete_functions([_function(tf, cut)], tf.Module())
 

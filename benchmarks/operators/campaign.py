@@ -16,10 +16,11 @@ from benchmarks.operators.trial import try_operator
 __all__ = ["read", "run"]
 
 
-def run(results: str, only: tuple[str, ...] = ()) -> None:
-    """Tries the operators `only`, or all, that have no line in the file `results` yet, and says how far it is.
+def run(results: str, only: tuple[str, ...] = ()) -> int:
+    """Tries the operators `only`, or all that have no line in the file `results` yet, and says how far it is. How many
+    element types of operators are left then.
 
-    Raises KeyError for an operator that is not tried."""
+    Raises KeyError for an operator that is not known."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Children are forked from here: what is imported now costs none of them anything.
@@ -28,7 +29,7 @@ def run(results: str, only: tuple[str, ...] = ()) -> None:
         importlib.import_module(module)
     np.seterr(all="ignore")  # odd values are what this is about
     done = {(line["op"], line["dtype"]) for line in read(results)}
-    left = [item for item in items(only) if item not in done]
+    left = items(only) if only else [item for item in items() if item not in done]
     folder = os.path.join(os.path.dirname(results), "operators-work")
     begun = time.monotonic()
     for number, (op, dtype) in enumerate(left, 1):
@@ -38,6 +39,7 @@ def run(results: str, only: tuple[str, ...] = ()) -> None:
             file.write(json.dumps(line) + "\n")
         rest = (time.monotonic() - begun) / number * (len(left) - number)
         print(f"{number:,} of {len(left):,}, {rest / 60:.0f} min left: {op} {dtype}: {_said(line)}", flush=True)
+    return len(set(items()) - done - set(left))
 
 
 def read(results: str) -> Iterator[dict[str, Any]]:

@@ -18,11 +18,13 @@ __all__ = ["ORDINARY", "Case", "cases"]
 ORDINARY = "ordinary values"
 HALVES = "halves"
 EQUAL = "equal values"
+HUNDREDS = "floats of hundreds"
 LEAST_BY_MINUS_ONE = "the least number by -1"
 
 _FLOATS = (0.37, -1.62, 2.75, -0.81, 5.13, 1.0, -3.3, 0.05)
 _WHOLES = (3, 1, 7, 2, 12, 5, 100, 40)
 _HALVES = (0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 3.5, 6.5, -7.5)
+_HUNDREDS = (89.0, -89.0, 127.25, -127.25, 255.0, -300.5, 720.0, -1000.0)
 _ROWS = 5
 _MANY_ROWS = 33
 _WIDTH = 4  # of a row of what works element by element
@@ -86,7 +88,12 @@ def _numbers(dtype: np.dtype) -> dict[str, np.ndarray]:
     if dtype.kind in "iu":
         found = {ORDINARY: np.array(_WHOLES, dtype), EQUAL: np.array([101, 0], dtype)}
         return found | {edges.label: edges.values for edges in whole_edges(dtype, ())}
-    found = {ORDINARY: np.array(_FLOATS, dtype), HALVES: np.array(_HALVES, dtype), EQUAL: np.array([9.5, -9.5], dtype)}
+    found = {
+        ORDINARY: np.array(_FLOATS, dtype),
+        HALVES: np.array(_HALVES, dtype),
+        EQUAL: np.array([9.5, -9.5], dtype),
+        HUNDREDS: np.array(_HUNDREDS, dtype),
+    }
     top = float(np.finfo(dtype).max)
     for edges in float_edges(dtype, ()):
         label = edges.label.removeprefix("some ").replace(f"{top:.0e}", "the largest")

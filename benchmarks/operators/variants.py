@@ -14,6 +14,7 @@ __all__ = [
     "Input",
     "Role",
     "Variant",
+    "attribute_of",
     "call",
     "dtypes_of",
     "variants",
@@ -77,18 +78,24 @@ def variants(*ops: str, of: str = "") -> Callable[[_Make], _Make]:
     return register
 
 
+def attribute_of(op: str) -> str:
+    """The attribute that has the operator's element type; "" where that is always the same. TensorFlow has to be
+    imported."""
+    from tensorflow.python.framework import op_def_registry  # noqa: PLC0415
+
+    first = next(iter(op_def_registry.get(op).input_arg), None)
+    return OPERATORS[op][0] or (first.type_attr or first.type_list_attr if first is not None else "")
+
+
 def dtypes_of(op: str) -> list[str]:
     """The element types that the operator takes, of those that are tried. TensorFlow has to be imported."""
     import tensorflow as tf  # noqa: PLC0415
     from tensorflow.python.framework import op_def_registry  # noqa: PLC0415
 
-    attribute = OPERATORS[op][0]
+    attribute = attribute_of(op)
     definition = op_def_registry.get(op)
-    first = definition.input_arg[0] if definition.input_arg else None
-    if not attribute and first is not None:
-        if first.type:
-            return [tf.as_dtype(first.type).name]
-        attribute = first.type_attr or first.type_list_attr
+    if not attribute:
+        return [tf.as_dtype(definition.input_arg[0].type).name]
     for found in definition.attr:
         if found.name == attribute:
             allowed = [tf.as_dtype(number).name for number in found.allowed_values.list.type]

@@ -41,8 +41,9 @@ def test_the_code_is_known_wherever_it_lies(code: Path) -> None:
         ("converters/tolerances.py", "_OF_DOUBLES = 1e-9", "_OF_DOUBLES = 1e-8"),
         ("backends/made_inputs.py", "_STRING_BYTES = 64", "_STRING_BYTES = 65"),
         ("backends/onnx_session.py", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"),
+        ("converters/hazards.json", '"form":"onnx"', '"form":"tflite"'),
     ],
-    ids=["a case", "a tolerance", "an input", "a backend"],
+    ids=["a case", "a tolerance", "an input", "a backend", "a known hazard"],
 )
 def test_a_change_of_what_makes_or_judges_is_other_code(code: Path, file: str, old: str, new: str) -> None:
     change(code / file, old, new)

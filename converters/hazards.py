@@ -1,0 +1,150 @@
+"""What converted forms are known to get wrong of single operators, and which of it a graph can meet.
+
+The table is hazards.json, beside this module. `make operators` writes it: each operator, of each element type, was run
+by TensorFlow and by its forms on classes of values. What is not in it is not known to be wrong, no more.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from backends.artifact import Format
+from backends.dtypes import BY_NUMBER
+
+__all__ = ["FILE", "Effect", "Hazard", "Values", "from_text", "hazards", "hazards_of", "order", "to_text"]
+
+FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hazards.json")
+
+
+class Values(StrEnum):
+    """The values on which an operator goes wrong. Where it does so on ordinary ones, others are not told of."""
+
+    ORDINARY = "ordinary values"
+    EQUAL = "equal values"
+    HALVES = "halves"
+    HUNDREDS = "floats of hundreds"
+    TINY = "floats ±0 or tiny"
+    SUBNORMAL = "subnormal floats"
+    LARGE = "floats of 1e4 to 1e9"
+    HUGE = "floats of 1e15 and more"
+    NAN = "NaN"
+    INFINITE = "infinity"
+    NEGATIVE = "negative whole numbers"
+    LARGE_WHOLE = "large whole numbers"
+    ZERO_DIVISOR = "divisors 0"
+    LEAST_BY_MINUS_ONE = "the least number by -1"
+    EXPONENT = "exponents"
+    SHIFT = "shifts"
+    INDEX = "indices out of range"
+    NO_ROWS = "no rows"
+
+
+class Effect(StrEnum):
+    """What the form does there."""
+
+    DIFFERS = "differs"
+    DIES = "dies"
+    ANSWERS = "answers"  # what TensorFlow refuses
+    REFUSES = "refuses"  # what TensorFlow answers
+
+
+@dataclass(frozen=True, slots=True)
+class Hazard:
+    """`dtypes` are the element types for which it was found, which are those of the attribute `attribute` ("": it has
+    none); `variants` are uses of the operator, for people (none: all that were tried). `source` is "campaign", or the
+    address of what tells of it."""
+
+    op: str
+    form: Format
+    values: Values
+    effect: Effect
+    attribute: str
+    dtypes: tuple[str, ...]
+    variants: tuple[str, ...]
+    example: str
+    source: str
+
+
+def hazards_of(graph: Any, form: Format) -> tuple[Hazard, ...]:
+    """The hazards of the operators in a `tensorflow.GraphDef`, those in its functions included, sorted. Where a node
+    does not say its element type, any may be meant."""
+    by_operator = _by_operator()[form]
+    found: dict[Hazard, None] = {}
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        for node in nodes:
+            for hazard in by_operator.get(node.op, ()):
+                dtype = BY_NUMBER.get(node.attr[hazard.attribute].type) if hazard.attribute in node.attr else None
+                if dtype is None or dtype.name in hazard.dtypes:
+                    found[hazard] = None
+    return tuple(sorted(found, key=order))
+
+
+@functools.cache
+def hazards() -> tuple[Hazard, ...]:
+    """The table. Raises OSError where it cannot be read: it is part of the package."""
+    with open(FILE, encoding="utf-8") as file:
+        return from_text(file.read())
+
+
+@functools.cache
+def _by_operator() -> Mapping[str, Mapping[str, tuple[Hazard, ...]]]:
+    found: dict[str, dict[str, tuple[Hazard, ...]]] = {"onnx": {}, "tflite": {}}
+    for hazard in hazards():
+        of = found[hazard.form]
+        of[hazard.op] = (*of.get(hazard.op, ()), hazard)
+    return found
+
+
+# -- the file
+
+
+def order(hazard: Hazard) -> tuple[str, str, int, str, tuple[str, ...]]:
+    """How the table is sorted."""
+    return hazard.op, hazard.form, list(Values).index(hazard.values), hazard.effect, hazard.dtypes
+
+
+def to_text(found: Iterable[Hazard]) -> str:
+    """The table as JSON: sorted, a line for each hazard."""
+    lines = (
+        json.dumps(
+            {
+                "op": hazard.op,
+                "form": hazard.form,
+                "values": hazard.values,
+                "effect": hazard.effect,
+                "attribute": hazard.attribute,
+                "dtypes": hazard.dtypes,
+                **({"variants": hazard.variants} if hazard.variants else {}),
+                "example": hazard.example,
+                "source": hazard.source,
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        for hazard in sorted(found, key=order)
+    )
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def from_text(text: str) -> tuple[Hazard, ...]:
+    """Raises KeyError, ValueError for what is no table."""
+    return tuple(
+        Hazard(
+            line["op"],
+            line["form"],
+            Values(line["values"]),
+            Effect(line["effect"]),
+            line["attribute"],
+            tuple(line["dtypes"]),
+            tuple(line.get("variants", ())),
+            line["example"],
+            line["source"],
+        )
+        for line in json.loads(text)
+    )

@@ -1,0 +1,75 @@
+"""Handlers of our own for tf2onnx: for operators that it writes in a way that is wrong, or not at all.
+
+They change the nodes of a graph of tf2onnx's (`tf2onnx.graph.Graph`). What can be spelled out in TensorFlow's own
+operators is so before (`converters.repairs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["HANDLERS"]
+
+_FMOD = 1  # of ONNX's Mod: the remainder has the sign of the dividend; without it that of the divisor
+
+
+def _compared(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """tf2onnx compares whole numbers as float32, which has no more than 24 bits of them; ONNX Runtime compares them as
+    they are, but for uint16 and the like."""
+    from onnx import TensorProto  # noqa: PLC0415 - as all that imports it: entry points run in processes of their own
+    from tf2onnx.onnx_opset.logical import GreaterLess  # noqa: PLC0415
+
+    if graph.get_dtype(node.input[0]) not in (TensorProto.INT32, TensorProto.INT64):
+        GreaterLess.version_7(graph, node)
+
+
+def _remainder(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """The remainder of floats and of whole numbers, which tf2onnx has no operator for, or an inexact one."""
+    is_floored = node.type == "FloorMod"
+    shapes, dtypes, inputs, outputs = node.output_shapes, node.output_dtypes, list(node.input), list(node.output)
+    graph.remove_node(node.name)
+    attributes = {"fmod": 0 if is_floored else _FMOD}
+    graph.make_node("Mod", inputs, attr=attributes, name=name, outputs=outputs, shapes=shapes, dtypes=dtypes)
+
+
+def _logarithm(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """As it is; tf2onnx makes float32 of doubles."""
+
+
+def _selected(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """tf2onnx multiplies both sides by 0 and 1, and adds them: NaN and infinity on the side that is not taken show, as
+    they do where `tf.where` is there to keep them out. It makes a Where only of what it knows to have them."""
+    from tf2onnx.onnx_opset.controlflow import Select  # noqa: PLC0415
+
+    node.set_attr("handles_nan", True)
+    Select.version_9(graph, node)
+    del node.attr["handles_nan"]
+
+
+def _scattered(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """TensorFlow adds up what goes to the same place; tf2onnx keeps one of them."""
+    from onnx import TensorProto  # noqa: PLC0415
+    from tf2onnx.onnx_opset.tensor import ScatterND  # noqa: PLC0415
+
+    dtype = graph.get_dtype(node.input[1])
+    node.type = "ScatterND"
+    ScatterND.version_11(graph, node)
+    if dtype not in (TensorProto.BOOL, TensorProto.FLOAT16):  # of which ONNX Runtime has no sums
+        node.set_attr("reduction", "add")
+
+
+_Handler = Callable[[Any, Any, str, Sequence[Any]], None]
+
+HANDLERS: dict[str, tuple[_Handler, list[Any]]] = {
+    "FloorMod": (_remainder, []),
+    "Greater": (_compared, []),
+    "Less": (_compared, []),
+    "Log": (_logarithm, []),
+    "Mod": (_remainder, []),
+    "ScatterNd": (_scattered, []),
+    "Select": (_selected, []),
+    "SelectV2": (_selected, []),
+    "TruncateMod": (_remainder, []),
+}
+"""By TensorFlow's operators, as `tf2onnx.convert` takes them."""
