@@ -279,6 +279,15 @@ def _one_hot(spelled: _Spelled, node: Any) -> None:
     spelled.become("OneHot", [placed, depth, on, off])
 
 
+def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
+    """ONNX Runtime loses the first element of a sequence of length 0. Reversed as one of length 1, it stays."""
+    dtype = node.attr["Tlen"].type or _INT64
+    value, lengths = spelled.inputs
+    one = spelled.constant(1, dtype, "one")
+    is_more = spelled.add("Greater", [lengths, one], dtype=dtype, name="is_more")
+    spelled.become("ReverseSequence", [value, spelled.choose(is_more, [lengths, one], dtype, "lengths")])
+
+
 def _right_shift(spelled: _Spelled, node: Any) -> None:
     """tf2onnx fills int8 up with zeros, whatever their sign."""
     if node.attr["T"].type != _INT8:
@@ -319,6 +328,7 @@ _SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
         "OneHot": _one_hot,
         "Relu": _rectified,
         "Relu6": _rectified,
+        "ReverseSequence": _reverse_sequence,
         "RightShift": _right_shift,
         "Sign": _sign,
         "Softplus": partial(_softplus, "onnx"),

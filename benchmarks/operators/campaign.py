@@ -1,5 +1,6 @@
 """Goes through all operators, and keeps a line for each: what is there already is not done again."""
 
+import gc
 import importlib
 import json
 import os
@@ -30,15 +31,22 @@ def run(results: str, only: tuple[str, ...] = ()) -> int:
     np.seterr(all="ignore")  # odd values are what this is about
     done = {(line["op"], line["dtype"]) for line in read(results)}
     left = items(only) if only else [item for item in items() if item not in done]
+    by_operator: dict[str, list[str]] = {}
+    for op, dtype in left:
+        by_operator.setdefault(op, []).append(dtype)
     folder = os.path.join(os.path.dirname(results), "operators-work")
-    begun = time.monotonic()
-    for number, (op, dtype) in enumerate(left, 1):
-        started = time.monotonic()
-        line = {**try_operator(op, dtype, folder), "seconds": round(time.monotonic() - started, 2)}
+    gc.collect()
+    gc.freeze()  # else every child copies the pages of all that its garbage collector looks at
+    begun, done_now = time.monotonic(), 0
+    for op, dtypes in by_operator.items():
+        lines = try_operator(op, dtypes, folder)
         with open(results, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        rest = (time.monotonic() - begun) / number * (len(left) - number)
-        print(f"{number:,} of {len(left):,}, {rest / 60:.0f} min left: {op} {dtype}: {_said(line)}", flush=True)
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        done_now += len(dtypes)
+        rest = (time.monotonic() - begun) / done_now * (len(left) - done_now)
+        for line in lines:
+            print(f"{op} {line['dtype']}: {_said(line)}")
+        print(f"{done_now:,} of {len(left):,}, {rest / 60:.0f} min left", flush=True)
     return len(set(items()) - done - set(left))
 
 

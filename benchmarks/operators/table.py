@@ -54,7 +54,7 @@ class Figures:
 def figures(lines: Iterable[Mapping[str, Any]]) -> Figures:
     found = Figures()
     for line in lines:
-        if not line["forms"]:
+        if not any(line["forms"].values()):
             continue  # TensorFlow has it for no processor
         found.operators.add(line["op"])
         found.items += 1

@@ -1,9 +1,9 @@
-"""One operator of one element type: saved, converted, run by TensorFlow and by its forms, and compared."""
+"""One operator, by its element types: saved, converted, run by TensorFlow and by its forms, and compared."""
 
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -30,7 +30,7 @@ from converters.tolerances import Tolerances
 
 __all__ = ["Outcome", "try_operator"]
 
-_LIMITS = Limits(90.0, 6 << 30, yielding=False)
+_LIMITS = Limits(300.0, 6 << 30, yielding=False)
 _CALL_SECONDS = 10.0
 _ENTRY_POINT = "frozen session"
 _NOISE_DRAWS = 2
@@ -62,8 +62,8 @@ class _Truth:
     refusal: str = ""
 
 
-def try_operator(op: str, dtype: str, folder: str) -> dict[str, Any]:
-    """What becomes of the operator of that element type, as JSON; `folder` is for files, and is emptied.
+def try_operator(op: str, dtypes: Sequence[str], folder: str) -> list[dict[str, Any]]:
+    """What becomes of the operator, as JSON for each of `dtypes`; `folder` is for files, and is emptied.
 
     `not run` has why TensorFlow does not run a variant; `forms` has for each form its variants: `not converted` with
     why, or `classes`: the outcome for each class of values, with an example where it is not equal. This process must
@@ -72,28 +72,40 @@ def try_operator(op: str, dtype: str, folder: str) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     path = os.path.join(folder, "model")
-    tried = {f"v{number}": variant for number, variant in enumerate(variants_of(op, dtype))}
+    # All of them are signatures of one model: to start processes costs more than to try one.
+    all_variants = [(dtype, variant) for dtype in dtypes for variant in variants_of(op, dtype)]
+    named = {f"v{number}": found for number, found in enumerate(all_variants)}
+    tried = {name: variant for name, (_, variant) in named.items()}
     not_run = _saved(tried, path, os.path.join(folder, "save.log"))
     spec = JobSpec(
         path, folder, timeout_seconds=_LIMITS.seconds, memory_bytes=_LIMITS.memory_bytes, yielding=False, threads=1
     )
-    forms: dict[str, Any] = {}
+    forms: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in registry.CONVERTERS}
     if len(not_run) < len(tried):
         try:
             with Reference(spec, os.path.join(folder, "tensorflow.log")) as reference:
                 truths = {name: _truths(reference, name, tried[name], not_run) for name in tried if name not in not_run}
                 served = {name: truth for name, truth in truths.items() if name not in not_run}
-                for form in registry.CONVERTERS if served else ():
+                for form in forms if served else ():
                     forms[form] = _of_form(form, spec, reference, served)
         except (BackendError, ChildError) as error:
             not_run |= {name: _short(str(error)) for name in tried if name not in not_run}
-    named = {name: variant.name for name, variant in tried.items()}
-    return {
-        "op": op,
-        "dtype": dtype,
-        "not run": {named[name]: why for name, why in not_run.items()},
-        "forms": {form: {named[name]: found for name, found in of.items()} for form, of in forms.items()},
-    }
+    return [
+        {
+            "op": op,
+            "dtype": dtype,
+            "not run": {
+                variant.name: not_run[name] for name, (of, variant) in named.items() if of == dtype and name in not_run
+            },
+            "forms": {
+                form: {
+                    variant.name: found[name] for name, (of, variant) in named.items() if of == dtype and name in found
+                }
+                for form, found in forms.items()
+            },
+        }
+        for dtype in dtypes
+    ]
 
 
 # -- the model
