@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["constants_of"]
+__all__ = ["constants_of", "graphs_of"]
 
 _MAX_FILE_BYTES = 64 << 20
 _MAX_ELEMENTS = 8  # of a constant that is taken for some numbers, and not for weights
@@ -29,6 +29,21 @@ _PASSING = ("Identity", "Cast", "ExpandDims", "Reshape", "ReadVariableOp")
 def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
     """The numbers of the SavedModel at `path`, at most 32; those that are whole are `int`. None where the file is large
     or cannot be read: whether it can be served is for others to say."""
+    found: dict[float, None] = {}
+    for graph in graphs_of(path, tags):
+        scopes = [graph.node, *(function.node_def for function in graph.library.function)]
+        for ops in (_JUMPING, _LOOK_UPS, _BENDING):
+            for nodes in scopes:
+                for number in filter(math.isfinite, _numbers(nodes, ops)):
+                    found.setdefault(number)
+                    if len(found) >= _MAX_CONSTANTS:
+                        return tuple(found)
+    return tuple(found)
+
+
+def graphs_of(path: str, tags: Iterable[str]) -> tuple[Any, ...]:
+    """The graphs (`tensorflow.GraphDef`) of the SavedModel at `path` that have these tags: one, if any. None where the
+    file is large or cannot be read."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 - both come with TensorFlow, in jobs alone
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
 
@@ -41,16 +56,7 @@ def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
     except (OSError, DecodeError):
         return ()
     wanted = set(tags)
-    found: dict[float, None] = {}
-    for graph in (meta.graph_def for meta in model.meta_graphs if set(meta.meta_info_def.tags) == wanted):
-        scopes = [graph.node, *(function.node_def for function in graph.library.function)]
-        for ops in (_JUMPING, _LOOK_UPS, _BENDING):
-            for nodes in scopes:
-                for number in filter(math.isfinite, _numbers(nodes, ops)):
-                    found.setdefault(number)
-                    if len(found) >= _MAX_CONSTANTS:
-                        return tuple(found)
-    return tuple(found)
+    return tuple(meta.graph_def for meta in model.meta_graphs if set(meta.meta_info_def.tags) == wanted)
 
 
 def _numbers(nodes: Any, ops: tuple[str, ...]) -> Iterator[float]:

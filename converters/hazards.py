@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,7 +17,20 @@ from typing import Any
 from backends.artifact import Format
 from backends.dtypes import BY_NUMBER
 
-__all__ = ["FILE", "Effect", "Hazard", "Values", "from_text", "hazards", "hazards_of", "order", "to_text"]
+__all__ = [
+    "FILE",
+    "Effect",
+    "Hazard",
+    "Met",
+    "Values",
+    "from_text",
+    "hazards",
+    "hazards_of",
+    "met",
+    "order",
+    "to_text",
+    "told",
+]
 
 FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hazards.json")
 
@@ -71,18 +84,49 @@ class Hazard:
     source: str
 
 
-def hazards_of(graph: Any, form: Format) -> tuple[Hazard, ...]:
-    """The hazards of the operators in a `tensorflow.GraphDef`, those in its functions included, sorted. Where a node
-    does not say its element type, any may be meant."""
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A node that has a hazard: in the function `function` ("": in the graph itself), with what it takes."""
+
+    hazard: Hazard
+    function: str
+    node: str
+    inputs: tuple[str, ...]
+
+
+def met(graph: Any, form: Format) -> Iterator[Met]:
+    """The nodes of a `tensorflow.GraphDef` that have a hazard, those of its functions included. Where a node does not
+    say its element type, any may be meant."""
     by_operator = _by_operator()[form]
-    found: dict[Hazard, None] = {}
-    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+    scopes = {"": graph.node} | {function.signature.name: function.node_def for function in graph.library.function}
+    for function, nodes in scopes.items():
         for node in nodes:
             for hazard in by_operator.get(node.op, ()):
                 dtype = BY_NUMBER.get(node.attr[hazard.attribute].type) if hazard.attribute in node.attr else None
                 if dtype is None or dtype.name in hazard.dtypes:
-                    found[hazard] = None
-    return tuple(sorted(found, key=order))
+                    yield Met(hazard, function, node.name, tuple(node.input))
+
+
+def hazards_of(graphs: Iterable[Any], form: Format) -> tuple[Hazard, ...]:
+    """The hazards of the operators in some graphs, sorted."""
+    return tuple(sorted({found.hazard for graph in graphs for found in met(graph, form)}, key=order))
+
+
+# What comes about inside a graph of finite, usual inputs. Of the rest, what matters is at the inputs, where a proof
+# tries it.
+_INSIDE = frozenset(Values) - {
+    *(Values.ORDINARY, Values.SUBNORMAL, Values.HUGE, Values.NAN, Values.INFINITE, Values.NO_ROWS),
+}
+
+
+def told(found: Iterable[Hazard]) -> tuple[str, ...]:
+    """For people, those of the hazards that a proof may not see: on values that come about inside a graph, which its
+    inputs need not have."""
+    return tuple(
+        f"{hazard.op} ({', '.join(hazard.dtypes)}) {hazard.effect} on {hazard.values}"
+        for hazard in found
+        if hazard.values in _INSIDE and hazard.effect in (Effect.DIFFERS, Effect.DIES)
+    )
 
 
 @functools.cache

@@ -37,9 +37,10 @@ from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError, become_child
 from converters.choice import choose, unproven
 from converters.codec import from_json, to_json
-from converters.constants import constants_of
+from converters.constants import constants_of, graphs_of
 from converters.converting import Converting, prove_folder
 from converters.forms import Form, Reference, load_form, threads_of
+from converters.hazards import hazards_of, told
 from converters.identity import own_code
 from converters.load import OthersLoad
 from converters.measure import Call, Calls, measure
@@ -250,10 +251,12 @@ class _Work:
                 known = [from_json(Candidate, value) for value in json.load(file)]
             return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
         candidates, is_repeatable = [], True
+        graphs = graphs_of(self._spec.path, self._spec.tags)
         for name, (module, precision) in self._plans.items():
             folder = os.path.join(self.result, _FORMS, name)
             converting = Converting(self._spec, folder, name, module, precision, evidence, self._say, unsupported)
-            candidates.append(converting.run())
+            hazards = told(hazards_of(graphs, module.FORM))
+            candidates.append(dataclasses.replace(converting.run(), hazards=hazards))
             is_repeatable &= converting.is_repeatable
         self._keep(candidates)
         return candidates, self.result, is_repeatable

@@ -120,7 +120,8 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A converted form. `speedup` is over TensorFlow (the geometric mean), `slowest` the least of its parts; 0: not
-    measured. `reason` says why it was not chosen, or why it was."""
+    measured. `reason` says why it was not chosen, or why it was. `hazards` are what its form is known to get wrong of
+    operators in the model, on values of which its proof may have seen none (`converters.hazards`)."""
 
     name: str
     form: Literal["onnx", "tflite"]
@@ -132,6 +133,7 @@ class Candidate:
     speedup: float = 0.0
     slowest: float = 0.0
     reason: str = ""
+    hazards: tuple[str, ...] = ()
 
     @property
     def entry_points(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from converters.report import Candidate, Demotion, Report, Searched, SignaturePr
 __all__ = ["demotion_text", "report_text"]
 
 _MAX_BEYOND = 4
+_MAX_HAZARDS = 5
 
 
 def report_text(report: Report) -> str:
@@ -32,6 +33,10 @@ def report_text(report: Report) -> str:
         lines.append(f"{candidate.name}: {candidate.reason}")
         if candidate.unsupported_ops:
             lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
+        if candidate.hazards and candidate.proofs:
+            more = len(candidate.hazards) - _MAX_HAZARDS
+            known = "; ".join(candidate.hazards[:_MAX_HAZARDS]) + (f"; and {more} more" if more > 0 else "")
+            lines.append(f"  known of operators in the model, should such values come about inside: {known}")
         for proof in candidate.proofs:
             lines.append(f"  {_proof_line(proof)}")
             if proof.searched.inputs:

@@ -1,6 +1,6 @@
 """`make operators`: see the package.
 
-    python -m benchmarks.operators [--only OPERATOR …] [--results FILE]
+    python -m benchmarks.operators [--only OPERATOR[:TYPE] …] [--results FILE] [--root FOLDER]
 
 All operators take about half an hour on two cores; what has been done is not done again, so it may be ended and started
 at any time. The lines of results are in build/operators.jsonl; remove it to begin anew. `--only` tries its operators
@@ -23,13 +23,16 @@ PAGES = {"operators": "docs/acceleration.md", "hazards": "docs/operators.md"}
 def main() -> int:
     assert FAMILIES  # which have registered the operators
     parser = argparse.ArgumentParser(description="Tries each operator that the converters take.")
-    parser.add_argument("--only", nargs="+", choices=sorted(OPERATORS), default=(), metavar="OPERATOR")
+    parser.add_argument("--only", nargs="+", default=(), metavar="OPERATOR[:TYPE]")
     parser.add_argument("--results", default=os.path.join(ROOT, "build", "operators.jsonl"))
     parser.add_argument("--root", default=ROOT, help="where the table and the documentation are written")
     asked = parser.parse_args()
+    unknown = [wanted for wanted in asked.only if wanted.partition(":")[0] not in OPERATORS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)} is not tried; there are {', '.join(sorted(OPERATORS))}")
     results = os.path.abspath(asked.results)
     os.makedirs(os.path.dirname(results), exist_ok=True)
-    left = campaign.run(results, tuple(asked.only))
+    left = campaign.run(results, asked.only)
     _write(asked.root, results, left)
     return 0
 

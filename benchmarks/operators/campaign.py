@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from benchmarks.operators.trial import try_operator
 __all__ = ["read", "run"]
 
 
-def run(results: str, only: tuple[str, ...] = ()) -> int:
+def run(results: str, only: Sequence[str] = ()) -> int:
     """Tries the operators `only`, or all that have no line in the file `results` yet, and says how far it is. How many
     element types of operators are left then.
 
-    Raises KeyError for an operator that is not known."""
+    Raises KeyError, ValueError for what is not in the catalogue."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Children are forked from here: what is imported now costs none of them anything.
@@ -38,11 +38,11 @@ def run(results: str, only: tuple[str, ...] = ()) -> int:
     gc.collect()
     gc.freeze()  # else every child copies the pages of all that its garbage collector looks at
     begun, done_now = time.monotonic(), 0
-    for op, dtypes in by_operator.items():
-        lines = try_operator(op, dtypes, folder)
+    for op, its_dtypes in by_operator.items():
+        lines = try_operator(op, its_dtypes, folder)
         with open(results, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        done_now += len(dtypes)
+        done_now += len(its_dtypes)
         rest = (time.monotonic() - begun) / done_now * (len(left) - done_now)
         for line in lines:
             print(f"{op} {line['dtype']}: {_said(line)}")

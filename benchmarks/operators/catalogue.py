@@ -1,5 +1,7 @@
 """All operators that are tried, in the order in which they are."""
 
+from collections.abc import Sequence
+
 from benchmarks.operators import elementwise, indexing, layers, reductions, shaping
 from benchmarks.operators.variants import OPERATORS, Variant, dtypes_of
 
@@ -9,10 +11,17 @@ FAMILIES = (elementwise, reductions, indexing, shaping, layers)
 """Each registers its operators when it is imported."""
 
 
-def items(only: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """The operators, each with each of its element types. TensorFlow has to be imported. Raises KeyError for one of
-    `only` that is not there."""
-    return [(op, dtype) for op in only or OPERATORS for dtype in dtypes_of(op)]
+def items(only: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The operators, each with each of its element types; of `only` ("FloorDiv", or "FloorDiv:int64") those. TensorFlow
+    has to be imported. Raises KeyError for an operator that is not there, ValueError for another element type."""
+    found = []
+    for wanted in only or OPERATORS:
+        op, _, dtype = wanted.partition(":")
+        dtypes = dtypes_of(op)
+        if dtype and dtype not in dtypes:
+            raise ValueError(f"{op} is not tried of {dtype}; it is of {', '.join(dtypes)}")
+        found += [(op, its) for its in dtypes if not dtype or its == dtype]
+    return found
 
 
 def variants_of(op: str, dtype: str) -> list[Variant]:

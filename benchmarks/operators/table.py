@@ -167,7 +167,7 @@ def hazards_page(found: Iterable[Hazard]) -> str:
     """A table by operator."""
     rows = ["| operator | form | element types | goes wrong on | how, for example |", "|---|---|---|---|---|"]
     for hazard in sorted(found, key=order):
-        uses = f" ({', '.join(hazard.variants)})" if hazard.variants else ""
+        uses = f" ({'; '.join(variant or 'plain' for variant in hazard.variants)})" if hazard.variants else ""
         example = hazard.example.replace("|", "\\|")
         rows.append(
             f"| {hazard.op} | {hazard.form} | {', '.join(hazard.dtypes)} | {hazard.values}{uses} "
