@@ -40,8 +40,12 @@ def _logarithm(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
 def _selected(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
     """tf2onnx multiplies both sides by 0 and 1, and adds them: NaN and infinity on the side that is not taken show, as
     they do where `tf.where` is there to keep them out. It makes a Where only of what it knows to have them."""
+    from onnx import TensorProto  # noqa: PLC0415
     from tf2onnx.onnx_opset.controlflow import Select  # noqa: PLC0415
 
+    if graph.get_dtype(node.output[0]) in (TensorProto.INT8, TensorProto.INT16, TensorProto.BOOL):
+        Select.version_9(graph, node)  # ONNX Runtime has no Where of these
+        return
     node.set_attr("handles_nan", True)
     Select.version_9(graph, node)
     del node.attr["handles_nan"]

@@ -283,9 +283,9 @@ def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
     """ONNX Runtime loses the first element of a sequence of length 0. Reversed as one of length 1, it stays."""
     dtype = node.attr["Tlen"].type or _INT64
     value, lengths = spelled.inputs
-    one = spelled.constant(1, dtype, "one")
-    is_more = spelled.add("Greater", [lengths, one], dtype=dtype, name="is_more")
-    spelled.become("ReverseSequence", [value, spelled.choose(is_more, [lengths, one], dtype, "lengths")])
+    zero, one = spelled.constant(0, dtype, "zero"), spelled.constant(1, dtype, "one")
+    is_empty = spelled.add("Equal", [lengths, zero], dtype=dtype, name="is_empty")
+    spelled.become("ReverseSequence", [value, spelled.choose(is_empty, [one, lengths], dtype, "lengths")])
 
 
 def _right_shift(spelled: _Spelled, node: Any) -> None:
@@ -298,17 +298,40 @@ def _right_shift(spelled: _Spelled, node: Any) -> None:
     node.attr["SrcT"].type, node.attr["DstT"].type = _INT32, _INT8
 
 
-def _softplus(form: Format, spelled: _Spelled, node: Any) -> None:
-    """log(1 + exp(x)) is infinite from 89 on (of float32) where it is computed so. ONNX Runtime has another way for
-    float32."""
+def _log1p(spelled: _Spelled, node: Any) -> None:
+    """log(1 + x), which tf2onnx has no operator for, as exact where x is small: what the sum loses of x is made up for
+    by the factor (Kahan, as in HP's calculators)."""
     dtype = node.attr["T"].type
-    if form == "onnx" and dtype == _FLOAT:
-        return
+    (value,) = spelled.inputs
+    one, infinity = spelled.constant(1.0, dtype, "one"), spelled.constant(float("inf"), dtype, "infinity")
+    total = spelled.add("AddV2", [one, value], dtype=dtype, name="total")
+    is_same = [
+        spelled.add("Equal", [total, other], dtype=dtype, name=name)
+        for other, name in ((one, "is_one"), (infinity, "is_infinite"))
+    ]
+    logarithm = spelled.add("Log", [total], dtype=dtype, name="log")
+    kept = spelled.add("Sub", [total, one], dtype=dtype, name="kept")
+    factor = spelled.add("RealDiv", [value, kept], dtype=dtype, name="factor")
+    product = spelled.add("Mul", [logarithm, factor], dtype=dtype, name="product")
+    spelled.become("SelectV2", [spelled.add("LogicalOr", is_same, name="is_same"), value, product])
+
+
+def _softplus(spelled: _Spelled, node: Any, rest_op: str) -> None:
+    """log(1 + exp(x)) is infinite from 89 on (of float32) where it is computed so. `rest_op` is Log1p, or Log."""
+    dtype = node.attr["T"].type
     (value,) = spelled.inputs
     size = spelled.add("Abs", [value], dtype=dtype, name="size")
-    small = spelled.add("Exp", [spelled.add("Neg", [size], dtype=dtype, name="negative")], dtype=dtype, name="small")
-    rest = spelled.add("Log1p", [small], dtype=dtype, name="rest")
+    rest = spelled.add("Exp", [spelled.add("Neg", [size], dtype=dtype, name="negative")], dtype=dtype, name="small")
+    if rest_op == "Log":
+        rest = spelled.add("AddV2", [spelled.constant(1.0, dtype, "one"), rest], dtype=dtype, name="total")
+    rest = spelled.add(rest_op, [rest], dtype=dtype, name="rest")
     spelled.become("AddV2", [spelled.add("Relu", [value], dtype=dtype, name="above_0"), rest])
+
+
+def _softplus_of_doubles(spelled: _Spelled, node: Any) -> None:
+    """ONNX Runtime computes that of float32 in another way."""
+    if node.attr["T"].type != _FLOAT:
+        _softplus(spelled, node, "Log")
 
 
 _Spell = Callable[[_Spelled, Any], None]
@@ -320,6 +343,7 @@ _SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
         "Erfc": _erfc,
         "FloorDiv": _floor_div,
         "FloorMod": _floor_mod,
+        "Log1p": _log1p,
         "Max": _extreme,
         "Maximum": _larger,
         "Min": _extreme,
@@ -331,11 +355,11 @@ _SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
         "ReverseSequence": _reverse_sequence,
         "RightShift": _right_shift,
         "Sign": _sign,
-        "Softplus": partial(_softplus, "onnx"),
+        "Softplus": _softplus_of_doubles,
         "TruncateDiv": _truncate_div,
         "TruncateMod": _truncate_mod,
     },
-    "tflite": {"FloorDiv": _rounded_quotient, "Softplus": partial(_softplus, "tflite")},
+    "tflite": {"FloorDiv": _rounded_quotient, "Softplus": partial(_softplus, rest_op="Log1p")},
 }
 
 REPAIRED: Mapping[Format, frozenset[str]] = {form: frozenset(spelled) for form, spelled in _SPELLED.items()}
