@@ -63,6 +63,21 @@ def _scattered(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
         node.set_attr("reduction", "add")
 
 
+def _top(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
+    """tf2onnx makes float32 of doubles and of whole numbers, which ONNX Runtime orders as they are."""
+    from onnx import TensorProto  # noqa: PLC0415
+    from tf2onnx.onnx_opset.tensor import TopKV2  # noqa: PLC0415
+
+    dtype = graph.get_dtype(node.output[0])
+    is_known = dtype in (TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64)
+    node.type = "TopK"
+    if is_known:
+        graph.set_dtype(node.output[0], TensorProto.FLOAT)  # of which it makes nothing else
+    TopKV2.any_version_after10(11, graph, node)
+    if is_known:
+        graph.set_dtype(node.output[0], dtype)
+
+
 _Handler = Callable[[Any, Any, str, Sequence[Any]], None]
 
 HANDLERS: dict[str, tuple[_Handler, list[Any]]] = {
@@ -74,6 +89,7 @@ HANDLERS: dict[str, tuple[_Handler, list[Any]]] = {
     "ScatterNd": (_scattered, []),
     "Select": (_selected, []),
     "SelectV2": (_selected, []),
+    "TopKV2": (_top, []),
     "TruncateMod": (_remainder, []),
 }
 """By TensorFlow's operators, as `tf2onnx.convert` takes them."""

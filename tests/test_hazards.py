@@ -163,6 +163,8 @@ REPAIRS: list[tuple[str, str, set[Values]]] = [
     ("SelectV2", "float32", _FLOAT | {Values.NAN, Values.INFINITE}),
     ("Sign", "int64", _WHOLE),
     ("Softplus", "float64", _FLOAT),
+    ("TopKV2", "float64", _FLOAT),
+    ("TopKV2", "int64", _WHOLE | {Values.EQUAL}),
     ("TruncateDiv", "float32", _FLOAT),
     ("TruncateDiv", "int64", _WHOLE),
     ("TruncateMod", "int64", _WHOLE),
@@ -209,7 +211,7 @@ def results(run: Callable[..., Path]) -> dict[tuple[str, str], dict]:
 
 def wrong(result: dict, form: str) -> set[Values]:
     """The values on which a form is not TensorFlow's equal; all where there is none."""
-    if any("not converted" in variant for variant in result["forms"][form].values()):
+    if all("not converted" in variant for variant in result["forms"][form].values()):
         return set(Values)
     effects = (Effect.DIFFERS, Effect.DIES, Effect.REFUSES)
     return {one.values for one in table.found_hazards([result]) if one.form == form and one.effect in effects}
