@@ -3,6 +3,7 @@ it, and that what is spelled out anew is right."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -122,7 +123,16 @@ def test_what_comes_from_elsewhere_stays_when_operators_are_tried_again() -> Non
     known = Hazard("Mod", "onnx", Values.NAN, Effect.DIFFERS, "T", ("float32",), (), "x", "https://example.com/1")
     old = Hazard("Mod", "onnx", Values.INFINITE, Effect.DIFFERS, "T", ("float32",), (), "x", table.CAMPAIGN)
     other = Hazard("Exp", "onnx", Values.INFINITE, Effect.DIFFERS, "T", ("float32",), (), "x", table.CAMPAIGN)
-    assert table.merged([known, old, other], [], ["Mod"]) == [known, other]
+    assert table.merged([known, old, other], [], {("Mod", "float32")}) == [known, other]
+
+
+def test_of_an_operator_whose_element_types_are_not_all_tried_again_the_others_stay() -> None:
+    old = Hazard("Mod", "onnx", Values.NAN, Effect.DIFFERS, "T", ("float32", "float64"), (), "x", table.CAMPAIGN)
+    new = dataclasses.replace(old, dtypes=("float16",))
+    (one,) = table.merged([old], [], {("Mod", "float32")})
+    assert one.dtypes == ("float64",)
+    (one,) = table.merged([old], [new], {("Mod", "float32"), ("Mod", "float16")})
+    assert one.dtypes == ("float64", "float16")
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.operators [--only OPERATOR[:TYPE] …] [--results FILE] [--root FOLDER]
 
-All operators take about half an hour on two busy cores; what has been done is not done again, so it may be ended and started
-at any time. The lines of results are in build/operators.jsonl; remove it to begin anew. `--only` tries its operators
-again in any case. At the end converters/hazards.json and the documentation are written, of what has been tried so far.
+All operators take about half an hour on two busy cores. What has been done is not done again, so it may be ended and
+started at any time. The lines of results are in build/operators.jsonl; remove it to begin anew. `--only` tries its
+operators again in any case. At the end converters/hazards.json and the documentation are written, of what has been tried
+so far.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def _write(root: str, results: str, left: int) -> None:
     nothing is `left`."""
     lines = list(campaign.read(results))
     file = os.path.join(root, "converters", "hazards.json")
-    found = table.merged(hazards.from_text(_read(file)), table.found_hazards(lines), (line["op"] for line in lines))
+    tried = {(line["op"], line["dtype"]) for line in lines}
+    found = table.merged(hazards.from_text(_read(file)), table.found_hazards(lines), tried)
     _replace(file, hazards.to_text(found))
     sections = {"hazards": table.hazards_page(found)}
     if left:

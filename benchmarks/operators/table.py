@@ -1,8 +1,8 @@
 """What the results show: the table of hazards, and what the documentation says of it."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.operators.trial import Outcome
@@ -125,10 +125,22 @@ def _kinds(
         yield kind, Effect(what), example
 
 
-def merged(old: Iterable[Hazard], new: Iterable[Hazard], tried: Iterable[str]) -> list[Hazard]:
-    """The table with what is new of the operators that were `tried`; what comes from elsewhere stays."""
-    again = set(tried)
-    return [*(one for one in old if one.source != CAMPAIGN or one.op not in again), *new]
+def merged(old: Iterable[Hazard], new: Iterable[Hazard], tried: Container[tuple[str, str]]) -> list[Hazard]:
+    """The table with what is new of the operators and element types that were `tried`; what comes from elsewhere stays."""
+    found: dict[tuple, Hazard] = {}
+    for one in old:
+        left = one.dtypes if one.source != CAMPAIGN else tuple(t for t in one.dtypes if (one.op, t) not in tried)
+        if left:
+            found[_key(one)] = replace(one, dtypes=left)
+    for one in new:
+        known = found.get(_key(one))
+        dtypes = {*one.dtypes, *(known.dtypes if known is not None else ())}
+        found[_key(one)] = replace(one, dtypes=tuple(dtype for dtype in _DTYPES if dtype in dtypes))
+    return list(found.values())
+
+
+def _key(one: Hazard) -> tuple:
+    return one.op, one.form, one.values, one.effect, one.source
 
 
 # -- documentation
