@@ -4,8 +4,8 @@
 
 All operators take about half an hour on two busy cores. What has been done is not done again, so it may be ended and
 started at any time. The lines of results are in build/operators.jsonl; remove it to begin anew. `--only` tries its
-operators again in any case. At the end converters/hazards.json and the documentation are written, of what has been tried
-so far.
+operators again in any case. At the end converters/hazards.json and the documentation are written, of what has been
+tried so far.
 """
 
 import argparse

@@ -126,7 +126,7 @@ def _kinds(
 
 
 def merged(old: Iterable[Hazard], new: Iterable[Hazard], tried: Container[tuple[str, str]]) -> list[Hazard]:
-    """The table with what is new of the operators and element types that were `tried`; what comes from elsewhere stays."""
+    """The table with what is new of the operators and element types that were `tried`; what else it has stays."""
     found: dict[tuple, Hazard] = {}
     for one in old:
         left = one.dtypes if one.source != CAMPAIGN else tuple(t for t in one.dtypes if (one.op, t) not in tried)
