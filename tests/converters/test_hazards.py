@@ -19,7 +19,7 @@ from benchmarks.operators import campaign, table
 from converters.hazards import FILE, Effect, Hazard, Values, from_text, hazards, hazards_of, met, order, to_text, told
 from converters.onnx_handlers import HANDLERS
 from converters.repairs import REPAIRED
-from tests.acceleration_jobs import ROOT
+from tests.support.acceleration_jobs import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 
