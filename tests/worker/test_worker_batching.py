@@ -29,8 +29,8 @@ from appliance.transport.wire import (
     predict_meta,
     unpack_arrays,
 )
-from appliance.worker.process import Worker
 from appliance.worker.run_record import read_record
+from appliance.worker.serving import Worker
 from appliance.worker.task import WorkerTask
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.domain import FINITE, Bounded

@@ -1,0 +1,54 @@
+"""What the supervisor tells and asks a worker that serves: lines of JSON on their control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from backends.contract import BackendError, Code
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """The control socket, which does not block. `do(method, params)` does what is asked; it may take long, and raises
+    BackendError."""
+
+    def __init__(self, control: socket.socket, do: Callable[[str, Mapping[str, Any]], Any]) -> None:
+        self._control = control
+        self._do = do
+        self._lock = threading.Lock()  # of what is sent
+        self._rest = b""  # the start of a line
+
+    def told_to_drain(self) -> bool:
+        """Take what has come; whether it says to drain. Ends the process if the supervisor is gone."""
+        data = self._control.recv(65536)
+        if not data:
+            os._exit(1)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        commands = [json.loads(line) for line in lines]
+        for command in commands:
+            if command["do"] == "answer":
+                threading.Thread(target=self._answer, args=(command,), daemon=True, name="answer").start()
+        return any(command["do"] == "drain" for command in commands)
+
+    def _answer(self, command: Mapping[str, Any]) -> None:
+        """Answer one question, in a thread of its own. Answers are short."""
+        answer: dict[str, Any] = {"answer_to": command["ask"]}
+        try:
+            answer["result"] = self._do(command["method"], command["params"])
+        except BackendError as error:
+            answer.update(code=int(error.code), message=error.message)
+        except Exception as error:  # noqa: BLE001 - the outer loop of this thread
+            answer.update(code=int(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
+        data = json.dumps(answer).encode() + b"\n"
+        with self._lock, contextlib.suppress(OSError):
+            while data:
+                select.select([], [self._control], [])
+                data = data[self._control.send(data) :]
