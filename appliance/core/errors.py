@@ -31,13 +31,13 @@ MAX_MESSAGE_CHARACTERS = 1024
 
 
 class ServingError(Exception):
-    """A request or an action that failed: `message` says what and with which value, `remedy` what to do.
+    """An error for a client: `message` says what failed and with which value, `remedy` what to do.
 
-    `retry_after_seconds` is set where the same request may succeed later (it becomes HTTP's Retry-After).
+    `retry_after_seconds` is set if the same request may succeed later (it becomes HTTP's Retry-After).
     """
 
     def __init__(self, code: Code, message: str, remedy: str = "", retry_after_seconds: int | None = None) -> None:
-        joint = " " if message.endswith(".") else "; "  # some of TensorFlow Serving's texts end with a stop
+        joint = " " if message.endswith(".") else "; "  # some of TensorFlow Serving's texts end with a full stop
         super().__init__(f"{message}{joint}{remedy}" if remedy else message)
         self.code = code
         self.message = message
@@ -50,7 +50,7 @@ class ServingError(Exception):
 
 
 class ConfigError(Exception):
-    """Options or a configuration file that cannot be used: `message` says which value, `remedy` what is allowed."""
+    """An option or a configuration file that cannot be used: `message` names the value, `remedy` what is allowed."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(f"{message}; {remedy}" if remedy else message)
@@ -59,7 +59,7 @@ class ConfigError(Exception):
 
 
 def truncated(message: str) -> str:
-    """`message`, cut as TensorFlow Serving cuts it."""
+    """Return `message`, cut at 1,024 characters as TensorFlow Serving cuts it."""
     if len(message) <= MAX_MESSAGE_CHARACTERS:
         return message
     return message[:MAX_MESSAGE_CHARACTERS] + "...TRUNCATED"

@@ -12,7 +12,7 @@ _INDEX = re.compile(r"[0-9]{1,4}")
 
 
 def parse_gpu_devices(text: str) -> tuple[str, ...]:
-    """The numbers and UUIDs in `text`, which commas separate. Raises ConfigError."""
+    """Return the distinct GPU numbers and UUIDs in the comma-separated `text`. Raise ConfigError for anything else."""
     found = [part.strip() for part in text.split(",")] if text.strip() else []
     for part in found:
         if not (_INDEX.fullmatch(part) or _UUID.fullmatch(part)):
@@ -23,11 +23,14 @@ def parse_gpu_devices(text: str) -> tuple[str, ...]:
 
 
 def gpu_environment(device: str, gpu_devices: str) -> Mapping[str, str]:
-    """What the environment of a worker must say, so that CUDA shows it those GPUs and no others: the first of them is
-    the one that it uses. Where nothing is restricted, what the appliance was started with counts."""
+    """Return the environment variables that show CUDA only the GPUs that a worker may use.
+
+    The worker uses the first of `gpu_devices`. If nothing is restricted, the result is empty and the worker inherits
+    the appliance's environment.
+    """
     if device == "cpu":
         return {"CUDA_VISIBLE_DEVICES": "-1"}
     if devices := parse_gpu_devices(gpu_devices):
-        # CUDA's own order is by speed.
+        # CUDA's default order is by speed, nvidia-smi's by PCI bus.
         return {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return {}

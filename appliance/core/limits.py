@@ -1,11 +1,11 @@
-"""Limits that several rooms keep to, and that nobody needs to set."""
+"""Fixed limits that several rooms share."""
 
 from __future__ import annotations
 
 __all__ = ["MAX_HEADER_BYTES", "SHARED_MEMORY_BYTES"]
 
 MAX_HEADER_BYTES = 65536
-"""Size of a request's headers, in REST and in gRPC."""
+"""The largest size of a request's headers, in REST and in gRPC."""
 
 SHARED_MEMORY_BYTES = 256 << 20
-"""Shared memory of one front with one version, each way; what is more goes through their socket."""
+"""The most shared memory between a front and a version, each way; larger payloads go through their socket."""

@@ -1,4 +1,4 @@
-"""What the source tells the manager of a version folder."""
+"""What the source reports to the manager about a version folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One version folder as the source saw it."""
+    """One version folder as the source last saw it."""
 
     path: str
     digest: str | None

@@ -1,5 +1,6 @@
-"""What became of the requests that a version was tried with before its first client's: values that a worker reports and
-the manager judges. No process, file or clock.
+"""Outcomes of a version's trial requests, which run before it serves: workers report them, the manager judges them.
+
+Plain values: no process, file or clock.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from appliance.core.errors import Code
 
 
 class Outcome(StrEnum):
-    """What came of one signature's trials."""
+    """What came of one signature's trial requests."""
 
     ANSWERED = "answered"  # at least one request ran
-    REFUSED = "refused"  # the model refused each input for the input's sake: it works, but no input was found for it
-    LATE = "late"  # a run was not over in time, and nothing suggests a hang; or no time was left to begin
-    FAILED = "failed"  # every request failed for the server's sake: `Trial.code` and `Trial.message` are of the last
-    UNTRIED = "untried"  # no request was run, for what it would do or take: `Trial.message` says why
+    REFUSED = "refused"  # the model rejected each input as invalid: it works, but no valid input was found
+    LATE = "late"  # a run did not end in time, but nothing suggests a hang; or no time was left to start one
+    FAILED = "failed"  # every request failed by the server's fault; `Trial.code` and `Trial.message` are of the last
+    UNTRIED = "untried"  # no request was run, because of its effects or cost; `Trial.message` says why
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The outcome for one signature; `code` and `message` are empty if it has answered."""
+    """The outcome for one signature; `code` and `message` are empty if it answered."""
 
     outcome: Outcome
     code: Code = Code.OK
@@ -39,4 +40,4 @@ class Trial:
 
 
 Trials = Mapping[str, Trial]
-"""By signature. A signature that is missing was not tried (there are too many)."""
+"""Trials by signature. A missing signature was not tried, because there are too many."""

@@ -1,7 +1,7 @@
-"""Questions from one process to another over their control connection, as plain JSON values, each with a deadline.
+"""Questions from one process to another over their control connection: plain JSON values, each with a deadline.
 
-A question is {"ask": N, "method": M, "params": {…}}; its answer, which may come in any order, {"answer_to": N} with a
-"result", or with the "code" and "message" of an error. Nobody waits for the answer to a question of number 0.
+A question is {"ask": ID, "method": M, "params": {…}}. Its answer is {"answer_to": ID} with a "result", or with the
+"code" and "message" of an error. Answers may come in any order. ID 0 is a notification: it is never answered.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from appliance.core.errors import Code, ServingError
 
 
 class Questions:
-    """Those that one process asks another. `send` writes a message to it, `whom` names it in errors, and `remedy` says
-    what to do where it does not answer."""
+    """The questions that one process asks another.
+
+    `send` writes a message to the other process, `whom` names that process in errors, and `remedy` says what to do if
+    it does not answer.
+    """
 
     def __init__(self, send: Callable[[dict[str, Any]], None], whom: str, remedy: str = "") -> None:
         self._send = send
@@ -26,7 +29,10 @@ class Questions:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
     async def ask(self, method: str, params: Mapping[str, Any], seconds: float) -> Any:
-        """The answer. Raises ServingError: what is answered, DEADLINE_EXCEEDED after `seconds`, or that of `fail`."""
+        """Ask the other process to do `method`, and return its answer.
+
+        Raise ServingError: the error that it answers, DEADLINE_EXCEEDED after `seconds`, or UNAVAILABLE after `fail`.
+        """
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._send({"ask": number, "method": method, "params": dict(params)})
@@ -40,11 +46,11 @@ class Questions:
             del self._waiting[number]
 
     def tell(self, method: str, params: Mapping[str, Any]) -> None:
-        """Has the other process do `method`, and waits for no answer."""
+        """Notify the other process to do `method`, without waiting for an answer."""
         self._send({"ask": 0, "method": method, "params": dict(params)})
 
     def answered(self, answer: Mapping[str, Any]) -> None:
-        """Takes an answer; one that nobody waits for any more is left alone."""
+        """Resolve the question that `answer` belongs to; an answer to a question that has timed out is ignored."""
         future = self._waiting.get(answer["answer_to"])
         if future is None or future.done():
             return
@@ -54,7 +60,7 @@ class Questions:
             future.set_result(answer["result"])
 
     def fail(self, reason: str) -> None:
-        """The other process has ended, and answers nothing any more."""
+        """Fail all open questions with UNAVAILABLE and `reason`, because the other process has ended."""
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ServingError(Code.UNAVAILABLE, reason))

@@ -1,4 +1,4 @@
-"""What the fronts know of the models: an immutable snapshot, replaced whole. It travels as JSON."""
+"""The models as the fronts know them: an immutable snapshot, replaced as a whole, sent as JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from appliance.core.poison import Refused
 from appliance.core.servable import ModelSpec, PublicState
 from backends.contract import Signature
 
-_NAMED = 5  # models that a summary names
+_NAMED = 5  # the most failed models that a summary names
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRoute:
-    """One version: its state and, where it is AVAILABLE, its worker's socket and its signatures.
+    """One version: its state and, if it is AVAILABLE, its worker's socket and its signatures.
 
-    `state` is the precise word ("settling"), `public_state` TensorFlow Serving's; `reason` says why it is not
-    available yet or no longer, "" where there is nothing to say.
+    `state` is the detailed state ("settling"), `public_state` TensorFlow Serving's. `reason` says why the version is
+    not available yet or any more; "" if there is nothing to say.
     """
 
     version: int
@@ -29,9 +29,9 @@ class VersionRoute:
     reason: str = ""
     socket_path: str = ""
     signatures: Mapping[str, Signature] = field(default_factory=dict)
-    accelerated: str = ""  # the backend of the accelerated form that is served, "" for the version's own model
-    remarks: tuple[str, ...] = ()  # what its operator should know although it is available
-    unsupported: Mapping[str, str] = field(default_factory=dict)  # the model's other signatures: why each is not served
+    accelerated: str = ""  # the backend of the accelerated form that serves; "" if the model itself serves
+    remarks: tuple[str, ...] = ()  # warnings for the operator about an available version
+    unsupported: Mapping[str, str] = field(default_factory=dict)  # the signatures that are not served → why not
     refused: tuple[Refused, ...] = ()  # requests that have ended its process
 
     @property
@@ -39,7 +39,7 @@ class VersionRoute:
         return self.public_state is PublicState.AVAILABLE
 
     def why_not(self, signature: str) -> str:
-        """Why the version does not serve a signature that its model has, for the end of an error; else ""."""
+        """Return why a signature of the model is not served, to append to an error; "" if it is served or unknown."""
         reason = self.unsupported.get(signature)
         return "" if reason is None else f"the model has it, but it cannot be served: {reason}"
 
@@ -102,8 +102,11 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All models at one moment. `ready` is what /readyz answers; `serial` grows with each snapshot; `ended` has the
-    last versions that are gone, by the names of their models, which may be gone too."""
+    """All models at one moment.
+
+    `ready` is what /readyz answers. `serial` grows with each snapshot. `ended` has the most recently unloaded versions
+    by model name; the model itself may be gone too.
+    """
 
     serial: int = 0
     ready: bool = False
@@ -125,8 +128,10 @@ class Snapshot:
         return cls(value["serial"], value["ready"], {model.name: model for model in models}, ended)
 
     def summary(self) -> str:
-        """How many models answer, in words. One without an available version has failed where a version has, or where
-        something is wrong with its folder."""
+        """Return the number of available, failed and waiting models as text.
+
+        A model without an available version has failed if one of its versions has failed or its folder has a problem.
+        """
         available = {name for name, model in self.models.items() if any(v.available for v in model.versions)}
         failed = [
             name
@@ -140,10 +145,10 @@ class Snapshot:
         return f"models: {len(available)} available, {len(failed)} failed{named}{more}"
 
     def status(self, spec: ModelSpec) -> list[VersionRoute]:
-        """The versions that a status request asks for, the newest first: all, also those that are gone, or the one of
-        its number; a label is ignored.
+        """Return the versions that a status request asks for, newest first, unloaded ones included.
 
-        Raises NOT_FOUND where there are none, as TensorFlow Serving words it.
+        Without a version number these are all versions; a label is ignored. Raise NOT_FOUND, in TensorFlow Serving's
+        words, if there are none.
         """
         model = self.models.get(spec.model)
         known = (*self.ended.get(spec.model, ()), *(() if model is None else model.versions))
@@ -157,10 +162,10 @@ class Snapshot:
         return [version for _, version in sorted(versions.items(), reverse=True)]
 
     def resolve(self, spec: ModelSpec) -> tuple[ModelRoute, VersionRoute]:
-        """The available version that `spec` asks for: by number, by label, or the highest.
+        """Return the available version that `spec` asks for by number, by label, or as the highest.
 
-        Raises ServingError: NOT_FOUND where there is none, INVALID_ARGUMENT for an unknown label, UNAVAILABLE while
-        the version's worker is being restarted.
+        Raise ServingError: NOT_FOUND if there is none, INVALID_ARGUMENT for an unknown label, UNAVAILABLE while the
+        version's worker is being restarted.
         """
         version = spec.version
         model = self.models.get(spec.model)

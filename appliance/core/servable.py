@@ -1,4 +1,4 @@
-"""What is served: a model by name, a version of it by number, and the state that clients see."""
+"""Names of what is served: a model, a version of it, the state that clients see, and an accelerated form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ServableId:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a request asks for: the model, and at most one of a version number and a version label."""
+    """What a request asks for: a model, and at most one of a version number and a version label."""
 
     model: str
     version: int | None = None
@@ -29,7 +29,7 @@ class ModelSpec:
 
 
 class PublicState(IntEnum):
-    """The states of `tensorflow.serving.ModelVersionStatus.State`."""
+    """The values of `tensorflow.serving.ModelVersionStatus.State`."""
 
     UNKNOWN = 0
     START = 10
@@ -41,9 +41,11 @@ class PublicState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (`backends.artifact`), on
-    as many `threads` as it was measured on (0: the backend's choice). `domains` says of its signatures for which inputs
-    they were proven."""
+    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (see `backends.artifact`).
+
+    `threads` is the number of threads it was measured with (0: the backend decides). `domains` gives, by signature, the
+    inputs for which it was proven.
+    """
 
     backend: str
     path: str
