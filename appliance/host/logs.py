@@ -9,15 +9,17 @@ import time
 
 
 def _on_one_line(text: str) -> str:
-    """`text` with what does not print escaped: what clients and files name (models, paths) begins no line of its own,
-    and does nothing to a terminal."""
+    """Return `text` with unprintable characters escaped.
+
+    Names from clients and files (models, paths) could otherwise forge log lines or send control codes to a terminal.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _TextFormatter(logging.Formatter):
-    """A record is one line, but for its traceback."""
+    """Formats a record as one line for people, followed by its traceback if it has one."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
@@ -42,7 +44,10 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure(log_format: str, log_level: str) -> None:
-    """Sends all of this process's logging to stderr. A line is one write, so that processes do not mix theirs."""
+    """Send all of this process's logging to stderr.
+
+    Each line is one write, so that lines of several processes do not mix.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     root = logging.getLogger()

@@ -21,7 +21,7 @@ _KEEP_SECONDS = 60.0
 
 
 def resident_bytes(pid: int) -> int | None:
-    """The resident memory of a process (RSS); None where it has ended. This never waits."""
+    """Return the resident memory of a process (RSS) in bytes; None if it has ended. This never blocks."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
@@ -30,9 +30,9 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def available_bytes() -> int | None:
-    """The memory that new work can have without swapping; None where that is not known (before Linux 3.14).
+    """Return the bytes of memory that new work can use without swapping; None if unknown (before Linux 3.14).
 
-    Where this process's control group has a limit, or one above that, no more than what it leaves.
+    A limit of this process's control group, or of one above it, lowers the result to what the limit leaves.
     """
     found = []
     with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:
@@ -49,7 +49,10 @@ def available_bytes() -> int | None:
 
 
 def _left_in(group: str, limit: str, used: str) -> list[int]:
-    """What a control group leaves of its limit, if it has one: the pages of files that it could drop count as left."""
+    """Return the bytes that a control group's limit leaves, or nothing if it has no limit.
+
+    Page cache that the kernel could drop counts as free.
+    """
     values = []
     try:
         for name in (limit, used):
@@ -57,16 +60,16 @@ def _left_in(group: str, limit: str, used: str) -> list[int]:
                 values.append(int(file.read()))
         with open(f"{group}/memory.stat", "rb") as file:
             droppable = sum(map(int, _INACTIVE.findall(file.read())))
-    except (OSError, ValueError):  # without a limit it says "max"
+    except (OSError, ValueError):  # "max" means no limit
         return []
     return [values[0] - values[1] + droppable]
 
 
 def proportional_bytes(pid: int) -> int | None:
-    """The resident memory of a process with shared pages divided by their users (PSS); None where that is not known.
+    """Return the resident memory of a process in bytes, shared pages divided by their users (PSS); None if unknown.
 
-    The kernel walks the process's pages, for milliseconds, and waits while that process changes its mappings.
-    `smaps_rollup` is of Linux 4.14; before it (EL7) the sum of `smaps` says the same at a higher price.
+    The kernel walks the process's pages for milliseconds, and waits while that process changes its mappings.
+    `smaps_rollup` needs Linux 4.14; before it (EL7) the sum of `smaps` gives the same at a higher cost.
     """
     for name in ("smaps_rollup", "smaps"):
         with contextlib.suppress(OSError):
@@ -77,8 +80,10 @@ def proportional_bytes(pid: int) -> int | None:
 
 
 class ProportionalMemory:
-    """What `proportional_bytes` said lately, asked in a thread of its own: whoever wants it does not wait for the
-    kernel. The thread is a daemon's, so that one that hangs keeps no process from ending."""
+    """The recent results of `proportional_bytes`, refreshed by a thread so that callers do not wait for the kernel.
+
+    The thread is a daemon thread: a hung one does not keep the process from ending.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, float]] = {}
@@ -87,9 +92,9 @@ class ProportionalMemory:
         self._refreshed = float("-inf")
 
     def of(self, pids: Iterable[int], wait_seconds: float) -> dict[int, int]:
-        """The bytes of those processes of which they are known, no older than a minute.
+        """Return the known PSS in bytes by process number, none older than a minute.
 
-        Begins to ask again where the last time was 10 s ago, and waits for that, but not longer than `wait_seconds`.
+        Start a refresh if the last is more than 10 s old, and wait for it for at most `wait_seconds`.
         """
         wanted = list(pids)
         now = time.monotonic()

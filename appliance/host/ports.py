@@ -1,4 +1,4 @@
-"""What a server takes from its machine before it serves: its ports, and a folder for its sockets."""
+"""Ports and the folder for sockets that a server takes before it serves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from appliance.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_MAX_SOCKET_PATH_BYTES = 107  # of sun_path, less its final zero
+_MAX_SOCKET_PATH_BYTES = 107  # sun_path without its final zero byte
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """REST's listening socket. Raises ConfigError where the port is taken."""
+    """Return REST's listening socket. Raise ConfigError if the port is taken."""
     try:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -33,7 +33,7 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 def hold_port(address: str, port: int) -> socket.socket:
-    """A socket that holds gRPC's port for our own processes. Raises ConfigError where the port is taken.
+    """Return a socket that holds gRPC's port for our own processes. Raise ConfigError if the port is taken.
 
     The first bind is without SO_REUSEPORT: with it, two servers would silently share the port.
     """
@@ -53,11 +53,10 @@ def hold_port(address: str, port: int) -> socket.socket:
 
 
 def check_socket_path(path: str) -> None:
-    """Raises ConfigError unless gRPC can listen on a Unix socket at `path`: a socket there is replaced, anything else
-    stays.
+    """Raise ConfigError unless gRPC can listen on a Unix socket at `path`: only a socket there may be replaced.
 
     Another server's socket is taken over, as gRPC and with it TensorFlow Serving do: its own end-to-end tests start
-    several servers with one path. The other server keeps the connections that it has.
+    several servers with one path. The other server keeps its open connections.
     """
     option = f"the grpc_socket_path {path}"
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
@@ -78,7 +77,7 @@ def check_socket_path(path: str) -> None:
 
 
 def remove_socket(path: str) -> None:
-    """Removes the Unix socket at `path`, if nobody listens on it."""
+    """Remove the Unix socket at `path` if no process listens on it."""
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(os.lstat(path).st_mode) and not _is_listened_on(path):
             os.unlink(path)
@@ -86,7 +85,7 @@ def remove_socket(path: str) -> None:
 
 def _is_listened_on(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog says EAGAIN, and that somebody listens
+        probe.setblocking(False)  # EAGAIN means a full backlog, so a process listens
         try:
             probe.connect(path)
         except BlockingIOError:
@@ -108,9 +107,9 @@ def _port_error(option: str, address: str, port: int, error: OSError) -> ConfigE
 
 
 def instance_directory(runtime_dir: str) -> tuple[str, int]:
-    """A folder of this server's own for its sockets, and the descriptor of the lock that marks it as in use.
+    """Create this server's own folder for sockets; return its path and the descriptor of the lock that marks it in use.
 
-    Folders of servers that were killed are removed.
+    Folders of servers that were killed are removed. Raise ConfigError if the folder cannot be used.
     """
     base = runtime_dir or default_runtime_dir()
     try:
@@ -137,7 +136,7 @@ def instance_directory(runtime_dir: str) -> tuple[str, int]:
 
 
 def default_runtime_dir() -> str:
-    """Where the folder for sockets is unless somebody says otherwise."""
+    """Return the default folder for sockets."""
     if os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(os.environ["XDG_RUNTIME_DIR"], "dropserve")
     if os.geteuid() == 0:

@@ -1,7 +1,7 @@
 """Child processes: started by posix_spawn, reaped in one place, and never left behind.
 
-The supervisor is a subreaper: a worker whose fork server has gone is its child all the same. So it alone waits for
-processes, and a process number that it knows cannot have been given to another process.
+The supervisor is a subreaper: a worker whose fork server has died becomes its child. Only the supervisor waits for
+processes, so a process number that it knows cannot have been given to another process.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_subreaper() -> None:
-    """Makes this process the parent of its descendants' orphans (Linux 3.4)."""
+    """Make this process adopt the orphans among its descendants (Linux 3.4)."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def set_name(name: str) -> None:
-    """Names this process for ps and top: at most 15 bytes."""
+    """Set the name of this process that ps and top show, at most 15 bytes."""
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when its parent, whose number is `parent`, ends; exits if it has ended."""
+    """Have the kernel kill this process when its parent, process `parent`, ends; exit if it has ended."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def become_worker(supervisor: int, is_expendable: bool = False) -> None:
-    """What every worker's process is, however it was started: a child that dies with its supervisor, whose number is
-    `supervisor`, and that a Ctrl-C on the terminal does not end. One that `is_expendable` serves nobody."""
+    """Prepare a worker's process, however it was started.
+
+    It dies with the supervisor, whose process number is `supervisor`, and ignores Ctrl-C on the terminal. One that
+    `is_expendable` serves nobody.
+    """
     die_with_parent(supervisor)
     set_name("ds-trial" if is_expendable else "ds-worker")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -50,8 +53,11 @@ def become_worker(supervisor: int, is_expendable: bool = False) -> None:
 
 
 def is_crash(status: int) -> bool:
-    """Whether a wait status is that of a process that its own code brought down: not of one that ended by itself, or
-    that somebody killed, the kernel without memory among them. SIGBUS is left out: it comes of files that went."""
+    """Return whether a wait status is that of a process that its own code crashed.
+
+    A process that exited by itself or was killed (by the kernel for lack of memory, for example) is not a crash. SIGBUS
+    is not counted, because it comes from files that were truncated.
+    """
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) in _CRASHES
 
 
@@ -62,7 +68,7 @@ def fatal_signal(status: int) -> str:
 
 
 def describe_status(status: int) -> str:
-    """A wait status in words."""
+    """Return a wait status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:
@@ -75,23 +81,26 @@ def describe_status(status: int) -> str:
 
 
 class Reaper:
-    """Waits for all children of this process. Lives in the main thread's event loop."""
+    """Waits for all children of this process, in the main thread's event loop."""
 
     def __init__(self) -> None:
         self._futures: dict[int, asyncio.Future[int]] = {}
-        # Ends that came before anyone asked: a worker may die before the fork server has told its number.
+        # Statuses of children nobody asked about yet: a worker may die before the fork server has reported its number.
         self._early: dict[int, int] = {}
 
     def start(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     def stop(self) -> None:
-        """To be called before the loop closes: that closes its pipe for signals before it lets go of them, and Python
-        tells on stderr of a child that ends in between."""
+        """Remove the signal handler; call it before the loop closes.
+
+        The loop closes its pipe for signals before it removes its handlers, and Python reports on stderr a child that
+        ends in between.
+        """
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def exit_of(self, pid: int) -> asyncio.Future[int]:
-        """The wait status of the child `pid`, once it has ended."""
+        """Return a future for the wait status of the child `pid`."""
         if pid not in self._futures:
             self._futures[pid] = asyncio.get_running_loop().create_future()
             if pid in self._early:
@@ -99,13 +108,13 @@ class Reaper:
         return self._futures[pid]
 
     def forget(self, pid: int) -> None:
-        """Forgets an earlier process that had this number. To be called for one that has just been started."""
+        """Forget an earlier process with the number `pid`; call it for a process that has just been started."""
         future = self._futures.get(pid)
         if future is not None and future.done():
             del self._futures[pid]
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signals a child that has not been reaped."""
+        """Send a signal to a child that has not been reaped."""
         future = self._futures.get(pid)
         if future is not None and not future.done():
             with contextlib.suppress(ProcessLookupError):
@@ -120,7 +129,7 @@ class Reaper:
             if pid == 0:
                 return
             future = self._futures.get(pid)
-            if future is None or future.done():  # done: of an earlier process that had this number
+            if future is None or future.done():  # a done future belongs to an earlier process with this number
                 self._futures.pop(pid, None)
                 self._early[pid] = status
                 if len(self._early) > 256:
@@ -137,18 +146,18 @@ def spawn(
     stdin: int | None = None,
     stdout: int | None = None,
 ) -> int:
-    """Starts `python -m module` with `descriptors` as its descriptors 3, 4 and so on; its process number.
+    """Start `python -m module` and return its process number.
 
-    What it prints goes to `stderr`, or where this process's own goes; to `stdout` what it says, where that is given.
-
-    `-I` would ignore the folder that the project runs from, so it is passed on only where we have it ourselves.
+    `descriptors` become its descriptors 3, 4 and so on. Its output goes to `stderr`, or to this process's own if None;
+    its standard output to `stdout`, if given. `-I` would hide the folder that the project runs from, so it is passed on
+    only if this process has it.
     """
     isolated = ["-I"] if sys.flags.isolated else []
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
     if stderr is not None:
         actions.append((os.POSIX_SPAWN_DUP2, stderr, 1))
         actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
-    # Two steps, by numbers that are neither given nor wanted, so that none is overwritten before it has been copied.
+    # Copy in two steps, by way of unused numbers, so that no descriptor is overwritten before it has been copied.
     first = 3 + len(descriptors)
     spares = [number for number in range(first, first + 2 * len(descriptors)) if number not in descriptors]
     for spare, descriptor in zip(spares, descriptors, strict=False):
@@ -167,5 +176,5 @@ def spawn(
         file_actions=actions,
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP],
-        setpgroup=0,  # a Ctrl-C on the terminal reaches the supervisor alone, which then stops the rest in order
+        setpgroup=0,  # Ctrl-C on the terminal reaches only the supervisor, which then stops the rest in order
     )

@@ -1,8 +1,8 @@
-"""Tells the service manager how the server stands: systemd's notification protocol, sd_notify(3), without its library.
+"""Notifications to the service manager: systemd's protocol, sd_notify(3), without its library.
 
 A notification is one datagram of lines `NAME=value` to the Unix socket that $NOTIFY_SOCKET names; a leading `@` stands
-for the zero byte of an abstract socket. There may be no manager, or one that does not read: a notification waits a
-moment at most, and one that fails is a line in the log and no more.
+for the zero byte of an abstract socket. There may be no manager, or one that does not read: a notification waits for at
+most a second, and a failure is only logged.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ _SEND_SECONDS = 1.0  # the manager's queue holds as few as ten datagrams (net.un
 
 
 class Notifier:
-    """Where notifications go. `watchdog_seconds` is how long the manager waits between two signs of life before it
-    ends the service; None where it does not watch."""
+    """Sends notifications to one address.
+
+    `watchdog_seconds` is the longest time that the manager waits for a sign of life before it ends the service; None if
+    it does not watch.
+    """
 
     def __init__(self, address: str = "", watchdog_seconds: float | None = None) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -31,11 +34,11 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str], pid: int) -> Notifier:
-        """Where process `pid` is told to notify; takes the variables out of `environment`.
+        """Return the notifier that `environment` describes for process `pid`, and remove its variables.
 
-        No process that is started from here may have them: gunicorn would tell the manager that the service is ready
-        once its own processes run. What is neither a path nor an abstract name is not notified (systemd 253 also
-        knows vsock:, for virtual machines).
+        Child processes must not inherit them: gunicorn would report the service ready once its own processes run. An
+        address that is neither a path nor an abstract name is ignored with a warning (systemd 253 also knows vsock:,
+        for virtual machines).
         """
         address = environment.pop("NOTIFY_SOCKET", "")
         microseconds = environment.pop("WATCHDOG_USEC", "")
@@ -48,7 +51,7 @@ class Notifier:
         return cls(address, seconds or None)
 
     def say(self, *lines: str) -> None:
-        """Sends `lines`, such as "READY=1", in one datagram."""
+        """Send `lines`, such as "READY=1", in one datagram."""
         if not self._address:
             return
         try:
@@ -63,7 +66,7 @@ class Notifier:
             self._failed = True
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; the same line is sent once."""
+        """Send one line for `systemctl status`, unless it is the line sent last."""
         if text != self._status:
             self._status = text
             self.say("STATUS=" + " ".join(text.split())[:MAX_STATUS_CHARACTERS])
