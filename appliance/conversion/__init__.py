@@ -1,1 +1,1 @@
-"""A job that finds a faster form of a version: what it is told, and its process."""
+"""Conversion jobs, which find a faster form of a version: their settings, their process, their report for people."""

@@ -1,4 +1,4 @@
-"""A job as the appliance asks for it: what it is told, and how it is run by hand."""
+"""Conversion jobs as the appliance starts them: their settings, and a run by hand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from converters.spec import JobSpec
 __all__ = ["PROCESS", "accelerate", "job_spec"]
 
 PROCESS = "appliance.conversion.process"
-"""The module to run for a job: it reads the spec from its standard input, see `converters.job`."""
+"""The module that runs a job: it reads a `converters.job` spec from its standard input."""
 
 
 def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int) -> JobSpec:
-    """The job for the version folder `path` of a model with `options`; see `JobSpec`. `acceleration` off counts as
-    auto: whoever starts a job wants one. A `cache_dir` of "" is the default one."""
+    """Return the job for the version folder `path` of a model with `options`; see `JobSpec`.
+
+    An `acceleration` of "off" counts as "auto", because the caller has asked for a job. An empty `cache_dir` means the
+    default folder.
+    """
     policy = options.acceleration
     return JobSpec(
         path=path,
@@ -49,9 +52,9 @@ def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, ca
 def accelerate(
     options: ModelOptions, path: str, cache_dir: str, cache_max_bytes: int, say: Callable[[str], None]
 ) -> Report:
-    """Runs a job for the version folder `path` to its end, as fast as it goes, and keeps its result in the cache only.
+    """Run a job for the version folder `path` to its end at full speed, and keep its result only in the cache.
 
-    Raises ConfigError where the folder is none, or the job fails.
+    `say` receives each line of progress. Raise ConfigError if `path` is not a folder or the job fails.
     """
     if not os.path.isdir(path):
         raise ConfigError(f"{path} is not a folder", "give a version folder, such as /models/mine/1")

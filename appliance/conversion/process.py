@@ -1,6 +1,6 @@
-"""The process of a job: `converters.job`, told of the requests that were recorded for the version.
+"""The process of a job: `converters.job`, given the reader of the requests that were recorded for the version.
 
-`converters` knows nothing of serving, so it is given what reads them.
+It is passed in because `converters` knows nothing of serving.
 """
 
 from __future__ import annotations

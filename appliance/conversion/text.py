@@ -1,4 +1,4 @@
-"""What became of a job, as text for people."""
+"""A job's report as text for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_HAZARDS = 5
 
 
 def report_text(report: Report) -> str:
-    """The report as a table for people."""
+    """Return the report as a table for people."""
     lines = [f"{report.chosen}: {report.reason}", ""]
     batches = list(dict.fromkeys((t.signature, t.batch) for t in report.tensorflow))
     shown = batches[:4]
@@ -56,7 +56,7 @@ def report_text(report: Report) -> str:
 
 
 def demotion_text(demotion: Demotion) -> str:
-    """Why a form was given up, when, and how to have it tried again."""
+    """Return why and when a form was given up, and how to have it tried again."""
     remove = f"remove {demotion.file} and start the server again" if demotion.file else "start the server again"
     return f"{demotion.why} ({demotion.at}; to try it again, {remove})"
 
