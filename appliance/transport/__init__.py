@@ -1,1 +1,1 @@
-"""Carries arrays between a front and a worker: frames, shared segments, connections. It knows no model."""
+"""Carries arrays between a front and a worker: frames, shared memory, connections. It knows no models."""

@@ -1,4 +1,4 @@
-"""One end of a connection between a front and a worker: frames in, buffers and descriptors out. Never blocks."""
+"""One end of a connection between a front and a worker: reads and sends frames and descriptors. Never blocks."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from collections.abc import Sequence
 from appliance.transport.wire import Buffer, Decoder, Frame, WireError
 
 _MAX_PAYLOAD_BYTES = 4 * 1024**3
-_MAX_BUFFERS = 1024  # of one sendmsg: UIO_MAXIOV of Linux; more are refused, not cut
+_MAX_BUFFERS = 1024  # the most in one sendmsg (Linux's UIO_MAXIOV): with more, the call fails
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
 
 
 class Channel:
-    """A non-blocking Unix stream socket that carries frames, with what could not be sent yet.
+    """A non-blocking Unix stream socket for frames, with a queue of what could not be sent yet.
 
-    Not thread-safe; receiving and sending may be done by different threads.
+    Not thread-safe, but one thread may receive while another sends.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.unsent_bytes = 0
-        self.descriptors: deque[int] = deque()  # received, in the order of the frames that they belong to
+        self.descriptors: deque[int] = deque()  # received descriptors, in the order of their frames
         self._decoder = Decoder(_MAX_PAYLOAD_BYTES)
         self._unsent: deque[tuple[Buffer, int | None]] = deque()  # a descriptor goes with its buffer's first byte
 
     def receive(self) -> list[Frame]:
-        """The frames that are complete now. Raises EOFError at the connection's end, WireError for what is none."""
+        """Return the frames that are complete now.
+
+        Raise EOFError at the connection's end, WireError for malformed bytes.
+        """
         try:
             count, ancillary, _, _ = self.sock.recvmsg_into([self._decoder.target()], _ANCILLARY_BYTES)
         except BlockingIOError:
@@ -45,14 +48,20 @@ class Channel:
         return self._decoder.received(count)
 
     def take_descriptor(self) -> int:
-        """The descriptor that came beside the frame at hand; it is the caller's to close. Raises WireError."""
+        """Return the descriptor that came with the current frame; the caller closes it.
+
+        Raise WireError if there is none.
+        """
         if not self.descriptors:
             raise WireError("a frame announces a descriptor that has not come")
         return self.descriptors.popleft()
 
     def send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> bool:
-        """Sends or keeps the buffers of one frame; false where some are kept, and `flush` must be called when there
-        is room. `descriptor` must stay open until then. Raises EOFError where the peer is gone."""
+        """Send the buffers of one frame, and queue what the socket does not take.
+
+        Return False if something was queued: call `flush` when the socket is writable. `descriptor` must stay open
+        until then. Raise EOFError if the peer is gone.
+        """
         if self._unsent:
             self._keep(buffers, descriptor)
             return False
@@ -66,7 +75,7 @@ class Channel:
         return True
 
     def flush(self) -> bool:
-        """Sends what was kept; true when nothing is left. Raises EOFError where the peer is gone."""
+        """Send what was queued; return whether nothing is left. Raise EOFError if the peer is gone."""
         while self._unsent:
             buffer, descriptor = self._unsent.popleft()
             sent = self._sendmsg([buffer], descriptor)

@@ -1,4 +1,4 @@
-"""One front's connection to one worker: sends requests, and gives each its answer. Runs in one asyncio loop."""
+"""A front's connection to one worker: sends requests and matches the answers. Runs in one asyncio loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DiedError(ServingError):
 
 
 class DrainingError(Exception):
-    """The worker did not run the request, because it is going. Another one may."""
+    """The worker is shutting down and did not run the request. Another worker may run it."""
 
 
 class UnprovenInputError(ServingError):
@@ -72,14 +72,14 @@ class Pending:
 
 
 class Connection:
-    """One multiplexed connection to one worker."""
+    """A multiplexed connection to one worker."""
 
     def __init__(self, route: VersionRoute, model: str) -> None:
         self._name = f"model {model} version {route.version}"
         self._loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.connect(route.socket_path)  # local, and the worker listens: it does not block
+            sock.connect(route.socket_path)  # the socket is local and the worker listens, so this does not block
         except OSError:
             sock.close()
             raise
@@ -94,7 +94,10 @@ class Connection:
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     def submit(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> tuple[int, Pending]:
-        """Sends a request; the answer arrives in the pending's future."""
+        """Send a request; return its number and its `Pending`, whose future gets the answer.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
+        """
         request_id = self._next_id
         self._next_id += 1
         meta = predict_meta(signature, outputs, packed.table)
@@ -118,9 +121,10 @@ class Connection:
         return request_id, pending
 
     async def ask(self, signature: str, outputs: Sequence[str], packed: Packed, deadline_ns: int) -> Arrays:
-        """Sends a request, and waits for its answer until `deadline_ns` (CLOCK_MONOTONIC).
+        """Send a request, and return the answer's arrays by output name.
 
-        Raises ServingError, of which DiedError and UnprovenInputError are kinds; DrainingError where it did not run.
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raise ServingError (DEADLINE_EXCEEDED, DiedError,
+        UnprovenInputError or the worker's own error), or DrainingError if the request did not run.
         """
         request_id, pending = self.submit(signature, outputs, packed, deadline_ns)
         future = pending.future
@@ -135,18 +139,18 @@ class Connection:
             timer.cancel()
 
     def cancel(self, request_id: int) -> None:
-        """Tells the worker that nobody waits. Its answer still comes, and frees the request's segment."""
+        """Tell the worker that the caller has gone. The answer still comes, and frees the request's segment."""
         if self.open and request_id in self._pending:
             self._send([header(Kind.CANCEL, 0, 0, request_id)])
 
     def leave(self) -> None:
-        """Closes the connection once nothing is pending: the version is no longer routed."""
+        """Close the connection once no request is pending, because the version is no longer routed."""
         self._leaving = True
         if not self._pending:
             self._close()
 
     def _send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> None:
-        with contextlib.suppress(EOFError):  # the reader sees the end, and fails what is pending
+        with contextlib.suppress(EOFError):  # the reader sees the end of file, and fails all pending requests
             if self.open and not self._channel.send(buffers, descriptor):
                 self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
 
@@ -163,7 +167,8 @@ class Connection:
         except EOFError:
             self._close()
         except (WireError, struct.error, KeyError) as error:
-            # The worker runs an untrusted model: what it sends is checked, and a liar loses its connection.
+            # The worker runs an untrusted model, so its frames are checked, and the connection is closed if one is
+            # malformed.
             logger.error("closed the connection to the worker of %s: %r", self._name, error)
             self._close()
 

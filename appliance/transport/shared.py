@@ -1,10 +1,10 @@
 """Shared-memory segments: unlinked files in /dev/shm whose descriptors travel over the Unix socket.
 
-They have no names, so a process that is killed leaves nothing behind. A segment is kept and used again, because the
-kernel must clear each fresh page (a round trip of 8 MiB took 0.54 ms through the socket, and 0.15 ms through pages
-that existed). Space is allocated before use: writing to a full tmpfs would kill
-the writer with SIGBUS. Written by pwrite and read by pread where the peer is not trusted: a peer that shrinks a file
-kills whoever has it mapped, and Linux 3.10 has no seals.
+They have no names, so a killed process leaves nothing behind. Segments are reused, because the kernel must clear each
+fresh page (a round trip of 8 MiB took 0.54 ms through the socket, and 0.15 ms through existing pages). Space is
+allocated before use: writing to a full tmpfs would kill the writer with SIGBUS. Segments are written by pwrite, and
+read by pread if the peer is not trusted: a peer that shrinks a file kills any process that has it mapped, and Linux
+3.10 has no seals.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 from appliance.transport.wire import Buffer
 
-THRESHOLD_BYTES = 1024 * 1024  # below it, copying costs little beside running a model
+THRESHOLD_BYTES = 1024 * 1024  # smaller payloads go through the socket: the copy costs little beside running a model
 _DIRECTORY = "/dev/shm"  # noqa: S108 - the kernel's shared memory, no temporary file
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One shared file of `size` bytes; `announced` once the peer has its descriptor."""
+    """A shared file of `size` bytes. `announced` is set once the peer has its descriptor."""
 
     number: int
     descriptor: int
@@ -35,12 +35,12 @@ class Segment:
             view = memoryview(data)
             while view:
                 written = os.pwrite(self.descriptor, view, offset)
-                offset += written  # noqa: PLW2901 - a short write goes on where it stopped
+                offset += written  # noqa: PLW2901 - continue after a short write
                 view = view[written:]
 
 
 def read(descriptor: int, size: int) -> bytearray:
-    """`size` bytes of a segment that the peer may shrink. Raises OSError (EINVAL) where it has fewer."""
+    """Return the first `size` bytes of a segment that the peer may shrink. Raise OSError (EINVAL) if it is shorter."""
     data = bytearray(size)
     view = memoryview(data)
     position = 0
@@ -53,7 +53,7 @@ def read(descriptor: int, size: int) -> bytearray:
 
 
 class SegmentPool:
-    """The segments that one side of one connection writes. Bounded by `limit_bytes` in all."""
+    """The segments that one side of one connection writes, at most `limit_bytes` in total."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -61,10 +61,10 @@ class SegmentPool:
         self._next = 1
         self._free: list[Segment] = []
         self._used: dict[int, Segment] = {}
-        self.forgotten: list[int] = []  # announced segments that were closed, for the peer to unmap
+        self.forgotten: list[int] = []  # numbers of closed segments that the peer knows, and should unmap
 
     def acquire(self, size: int) -> Segment | None:
-        """A segment of at least `size` bytes, or None where there is no room: then the payload goes by the socket."""
+        """Return a segment of at least `size` bytes; None if there is no room, and the payload must use the socket."""
         fitting = [segment for segment in self._free if segment.size >= size]
         if fitting:
             segment = min(fitting, key=lambda candidate: candidate.size)
@@ -86,7 +86,7 @@ class SegmentPool:
         return segment
 
     def release(self, number: int) -> None:
-        """Takes back a segment that the peer has read. Unknown numbers are ignored: the peer may be confused."""
+        """Free a segment that the peer has read. Unknown numbers are ignored, because the peer may be faulty."""
         segment = self._used.pop(number, None)
         if segment is not None:
             self._free.append(segment)
@@ -108,7 +108,7 @@ def _create(size: int) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         descriptor = os.open(_DIRECTORY, flags | os.O_TMPFILE, 0o600)
-    except OSError:  # tmpfs knows O_TMPFILE since Linux 3.11
+    except OSError:  # tmpfs supports O_TMPFILE since Linux 3.11
         path = f"{_DIRECTORY}/dropserve-{secrets.token_hex(16)}"
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(path)

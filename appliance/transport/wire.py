@@ -1,14 +1,14 @@
-"""The frames that travel between a front and a worker over a Unix stream socket: pure bytes in, frames out.
+"""The frames that travel between a front and a worker over a Unix stream socket. Pure: bytes in, frames out.
 
     frame   = header, meta, payload
     header  = magic "ds", kind u8, flags u8, meta bytes u32, payload bytes u64, request id u64, deadline u64
     table   = count u16, count × (name bytes u16, name, dtype u8, rank u8, rank × dimension i64, data bytes u64)
 
 All integers are little-endian. A deadline is in nanoseconds of CLOCK_MONOTONIC (one clock for all processes of a
-machine); 0 is none. A payload is the arrays' data in the table's order, each beginning at a multiple of 64 bytes
-(TensorFlow feeds aligned memory without a copy). A string array's data is its elements' lengths (u32 each), then
-their bytes. With FLAG_SHARED the payload lies in a shared-memory segment instead of the stream, and the meta begins
-with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descriptor arrives beside the frame.
+machine); 0 means none. A payload is the arrays' data in the table's order, each starting at a multiple of 64 bytes
+(TensorFlow feeds aligned memory without a copy). The data of a string array is the lengths of its elements (u32 each),
+then their bytes. With FLAG_SHARED the payload lies in a shared-memory segment instead of the stream, and the meta
+starts with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descriptor comes with the frame.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HEADER = struct.Struct("<2sBBIQQQ")
 SEGMENT_ID = struct.Struct("<I")
 FLAG_SHARED = 1
 FLAG_DESCRIPTOR = 2
-FLAG_DRAINING = 4  # on an ERROR: refused before it ran, because the worker is going; ask another
-FLAG_UNPROVEN = 8  # on an ERROR: refused before it ran, because the form was not proven for such inputs; ask TensorFlow
+FLAG_DRAINING = 4  # on an ERROR: not run, because the worker is shutting down; ask another worker
+FLAG_UNPROVEN = 8  # on an ERROR: not run, because the form was not proven for such inputs; ask TensorFlow
 
 MAX_META_BYTES = 16 * 1024 * 1024
 ALIGNMENT = 64
@@ -37,7 +37,7 @@ _BUFFER_BYTES = 256 * 1024
 _SMALL = 16 * 1024
 
 _HEAD_BYTES = struct.Struct("<I")
-_MAX_KEPT_BYTES = 1024  # of a head that is remembered: clients choose them
+_MAX_KEPT_BYTES = 1024  # the largest head that is cached: clients choose the heads
 
 Buffer = bytes | bytearray | memoryview
 Arrays = Mapping[str, np.ndarray]
@@ -47,18 +47,18 @@ class Kind(IntEnum):
     PREDICT = 1  # front → worker: meta = signature and wanted outputs, table
     RESULT = 2  # worker → front: meta = table
     ERROR = 3  # worker → front: meta = code u8, message
-    CANCEL = 4  # front → worker: nobody waits for this request id any more
+    CANCEL = 4  # front → worker: the client of this request id has gone
     RELEASE = 5  # front → worker: the segment in the meta has been read
     FORGET = 6  # either way: unmap the segment in the meta
-    GOODBYE = 7  # worker → front: nothing more is read; what has no answer by now did not run
+    GOODBYE = 7  # worker → front: no more frames are read; a request without an answer by now did not run
 
 
 class WireError(Exception):
-    """The peer sent bytes that are no frame: the connection cannot go on."""
+    """The peer sent bytes that are not a valid frame; the connection must be closed."""
 
 
 class Frame(NamedTuple):
-    """One frame. `payload` is None where the payload lies in shared memory; `payload_bytes` is its size anyway."""
+    """One frame. `payload` is None if it lies in shared memory; `payload_bytes` is its size in either case."""
 
     kind: int
     flags: int
@@ -70,7 +70,7 @@ class Frame(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Arrays ready to travel: their table, and (offset, data) chunks of a payload of `payload_bytes`."""
+    """Arrays ready to send: their table, and (offset, data) chunks of a payload of `payload_bytes`."""
 
     table: bytes
     chunks: list[tuple[int, Buffer]]
@@ -84,7 +84,7 @@ def header(
 
 
 def pack_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Packed:
-    """The named arrays as a table and payload chunks. The chunks may refer to the arrays' own memory."""
+    """Return the table and payload chunks of the named arrays. The chunks may refer to the arrays' own memory."""
     entries: list[bytes] = []
     chunks: list[tuple[int, Buffer]] = []
     offset = 0
@@ -115,7 +115,7 @@ def _pack_strings(array: np.ndarray) -> bytes:
 
 
 def inline(packed: Packed) -> list[Buffer]:
-    """The chunks as consecutive buffers, with the padding between them."""
+    """Return the chunks as consecutive buffers, with padding between them."""
     if len(packed.chunks) == 1:
         return [packed.chunks[0][1]]
     buffers: list[Buffer] = []
@@ -129,9 +129,11 @@ def inline(packed: Packed) -> list[Buffer]:
 
 
 def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
-    """The named arrays of a table and its payload; numeric ones are views of `payload`.
+    """Return the named arrays of a table and its payload.
 
-    Raises WireError where the table does not describe the payload.
+    Numeric arrays are views of `payload`; strings are bytes objects.
+
+    Raise WireError if the table does not describe the payload.
     """
     table = bytes(table)
     layout = _layout(table) if len(table) <= _MAX_KEPT_BYTES else _layout.__wrapped__(table)
@@ -154,9 +156,9 @@ def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(256)
 def _layout(table: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int, int], ...]:
-    """Name, element type, shape, offset in the payload and bytes of each array. Raises WireError.
+    """Return name, element type, shape, offset in the payload and size in bytes of each array. Raise WireError.
 
-    Most requests to a model have the table of one before; reading it takes longer than all else here.
+    Cached, because most requests to a model have the same table, and parsing it takes most of the time of unpacking.
     """
     found = []
     try:
@@ -184,7 +186,7 @@ def _layout(table: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int, int],
 
 
 def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Name, number of the element type and shape of each array of a table, without its payload. Raises WireError."""
+    """Return name, element type number and shape of each array of a table, without its payload. Raise WireError."""
     found: list[tuple[str, int, tuple[int, ...]]] = []
     try:
         (count,) = struct.unpack_from("<H", table)
@@ -220,13 +222,13 @@ def _unpack_strings(data: memoryview, shape: Sequence[int]) -> np.ndarray:
 
 
 def predict_meta(signature: str, outputs: Sequence[str], table: bytes) -> bytes:
-    """The meta of a PREDICT frame."""
+    """Return the meta of a PREDICT frame."""
     head = b"\0".join([signature.encode(), *(name.encode() for name in outputs)])
     return struct.pack("<I", len(head)) + head + table
 
 
 def parse_predict_meta(meta: Buffer) -> tuple[str, list[str], Buffer]:
-    """The signature, the wanted outputs and the table of a PREDICT frame's meta. Raises WireError."""
+    """Return the signature, the wanted outputs and the table of a PREDICT frame's meta. Raise WireError."""
     try:
         (size,) = _HEAD_BYTES.unpack_from(meta)
         head = bytes(meta[4 : 4 + size])
@@ -243,10 +245,10 @@ def _predict_head(head: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 class Decoder:
-    """Cuts a byte stream into frames. The caller receives into `target()` and says how much with `received(n)`.
+    """Cuts a byte stream into frames. The caller receives into `target()` and reports the count to `received(n)`.
 
-    A payload that does not fit the small buffer is received straight into memory of its own. `max_payload_bytes`
-    bounds what a peer can make this side allocate.
+    A payload that does not fit the small buffer is received directly into memory of its own. `max_payload_bytes` bounds
+    what a peer can make this side allocate.
     """
 
     def __init__(self, max_payload_bytes: int) -> None:
@@ -260,13 +262,13 @@ class Decoder:
         self._filled = 0
 
     def target(self) -> memoryview:
-        """Memory to receive into: never empty."""
+        """Return the memory to receive into; never empty."""
         if self._large is not None:
             return memoryview(self._large)[self._filled :]
         return self._view[self._end :]
 
     def received(self, count: int) -> list[Frame]:
-        """Takes `count` bytes that were written to the last `target()`. Raises WireError."""
+        """Return the frames that `count` more bytes in the last `target()` complete. Raise WireError."""
         frames: list[Frame] = []
         if self._large is not None:
             self._filled += count
@@ -315,7 +317,7 @@ class Decoder:
         return False
 
     def _make_room(self, size: int) -> None:
-        """Sees to it that `size` bytes fit from the start of the frame that has begun, and one byte can follow."""
+        """Make the buffer large enough for `size` bytes from the start of the current frame, and one byte more."""
         if self._start + size < len(self._buffer):
             return
         rest = bytes(self._view[self._start : self._end])
