@@ -1,1 +1,1 @@
-"""One request from decoded to answered, whatever its protocol: resolved, checked, sent to a worker."""
+"""Runs one request from decoded to answered, for every protocol: resolved, checked, sent to a worker."""

@@ -1,4 +1,4 @@
-"""What is counted and logged of each request: once, for every protocol, method and outcome."""
+"""Counts and logs each request once, for every protocol, method and outcome."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ access_logger = logging.getLogger("dropserve.access")
 
 
 class Exchange:
-    """One request and its answer, as far as they are known yet. Whoever decodes the request says which model it asks
-    for; whoever answers it, with what code. `method` is what the metrics call it."""
+    """One request and its answer, as far as they are known.
+
+    The decoder sets `model`; the code that answers sets `code` and `response_bytes`. `method` is its name in the
+    metrics.
+    """
 
     __slots__ = ("code", "method", "model", "response_bytes", "started")
 
     def __init__(self, method: str) -> None:
-        self.started = time.monotonic()  # seconds
+        self.started = time.monotonic()  # monotonic seconds
         self.method = method
         self.model = ""
-        self.code = Code.INTERNAL  # of what nobody foresaw
+        self.code = Code.INTERNAL  # the default, for an unexpected exception
         self.response_bytes = 0
 
 
 class Access(NamedTuple):
-    """How the access log shows a request: `what` was asked for and with which `status` it was answered, for people;
-    `fields` for programs."""
+    """An access log entry: `what` was asked for and its `status`, for people; `fields`, for programs."""
 
     client: str
     what: str
@@ -41,7 +43,7 @@ class Access(NamedTuple):
 
 
 class Accounting:
-    """Counts and logs the requests of one front, whose protocol is "rest" or "grpc"."""
+    """Counts and logs the requests of one front; `protocol` is "rest" or "grpc"."""
 
     def __init__(self, counts: RequestMetrics, router: Router, protocol: str, access_log: bool) -> None:
         self._counts = counts
@@ -50,9 +52,12 @@ class Accounting:
         self._access_log = access_log
 
     def account(self, exchange: Exchange, access: Callable[[], Access]) -> None:
-        """Takes down a request that has been answered, or whose client is gone. `access` is called if it is logged."""
+        """Record a request that was answered, or whose client has gone.
+
+        `access` is called only if the request is logged.
+        """
         seconds = time.monotonic() - exchange.started
-        # A model that is not known is none, so that clients cannot make up labels.
+        # An unknown model is counted as "", so that clients cannot create labels.
         model = exchange.model if exchange.model in self._router.snapshot.models else ""
         self._counts.record(model, exchange.method, exchange.code, seconds)
         if self._access_log:

@@ -1,4 +1,4 @@
-"""Runs Classify, Regress and MultiInference, for every protocol: from the examples to the results."""
+"""Runs Classify, Regress and MultiInference for every protocol: from the examples to the results."""
 
 from __future__ import annotations
 
@@ -38,17 +38,25 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What one front has for these methods: examples take `max_bytes` at most, once each has the context."""
+    """Runs these methods for one front.
+
+    Examples take at most `max_bytes` once the context has been copied into each of them.
+    """
 
     pipeline: Pipeline
     check_method_name: bool
     max_bytes: int
-    on_examples: Callable[[str, int], None] = lambda _model, _count: None  # is told how many examples were answered
+    on_examples: Callable[[str, int], None] = lambda _model, _count: None  # called with the number of answered examples
 
     async def classify_or_regress(
         self, data: bytes, method: Method, exchange: Exchange, reserved: Reservation, deadline_ns: int
     ) -> bytes:
-        """Answers a serialized ClassificationRequest or RegressionRequest. Raises ServingError."""
+        """Answer a serialized ClassificationRequest or RegressionRequest with a serialized response.
+
+        Raise ServingError.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
+        """
         request = decode_request(data)
         exchange.model = request.spec.model
         plan = self.plan(method, request.signature_name)
@@ -56,7 +64,10 @@ class Inference:
         return encode_response(done.model, done.version, done.tasks[0], done.results[0])
 
     async def multi_inference(self, data: bytes, exchange: Exchange, reserved: Reservation, deadline_ns: int) -> bytes:
-        """Answers a serialized MultiInferenceRequest. Raises ServingError."""
+        """Answer a serialized MultiInferenceRequest with a serialized response. Raise ServingError.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
+        """
         request = decode_multi_request(data)
         exchange.model = request.spec.model
 
@@ -67,7 +78,7 @@ class Inference:
         return encode_multi_response(done.model, done.version, done.tasks, done.results)
 
     def plan(self, method: Method, signature_name: str) -> TaskPlan:
-        """The plan of a request with one task."""
+        """Return the plan of a request with one task."""
 
         def plan(signatures: Mapping[str, Signature], why_not: WhyNot) -> tuple[Task, ...]:
             return (task(method, signature_name, signatures, self.check_method_name, why_not),)
@@ -77,10 +88,10 @@ class Inference:
     async def run(
         self, spec: ModelSpec, plan: TaskPlan, examples: Examples, reserved: Reservation, deadline_ns: int
     ) -> Done:
-        """Runs all tasks that `plan` makes of the version that `spec` asks for, on that one version.
+        """Run all tasks that `plan` returns for the version that `spec` asks for, on that version.
 
-        What the context adds to the examples is added to `reserved`. `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
-        Raises ServingError.
+        The bytes that the context adds to the examples are added to `reserved`. `deadline_ns` is in CLOCK_MONOTONIC
+        nanoseconds. Raise ServingError.
         """
         inputs: dict[str, np.ndarray] = {}
         planned: tuple[Task, ...] = ()

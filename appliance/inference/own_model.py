@@ -1,4 +1,7 @@
-"""What the model itself answers, where a form of it serves: a second opinion, or what the form was not proven for."""
+"""Runs requests on the model itself while an accelerated form serves it.
+
+This gives a second opinion on a form's error, and answers inputs that the form was not proven for.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,31 @@ from appliance.transport.connection import Arrays, Connection, DiedError, Draini
 __all__ = ["NobodyError", "OwnModel"]
 
 _MAX_OPINIONS = 8
-# What stands by does so for 30 s after it was last asked for: it is not asked for at every request.
+# A standby worker stays for 30 s after it was last asked for, so the supervisor is not asked at every request.
 _STANDING_SECONDS = 5.0
 
 
 class NobodyError(Exception):
-    """The model itself does not stand by."""
+    """No worker with the model itself is available."""
 
 
 class OwnModel:
-    """The workers that stand by for forms, on their own framework."""
+    """The standby workers, which run the models themselves beside their forms."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._opinions = 0  # that are being asked for now
-        self._standing: dict[str, tuple[str, float]] = {}  # by the socket of its form: its own, and when it was asked
+        self._standing: dict[str, tuple[str, float]] = {}  # form's socket → standby worker's socket, asked (monotonic)
 
     async def opinion(
         self, model: str, version: VersionRoute, run: Run, deadline_ns: int, error: ServingError
     ) -> Arrays:
-        """What the model itself answers, where its accelerated form failed with `error`. Where it answers, the form is
-        demoted; where it refuses too, that is the client's error, and its words are the model's own."""
+        """Return the answer of the model itself, after its accelerated form failed with `error`.
+
+        If the model itself answers, the form is demoted. If it fails too, the error is the client's, and the model's
+        own error is raised. Raise `error` if no standby worker is available, or if eight opinions are being asked for
+        already.
+        """
         if self._opinions >= _MAX_OPINIONS:
             raise error
         self._opinions += 1
@@ -42,7 +49,7 @@ class OwnModel:
                 arrays = await self.answer(model, version, run, deadline_ns)
             except NobodyError:
                 raise error from None
-            if not isinstance(error, DiedError):  # the supervisor knows of deaths by itself
+            if not isinstance(error, DiedError):  # the supervisor notices the death of a worker by itself
                 why = f"{version.accelerated} failed where TensorFlow answers: {error}"
                 self._router.tell("demote", {"model": model, "version": version.version, "why": why})
             return arrays
@@ -50,8 +57,11 @@ class OwnModel:
             self._opinions -= 1
 
     async def answer(self, model: str, version: VersionRoute, run: Run, deadline_ns: int) -> Arrays:
-        """What the model itself answers, which is loaded beside its accelerated form if need be. Raises ServingError,
-        NobodyError where it is not to be had."""
+        """Return the answer of the model itself, which is loaded beside its form if necessary.
+
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raise ServingError, or NobodyError if no standby worker is
+        available.
+        """
         connection = await self._standing_by(model, version, deadline_ns)
         try:
             return await connection.ask(run.signature, run.outputs, run.packed, deadline_ns)
@@ -66,7 +76,7 @@ class OwnModel:
             try:
                 return self._router.aside_to(path, model, version)
             except OSError:
-                pass  # it has ended: another is asked for
+                pass  # it has ended: ask for another
         seconds = max((deadline_ns - time.monotonic_ns()) / 1e9, 0.0)
         which = {"model": model, "version": version.version, "seconds": seconds}
         try:

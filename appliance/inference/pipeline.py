@@ -1,7 +1,7 @@
-"""One request, whatever its protocol: a version is resolved, the request is checked against it and run by it.
+"""Runs one request for every protocol: resolves a version, checks the request against it, and runs it there.
 
-The answer carries the version that ran. A version that drains meanwhile runs nothing more: then all of it is done anew,
-with the newer snapshot, so that no answer is of a version that the request was not checked against.
+The answer carries the version that ran. If the version starts to drain in the meantime, all steps are repeated with the
+newer snapshot, so that no answer comes from a version that the request was not checked against.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Pipeline"]
 
 _ATTEMPTS = 3
 _MAX_WANTED = 300  # characters of a signature's inputs in an error
-# What says nothing of the model: the queue is full, time is up, nobody waits, the process is gone or going.
+# Errors that say nothing about the model: full queue, deadline, cancellation, or a worker that is gone.
 _NO_ANSWER = frozenset({Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE})
 
 
@@ -37,9 +37,9 @@ class Pipeline:
         self._own = OwnModel(router)
 
     async def run(self, spec: ModelSpec, check: Check, deadline_ns: int) -> Answered:
-        """Runs what `check` makes of the version that `spec` asks for, on that one version.
+        """Run what `check` returns for the version that `spec` asks for, on that version.
 
-        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raises ServingError.
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raise ServingError.
         """
         unproven: UnprovenInputError | None = None
         for _ in range(_ATTEMPTS):
@@ -74,7 +74,7 @@ class Pipeline:
     async def _all(
         self, connection: Connection, model: ModelRoute, version: VersionRoute, runs: Sequence[Run], deadline_ns: int
     ) -> Sequence[Arrays]:
-        """The outputs of all `runs`. Raises the first error there is, once all have ended."""
+        """Return the outputs of all `runs`. Raise the error of the first run that failed, once all have ended."""
         if len(runs) == 1:
             return [await self._one(connection, model, version, runs[0], deadline_ns)]
         each = [self._one(connection, model, version, run, deadline_ns) for run in runs]
@@ -88,8 +88,11 @@ class Pipeline:
     async def _one(
         self, connection: Connection, model: ModelRoute, version: VersionRoute, run: Run, deadline_ns: int
     ) -> Arrays:
-        """The outputs of one run. Raises ServingError, DrainingError where nothing ran, UnprovenInputError where the
-        model itself should have run it, and is not to be had."""
+        """Return the outputs of one run.
+
+        Raise ServingError, DrainingError if nothing ran, or UnprovenInputError if the model itself must run it and is
+        not available.
+        """
         try:
             return await connection.ask(run.signature, run.outputs, run.packed, deadline_ns)
         except UnprovenInputError as error:

@@ -1,7 +1,7 @@
-"""What a Predict request is refused for before it is run, in the words and the order of TensorFlow Serving.
+"""Checks of a Predict request before it is run, in TensorFlow Serving's order and words.
 
 Source: `PreProcessPrediction` (`servables/tensorflow/predict_util.cc`), `GetInputValues`
-(`tensorflow/cc/saved_model/util.cc`) and, for types, `FunctionCallFrame::SetArgs`. Shapes are the graph's business.
+(`tensorflow/cc/saved_model/util.cc`) and, for types, `FunctionCallFrame::SetArgs`. Shapes are left to the graph.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _METHOD_NAMES = tuple(f"tensorflow/serving/{method}" for method in ("predict", "
 
 
 def check_method_name(signature: Signature) -> None:
-    """Raises INTERNAL where the exporter gave the signature another method's name: what
-    `enable_signature_method_name_check` asks for."""
+    """Raise INTERNAL if the exporter gave the signature an unknown method name.
+
+    This is the check that `enable_signature_method_name_check` turns on.
+    """
     if signature.method_name not in _METHOD_NAMES:
         raise ServingError(
             Code.INTERNAL,
@@ -31,7 +33,7 @@ def check_method_name(signature: Signature) -> None:
 
 
 def check_names(sent: Set[str], signature: Signature) -> None:
-    """Raises INVALID_ARGUMENT unless `sent` names the signature's inputs; those with defaults may be missing."""
+    """Raise INVALID_ARGUMENT unless `sent` names the signature's inputs; those with defaults may be missing."""
     inputs = signature.inputs
     if sent == inputs.keys():
         return
@@ -60,7 +62,7 @@ def check_names(sent: Set[str], signature: Signature) -> None:
 
 
 def wanted_outputs(output_filter: tuple[str, ...], signature: Signature) -> list[str]:
-    """The outputs that a request asks for. Raises INVALID_ARGUMENT for unknown or repeated ones."""
+    """Return the names of the outputs that a request asks for. Raise INVALID_ARGUMENT for unknown or repeated names."""
     outputs = signature.outputs
     if not output_filter:
         return list(outputs)
@@ -76,11 +78,11 @@ def wanted_outputs(output_filter: tuple[str, ...], signature: Signature) -> list
 
 
 def check_dtypes(inputs: Mapping[str, np.ndarray], signature: Signature) -> None:
-    """Raises INVALID_ARGUMENT where an array is not of its input's type."""
+    """Raise INVALID_ARGUMENT if an array does not have its input's element type."""
     wrong = [name for name, array in inputs.items() if array.dtype != signature.inputs[name].element.numpy]
     if not wrong:
         return
-    # The session numbers its arguments in the order of the tensors' names.
+    # The session numbers its arguments in the order of their tensor names.
     feeds = sorted((spec.tensor_name, name) for name, spec in signature.inputs.items())
     index, name = next((index, name) for index, (_, name) in enumerate(feeds) if name in wrong)
     wanted = signature.inputs[name].element

@@ -1,4 +1,4 @@
-"""The bytes of one request that count as in flight, so that all requests together stay bounded."""
+"""The bytes of one request that are counted as in flight, so that all requests together stay bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Reservation"]
 
 
 class Reservation:
-    """A context manager: at its end, all that was added is released."""
+    """A context manager that releases at its end all bytes that were added."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -23,6 +23,6 @@ class Reservation:
         self._router.release(self._nbytes)
 
     def add(self, nbytes: int) -> None:
-        """Raises ServingError (RESOURCE_EXHAUSTED) where too much is in flight."""
+        """Count `nbytes` more as in flight. Raise ServingError (RESOURCE_EXHAUSTED) if too much is in flight."""
         self._router.reserve(nbytes, already=self._nbytes)
         self._nbytes += nbytes

@@ -1,4 +1,4 @@
-"""A front's view of the models, its connections to their workers, and to the supervisor. Runs in one asyncio loop."""
+"""A front's view of the models, and its connections to workers and supervisor. Runs in one asyncio loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SNAPSHOT_WAIT_SECONDS = 2.0
 
 
 class Router:
-    """The models as this front knows them, and its way to them and to the supervisor."""
+    """The models as this front knows them, and its connections to their workers and to the supervisor."""
 
     def __init__(self, control_path: str, role: str, max_inflight_bytes: int) -> None:
         self._control_path = control_path
@@ -33,17 +33,17 @@ class Router:
         self._max_inflight_bytes = max_inflight_bytes
         self._inflight_bytes = 0
         self._connections: dict[str, Connection] = {}
-        self._aside: dict[str, Connection] = {}  # to workers that are not routed: they judge what a form refused
+        self._aside: dict[str, Connection] = {}  # to standby workers, which are not routed
         self._changed: asyncio.Event | None = None
         self._questions = Questions(self._say, "the server", "see its log")
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
-        self.on_inflight: Callable[[int], None] = lambda _: None  # is told the bytes in flight when they change
+        self.on_inflight: Callable[[int], None] = lambda _: None  # called with the bytes in flight when they change
 
     async def start(self, on_lost: Callable[[], None]) -> None:
-        """Gets the first snapshot and keeps up with the next ones. `on_lost` is called when the supervisor is gone.
+        """Get the first snapshot, and follow the next ones. `on_lost` is called when the supervisor is gone.
 
-        Raises TimeoutError where the supervisor gives no snapshot within 30 seconds.
+        Raise TimeoutError if the supervisor sends no snapshot within 30 seconds.
         """
         self._changed = asyncio.Event()
         reader, self._writer = await asyncio.open_unix_connection(self._control_path, limit=256 * 1024 * 1024)
@@ -52,7 +52,7 @@ class Router:
         self._task = asyncio.create_task(self._follow(reader, on_lost))
 
     def say_serving(self) -> None:
-        """Tells the supervisor that this front takes requests now."""
+        """Tell the supervisor that this front takes requests now."""
         self._say({"serving": True})
 
     async def _receive(self, reader: asyncio.StreamReader) -> bool:
@@ -68,9 +68,9 @@ class Router:
         return True
 
     async def call(self, method: str, params: Mapping[str, Any], seconds: float) -> Any:
-        """Asks the supervisor to do `method`; its answer, plain JSON values both ways.
+        """Ask the supervisor to do `method`, and return its answer; plain JSON values both ways.
 
-        Raises ServingError: what the supervisor answers, or DEADLINE_EXCEEDED after `seconds`.
+        Raise ServingError: the supervisor's error, or DEADLINE_EXCEEDED after `seconds`.
         """
         return await self._questions.ask(method, params, seconds)
 
@@ -98,7 +98,7 @@ class Router:
             self._connections.pop(path).leave()
         for path, (model, version) in routed.items():
             if path not in self._connections:
-                with contextlib.suppress(OSError):  # the worker has just died: the next snapshot says so
+                with contextlib.suppress(OSError):  # the worker has just died: the next snapshot will show it
                     self._connections[path] = Connection(version, model.name)
         self.snapshot = snapshot
         assert self._changed is not None
@@ -107,10 +107,10 @@ class Router:
         self.on_snapshot(snapshot)
 
     def reserve(self, nbytes: int, already: int = 0) -> None:
-        """Counts `nbytes` of a request as in flight. Raises RESOURCE_EXHAUSTED where that is too much.
+        """Count `nbytes` of a request as in flight. Raise RESOURCE_EXHAUSTED if that exceeds the limit.
 
-        A request that is alone (it has `already` reserved all there is) is taken whatever its size; its own limit is
-        max_request_bytes.
+        A request that is alone (it has `already` reserved all bytes in flight) is accepted whatever its size; its own
+        limit is max_request_bytes.
         """
         if self._inflight_bytes > already and self._inflight_bytes + nbytes > self._max_inflight_bytes:
             raise ServingError(
@@ -127,14 +127,15 @@ class Router:
         self.on_inflight(self._inflight_bytes)
 
     def connection_to(self, version: VersionRoute) -> Connection | None:
-        """The connection to the worker that serves `version`; None where there is none that takes requests."""
+        """Return the connection to the worker that serves `version`; None if it has none that takes requests."""
         connection = self._connections.get(version.socket_path)
         return connection if connection is not None and connection.open else None
 
     def aside_to(self, path: str, model: str, version: VersionRoute) -> Connection:
-        """A connection to the worker at `path` that stands by for `version`, whether it is routed or not.
+        """Return a connection to the standby worker at `path` for `version`, whether it is routed or not.
 
-        Raises OSError where it is gone."""
+        Raise OSError if it is gone.
+        """
         self._aside = {known: found for known, found in self._aside.items() if found.open}
         connection = self._connections.get(path) or self._aside.get(path)
         if connection is None or not connection.open:
@@ -142,12 +143,11 @@ class Router:
         return connection
 
     def tell(self, method: str, params: Mapping[str, Any]) -> None:
-        """Tells the supervisor something that has no answer."""
+        """Notify the supervisor, without waiting for an answer."""
         self._questions.tell(method, params)
 
     async def newer_snapshot(self, serial: int, deadline_ns: int) -> None:
-        """Waits until there is a snapshot after that of the number `serial`: for 2 s at most, and until `deadline_ns`
-        (CLOCK_MONOTONIC)."""
+        """Wait for a snapshot newer than number `serial`, for at most 2 s and until `deadline_ns` (CLOCK_MONOTONIC)."""
         delay = min(_SNAPSHOT_WAIT_SECONDS, (deadline_ns - time.monotonic_ns()) / 1e9)
         if self.snapshot.serial > serial or delay <= 0:
             return

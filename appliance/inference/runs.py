@@ -1,4 +1,4 @@
-"""What a request has a version run."""
+"""What a request runs on a version, and the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Answered", "Check", "Run"]
 
 
 class Run(NamedTuple):
-    """One signature of a version, on `inputs` by name, for `outputs`."""
+    """One run of a signature: `inputs` by name, and the names of the wanted `outputs`."""
 
     signature: str
     inputs: Mapping[str, np.ndarray]
@@ -28,11 +28,11 @@ class Run(NamedTuple):
 
 
 Check = Callable[[VersionRoute], Sequence[Run]]
-"""What a request has this version run, checked against its signatures. Raises ServingError where it does not fit."""
+"""Checks a request against the version's signatures, and returns its runs. Raises ServingError if it does not fit."""
 
 
 class Answered(NamedTuple):
-    """The version that ran, and the outputs of each of its runs, by name."""
+    """The version that ran, and the outputs of each of its runs by name."""
 
     model: str
     version: int
