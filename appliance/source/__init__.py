@@ -1,1 +1,1 @@
-"""Looks at model folders: which versions there are, and whether they have settled. It decides nothing."""
+"""Looks at model folders: which versions they hold, and whether these have settled. It decides nothing else."""

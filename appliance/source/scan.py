@@ -1,4 +1,4 @@
-"""One look at a folder: its versions, what each holds, and what identifies that."""
+"""One scan of a folder: its versions, and a fingerprint of each."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _MAX_ENTRIES = 100_000
 
 
 def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
-    """Looks at a base path. Versions in `skip` get no fingerprint. Raises OSError where it cannot be read."""
+    """Return the version folders under a base path. Raise OSError if it cannot be read.
+
+    Versions in `skip` get no fingerprint.
+    """
     versions: dict[int, Fingerprint | None] = {}
     paths: dict[int, str] = {}
     inodes: dict[int, int] = {}
     ignored: list[str] = []
-    held: set[str] = set()  # kinds of models that lie in the base path itself
+    held: set[str] = set()  # kinds of models whose files lie in the base path itself
     with os.scandir(base_path) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
@@ -45,9 +48,9 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
                     paths[number], inodes[number] = path, status.st_ino
                     versions[number] = None if number in skip else fingerprint(path)
             except FileNotFoundError:
-                pass  # a dangling link, or it went while we looked: the next scan knows
+                pass  # a dangling link, or deleted during the scan: the next scan shows which
             except OSError as error:
-                if number in skip:  # what is loaded stays loaded until its folder is known to be gone
+                if number in skip:  # a loaded version stays loaded until its folder is known to be gone
                     versions[number], paths[number] = None, path
                 else:
                     ignored.append(f"{path} is ignored: {error.strerror or error}")
@@ -63,7 +66,10 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
 
 
 def fingerprint(path: str) -> Fingerprint:
-    """The fingerprint of a version folder. Raises FileNotFoundError where it is gone."""
+    """Return the fingerprint of a version folder.
+
+    Raise FileNotFoundError if it is gone, OSError if it cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     top = os.stat(path)
     digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
@@ -82,11 +88,11 @@ def fingerprint(path: str) -> Fingerprint:
                     names.add(entry.name)
                 try:
                     status = _status(entry)
-                except FileNotFoundError:  # it went while we looked
+                except FileNotFoundError:  # deleted during the scan
                     digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
                     continue
-                # Of linked folders only those that a SavedModel reads are descended into: another may lead anywhere,
-                # or back to itself.
+                # Follow only the folder links that a SavedModel reads: another link may lead anywhere, or back to
+                # itself.
                 if stat.S_ISDIR(status.st_mode) and (
                     not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
                 ):
@@ -103,14 +109,14 @@ def fingerprint(path: str) -> Fingerprint:
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
     try:
         return entry.stat()
-    except OSError:  # a dangling link, or one that leads to itself
+    except OSError:  # a dangling link, or a link to itself
         return entry.stat(follow_symlinks=False)
 
 
 def scan_root(root: str) -> tuple[int, list[str]]:
-    """The device of a model root, and the names of its sub-folders. Raises OSError where it cannot be read."""
+    """Return the device of a model root and the names of its sub-folders. Raise OSError if it cannot be read."""
     with os.scandir(root) as entries:
-        # Whether a link leads to a folder is not asked here: the answer may hang, and with it every other model.
+        # Do not check whether a link leads to a folder: the call may hang, and block every other model.
         names = sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
         )

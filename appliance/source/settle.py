@@ -1,4 +1,4 @@
-"""When a version folder has stopped changing, and when an empty listing must not be believed. Pure."""
+"""Decides when a version folder has stopped changing, and when an empty listing is a lost mount. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from appliance.core.observed import Observed
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What identifies a folder's content without reading it: a digest over every entry's path, size, inode and
-    ctime, and the newest ctime (seconds of the wall clock). ctime, because `rsync -a` preserves mtime.
+    """What identifies a folder's content without reading it.
 
-    `names` are those of the model files (`backends.registry.MODEL_FILES`) that it holds.
+    `digest` covers every entry's path, size, inode and ctime; `newest_ctime` is in seconds of the wall clock. ctime is
+    used because `rsync -a` preserves mtime. `names` are the model files (`backends.registry.MODEL_FILES`) in the
+    folder.
     """
 
     digest: str
@@ -23,10 +24,10 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One look at a base path: its device, its version folders, and remarks on what was ignored.
+    """One scan of a base path: its device, its version folders, and a remark about ignored entries.
 
-    A fingerprint is None where it was not asked for: the version is loaded, and only its existence matters, and by
-    `inodes` that its folder is the one that it was.
+    A fingerprint is None if it was not asked for: the version is loaded, and only its folder's existence and inode
+    matter.
     """
 
     device: int
@@ -43,36 +44,36 @@ class Settler:
     settle_seconds: float
     _device: int | None = None
     _seen: dict[int, tuple[str, float]] = field(default_factory=dict)  # version → digest, since when (monotonic)
-    _paths: dict[int, str] = field(default_factory=dict)  # of the versions that are there, or were just before
+    _paths: dict[int, str] = field(default_factory=dict)  # version → path, of present and recently present versions
     _gone: dict[int, float] = field(default_factory=dict)  # version → since when its folder has been missing
-    _returned: set[int] = field(default_factory=set)  # versions that went and came back, and have not settled since
-    _inodes: dict[int, int] = field(default_factory=dict)  # of the versions' folders
+    _returned: set[int] = field(default_factory=set)  # versions that vanished and came back, and have not settled since
+    _inodes: dict[int, int] = field(default_factory=dict)  # version → inode of its folder
     _had_versions: bool = False
     _first: bool = True
-    due: float | None = None  # monotonic time at which the next version may have settled
+    due: float | None = None  # when the next version may have settled (monotonic seconds)
 
     def lost_mount(self, scan: Scan) -> bool:
-        """Whether `scan` shows an empty folder of another device where versions were: `umount -l`, not a deletion."""
+        """Return whether an empty `scan` is a lost mount (`umount -l`): versions were there, on another device."""
         return self._had_versions and not scan.versions and scan.device != self._device
 
     @property
     def to_fingerprint(self) -> frozenset[int]:
-        """The versions whose files are to be looked at although they are loaded: they went, and may be back."""
+        """Return the loaded versions that need a fingerprint: their folders vanished, and may have come back."""
         return frozenset(self._returned | self._gone.keys())
 
     def observe(self, scan: Scan, now: float, wall_now: float) -> dict[int, Observed]:
-        """The version folders of `scan`, each with whether it has settled. `now` is monotonic.
+        """Return the version folders of `scan`, each with whether it has settled.
 
-        A folder has settled when nothing in it has changed for `settle_seconds` as we watched. What was there before
-        we first looked is judged by its ctimes instead, so that a restart waits for nothing. That a folder is gone must
-        settle too: in `rm -r 1; cp -r … 2` there is a moment without any.
+        `now` is in monotonic seconds, `wall_now` in seconds of the wall clock. A folder has settled if nothing in it
+        has changed for `settle_seconds`. At the first scan this is judged by the ctimes, so that a restart does not
+        wait. A deletion must settle too: during `rm -r 1; cp -r … 2` there is a moment without any version.
         """
         self._device = scan.device
         self._had_versions = bool(scan.versions)
         self._seen = {version: seen for version, seen in self._seen.items() if version in scan.versions}
         self.due = None
-        # Another folder under the same number, such as that of the next release behind a link: it is looked at at once.
-        # Not the device: that of a file system which is mounted again may be another one, with the same files.
+        # A new folder under the same number, such as the next release behind a link, is fingerprinted at once. The
+        # device is not compared: a file system that is mounted again may get another one for the same files.
         replaced = {n for n, inode in scan.inodes.items() if self._inodes.get(n, inode) != inode}
         self._inodes = dict(scan.inodes)
         self._returned |= replaced
@@ -104,7 +105,7 @@ class Settler:
         return observed
 
     def _still_there(self, scan: Scan, now: float) -> dict[int, Observed]:
-        """The versions that were there and are not in `scan`, for `settle_seconds`."""
+        """Return the versions that are missing in `scan`, for `settle_seconds` after they vanished."""
         self._paths.update(scan.paths)
         self._returned |= self._gone.keys() & scan.versions.keys()
         self._gone = {version: self._gone.get(version, now) for version in self._paths if version not in scan.versions}

@@ -1,4 +1,4 @@
-"""Threads for looks at disks: each may hang for ever, as a stat on a dead NFS server does."""
+"""Threads for file system calls that may hang for ever, as a stat on a dead NFS server does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_SCAN_THREADS = 256
 
 
 class ScanThreads:
-    """Daemon threads for calls that may hang: a hung one never keeps the process from ending."""
+    """Daemon threads for calls that may hang: a hung thread does not keep the process from ending."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()

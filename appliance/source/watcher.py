@@ -1,8 +1,8 @@
-"""Watches folders: what model versions there are on disk, and whether they have settled.
+"""Watches folders for model versions, and reports them with whether they have settled.
 
-watchdog's events are hints that wake a scan early; the periodic rescan is the truth, and suffices alone (NFS sends no
-events). Every look at a disk runs in a thread of its own, because a stat on a dead NFS server hangs for ever: then
-only that model stands still, and its status says so.
+watchdog's events only start a scan early. The periodic rescan is authoritative and works alone (NFS sends no events).
+Every disk access runs in its own thread, because a stat on a dead NFS server hangs for ever: then only that model is
+delayed, and its status says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 _STALLED_SECONDS = 10.0
 _COALESCE_SECONDS = 0.1
-# What changes a folder. Reading is not among them: our own scans and workers read.
+# Events that change a folder. Reads are left out, because our own scans and workers read.
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
@@ -58,7 +58,7 @@ _EVENTS: list[type[FileSystemEvent]] = [
 
 
 class Listener(Protocol):
-    """Who hears what the source sees. Called in the event loop."""
+    """Receives what the source sees. Called in the event loop."""
 
     def loaded_versions(self, name: str) -> frozenset[int]: ...
     def model_appeared(self, name: str, base_path: str) -> float: ...
@@ -68,7 +68,7 @@ class Listener(Protocol):
 
 
 class _Target:
-    """A folder that is looked at again and again, until it is stopped."""
+    """A folder that is scanned repeatedly until it is stopped."""
 
     def __init__(self, path: str, settle_seconds: float = 0.0) -> None:
         self.path = path
@@ -80,7 +80,7 @@ class _Target:
 class Source:
     """Follows base paths, and a root whose sub-folders are base paths, until `stop()`.
 
-    With 0 for `poll_seconds` it looks once, and below 0 never, as TensorFlow Serving's file system source does.
+    If `poll_seconds` is 0 it scans once, and if negative never, as TensorFlow Serving's file system source does.
     """
 
     def __init__(self, listener: Listener, poll_seconds: float) -> None:
@@ -88,14 +88,14 @@ class Source:
         self._poll_seconds = poll_seconds
         self._threads = ScanThreads()
         self._targets: dict[str, _Target] = {}  # by model name
-        self._in_root: set[str] = set()  # those of them that are sub-folders of the root
+        self._in_root: set[str] = set()  # the models that are sub-folders of the root
         self._root: _Target | None = None
         self._observer: BaseObserver | None = None
         self._observer_lock = threading.Lock()
-        self._watches: dict[str, ObservedWatch | None] = {}  # by path; None while one is being set
+        self._watches: dict[str, ObservedWatch | None] = {}  # by path; None while the watch is being set up
 
     def add(self, name: str, base_path: str, settle_seconds: float) -> None:
-        """Follows the base path of one model."""
+        """Follow the base path of one model."""
         self._add(name, base_path, settle_seconds)
         self._watch(base_path)
 
@@ -116,7 +116,7 @@ class Source:
             threading.Thread(target=self._unwatch, args=(target.path,), daemon=True, name="watch").start()
 
     def set_root(self, root: str) -> None:
-        """Follows a root: every sub-folder that has versions is a model."""
+        """Follow a root: every sub-folder is a model."""
         self._root = _Target(root)
         self._root.task = asyncio.create_task(self._follow_root(self._root))
         self._watch(root)
@@ -126,7 +126,7 @@ class Source:
             if target is not None and target.task is not None:
                 target.task.cancel()
 
-    # -- hints -----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------
 
     def _watch(self, path: str) -> None:
         if self._poll_seconds <= 0:
@@ -139,11 +139,11 @@ class Source:
         handler = _Hint(hint)
 
         def schedule() -> None:
-            # In a thread: setting watches walks the tree, which may hang.
+            # In a thread, because setting watches walks the tree, which may hang.
             try:
                 with self._observer_lock:
                     if self._observer is None:
-                        observer = Observer()  # fails where the user has no inotify instance left
+                        observer = Observer()  # fails if the user has no inotify instance left
                         observer.start()
                         self._observer = observer
                     if path in self._watches:
@@ -166,10 +166,10 @@ class Source:
     def _unwatch(self, path: str) -> None:
         with self._observer_lock:
             if any(target.path == path for target in list(self._targets.values())):
-                return  # it was added again meanwhile
+                return  # it was added again in the meantime
             watch = self._watches.pop(path, None)
         if watch is not None and self._observer is not None:
-            with contextlib.suppress(OSError, KeyError):  # the folder is gone, and its watch with it
+            with contextlib.suppress(OSError, KeyError):  # the folder is gone, and with it its watch
                 self._observer.unschedule(watch)
 
     def _hint(self, changed: str) -> None:
@@ -182,14 +182,14 @@ class Source:
                 target.wake.set()
 
     async def _pause(self, target: _Target, seconds: float | None) -> None:
-        """Waits for a hint, or for `seconds`."""
+        """Wait for an event, but at most `seconds`; None: without limit."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(target.wake.wait(), seconds)
-            await asyncio.sleep(_COALESCE_SECONDS)  # a copy sends many hints: one scan for all of them
+            await asyncio.sleep(_COALESCE_SECONDS)  # a copy sends many events: one scan handles all of them
         target.wake.clear()
 
     async def _look(self, target: _Target, function: Callable[[], T], stalled: Callable[[], None]) -> T:
-        """Calls `function` in a thread; says `stalled` where it does not answer, and keeps waiting."""
+        """Return the result of `function`, called in a thread. Call `stalled` if it takes long, and keep waiting."""
         call = asyncio.ensure_future(self._threads.call(function))
         try:
             done, _ = await asyncio.wait([call], timeout=_STALLED_SECONDS)
@@ -198,12 +198,12 @@ class Source:
                 stalled()
             return await call
         finally:
-            # Where the model was removed meanwhile, its folder too most likely, nobody waits for this any more: asyncio
-            # would report what it raises as never retrieved.
+            # If the model was removed, this was cancelled and no caller takes the result: asyncio would report an
+            # exception as never retrieved.
             if not call.cancel() and not call.cancelled():
                 call.exception()
 
-    # -- truth -----------------------------------------------------------------------------------------------
+    # -- scans -----------------------------------------------------------------------------------------------
 
     async def _follow(self, name: str, target: _Target, settler: Settler) -> None:
         path = target.path
@@ -225,17 +225,17 @@ class Source:
                 problem = error.strerror or str(error)
                 self._listener.base_path_lost(name, f"{path} cannot be read ({problem}); nothing is unloaded")
             except Exception:
-                # The outer loop of this model: a fault of ours must not leave it unwatched for ever.
+                # The outer loop of this model: an error of ours must not leave it unwatched for ever.
                 logger.exception("looking at %s failed; it is tried again", path)
             if self._poll_seconds == 0 and settler.due is None:
-                return  # as TensorFlow Serving: 0 looks once
+                return  # as in TensorFlow Serving, 0 scans once
             await self._pause(target, _until(settler.due, self._poll_seconds or None))
 
     async def _follow_root(self, target: _Target) -> None:
         root = target.path
         device: int | None = None
         problem = ""
-        missing: dict[str, float] = {}  # model → since when its folder has been missing (monotonic)
+        missing: dict[str, float] = {}  # model → since when its folder has been missing (monotonic seconds)
         while self._poll_seconds >= 0:
             due: float | None = None
             found: list[str] | None = None
@@ -252,7 +252,7 @@ class Source:
                 now = time.monotonic()
                 missing = {name: missing.get(name, now) for name in self._in_root.difference(found)}
                 for name, since in list(missing.items()):
-                    # In `mv m old; mv new m` there is a moment without it: that it is gone must settle too.
+                    # During `mv m old; mv new m` the folder is briefly missing, so a deletion must settle too.
                     gone_at = since + self._targets[name].settle_seconds
                     if now < gone_at:
                         due = gone_at if due is None else min(due, gone_at)
@@ -272,7 +272,7 @@ class Source:
 
 
 def _until(due: float | None, poll_seconds: float | None) -> float | None:
-    """The seconds until the next look: until `due` (monotonic) if that comes first; None: until a hint."""
+    """Return the seconds until the next scan: until `due` (monotonic) if that comes first; None: until an event."""
     seconds = [] if poll_seconds is None else [poll_seconds]
     return min([*seconds, *([] if due is None else [max(due - time.monotonic(), 0.01)])], default=None)
 
@@ -282,7 +282,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 class _Hint(FileSystemEventHandler):
-    """Passes on the paths of events."""
+    """Passes on the paths of watchdog's events."""
 
     def __init__(self, hint: Callable[[str], None]) -> None:
         self._hint = hint
