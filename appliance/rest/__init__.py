@@ -1,1 +1,1 @@
-"""TensorFlow Serving's REST API over HTTP. It reaches workers through `inference` alone."""
+"""TensorFlow Serving's REST API over HTTP. It reaches workers only through `inference`."""

@@ -1,4 +1,4 @@
-"""The bodies of REST requests: bounded in size and in time, and inflated."""
+"""Reads the bodies of REST requests, within bounds of size and time, and inflates them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _INFLATE_IN_THREAD_BYTES = 256 * 1024
 _INFLATE_STEP_BYTES = 4 * 1024 * 1024
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 2.0
-_BYTES_PER_SECOND = 16384  # that a body must have on average, after body_grace_seconds
+_BYTES_PER_SECOND = 16384  # the lowest average pace of a body, after body_grace_seconds
 
 Request = falcon.asgi.Request
 
 
 class UnwantedBodyError(Exception):
-    """A body that is too large or too slow: the connection ends, since what still comes of it is not wanted."""
+    """A body that is too large or too slow. The connection ends, because the rest of the body is not read."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -34,15 +34,15 @@ class UnwantedBodyError(Exception):
 
 
 async def read_body(req: Request, options: Options, reserved: Reservation) -> bytes:
-    """The body, inflated where it came as gzip; its bytes are added to `reserved` as they come.
+    """Return the body, inflated if it came as gzip. Its bytes are added to `reserved` as they arrive.
 
-    Raises UnwantedBodyError for a body that is too large or too slow, ServingError for one that cannot be inflated, or
-    where too much is in flight.
+    Raise UnwantedBodyError for a body that is too large or too slow, ServingError for one that cannot be inflated, or
+    if too much is in flight.
     """
     limit = options.max_request_bytes
     declared = req.content_length
     if declared is not None and declared > limit:
-        if req.get_header("expect") is None:  # else the client waits for leave to send it
+        if req.get_header("expect") is None:  # with "Expect", the client waits for permission to send the body
             await _discard(req.scope[CYCLE])
         raise UnwantedBodyError(413, f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
     body = await _received(req, options, reserved)
@@ -55,11 +55,11 @@ async def read_body(req: Request, options: Options, reserved: Reservation) -> by
 
 
 async def _received(req: Request, options: Options, reserved: Reservation) -> bytes:
-    """The body as it was sent, at the pace that is asked for."""
+    """Return the body as it was sent, within its limits of size and pace."""
     cycle = req.scope[CYCLE]
     if cycle.more_body:
         return await _paced(cycle, options, reserved)
-    # A small body comes with its head. What is there needs no timer, and falcon's stream would cost as much again.
+    # A small body usually comes with its head. It needs no timer, and falcon's stream would double the cost.
     body, _ = await _next(cycle)
     if len(body) > options.max_request_bytes:
         raise UnwantedBodyError(413, f"The body is larger than max_request_bytes, {options.max_request_bytes:,}")
@@ -97,8 +97,10 @@ async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
 
 
 async def _next(cycle: Any) -> tuple[bytes, bool]:
-    """The bytes of the body that have come since the last call, and whether more will; waits for some. Raises
-    ServingError (CANCELLED) where the client is gone."""
+    """Wait for the next bytes of the body; return them, and whether more will come.
+
+    Raise ServingError (CANCELLED) if the client is gone.
+    """
     event = await cycle.receive()
     if event["type"] != "http.request":
         raise ServingError(Code.CANCELLED, "The client is gone")
@@ -106,7 +108,7 @@ async def _next(cycle: Any) -> tuple[bytes, bool]:
 
 
 async def _discard(cycle: Any) -> None:
-    """Reads a little of an unwanted body: a client that is still writing it would not see the answer otherwise."""
+    """Read a bounded part of an unwanted body: a client that is still writing would not see the answer otherwise."""
     total = 0
     with contextlib.suppress(TimeoutError, ServingError):
         async with asyncio.timeout(_DRAIN_SECONDS):
@@ -117,7 +119,10 @@ async def _discard(cycle: Any) -> None:
 
 
 async def _inflated(body: bytes, limit: int, reserved: Reservation) -> bytes:
-    """A gzip body, inflated in steps that count as in flight as they come: many bombs at once stay bounded too."""
+    """Return a gzip body inflated.
+
+    It is inflated in steps that count as in flight as they come, so that many gzip bombs at once stay bounded too.
+    """
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     pieces: list[bytes] = []
     total = 0

@@ -1,6 +1,6 @@
-"""What uvicorn's connection lacks: bounds on a request's head, in size and in time, and answers in one write.
+"""What uvicorn's connection lacks: bounds on the size and time of a request's head, and answers in one write.
 
-uvicorn with httptools takes headers of any size at any pace; gunicorn's own limits do not reach it.
+uvicorn with httptools accepts headers of any size at any pace; gunicorn's own limits do not apply to it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from appliance.core.limits import MAX_HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
-CYCLE = "dropserve.cycle"  # in the scope: uvicorn's RequestResponseCycle, which has the body as it came
+CYCLE = "dropserve.cycle"  # in the ASGI scope: uvicorn's RequestResponseCycle, which holds the body as received
 
 _SWEEP_SECONDS = 1.0
-_JOINED_BYTES = 65536  # copying a larger body would cost more than a system call
+_JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class _OneWrite:
-    """A transport that sends a response's head and body in one system call, and one packet where they fit.
+    """A transport that sends a response's head and body in one system call, and in one packet if they fit.
 
-    uvicorn writes them one by one: two system calls, which a profile of small requests shows, and two wake-ups of the
+    uvicorn writes them separately: two system calls, which show in a profile of small requests, and two wake-ups of the
     client.
     """
 
@@ -47,7 +47,7 @@ class _OneWrite:
             self._transport.write(data)
         elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n"):
             self._head = data
-            self._loop.call_soon(self.flush)  # for an answer without a body
+            self._loop.call_soon(self.flush)  # in case the answer has no body
         else:
             self._transport.write(data)
 
@@ -62,13 +62,13 @@ class _OneWrite:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection, which ends when a request's head is too large or too slow."""
+    """uvicorn's HTTP/1.1 connection, closed if a request's head is too large or too slow."""
 
     header_timeout_seconds: ClassVar[float] = 10.0
-    # The connections whose head is under way, and since when. One sweep a second over them costs less than a timer
-    # for each request.
+    # Connections whose head is incomplete, and since when (the loop's clock). One sweep a second over them costs less
+    # than a timer for each request.
     _heads: ClassVar[dict[BoundedProtocol, float]] = {}
-    # Those that have their answer and still send the request's body, and since when.
+    # Connections that are answered but still send the request's body, and since when.
     _leftovers: ClassVar[dict[BoundedProtocol, float]] = {}
     _sweeping: ClassVar[bool] = False
 
@@ -89,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head_is_new = False
         super().data_received(data)
-        # Where a pipelined head begins in `data` is unknown: what is before it may be a large body.
+        # A pipelined head may start anywhere in `data`, so it is not counted: the bytes before it may be a large body.
         if self in self._heads and not self._head_is_new:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
@@ -143,7 +143,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = True
         self._heads.pop(self, None)
         if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
-            # An earlier, pipelined request has no answer yet: answers keep their order, so it gets the last one.
+            # An earlier, pipelined request has no answer yet. Answers keep their order, so its answer is the
+            # connection's last.
             self.cycle.keep_alive = False
             return
         body = orjson.dumps({"error": message})

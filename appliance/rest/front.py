@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API as a falcon.asgi application. A route is a handler, and a line in `_ROUTES`."""
+"""TensorFlow Serving's REST API as a falcon.asgi application. A route is a handler and a line in `_ROUTES`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from backends.contract import DEFAULT_SIGNATURE, Signature
 logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
-# What a web page of another origin may do, as TensorFlow Serving tells its browser.
+# What web pages of other origins may do; the same headers as TensorFlow Serving's.
 _CORS = {
     "access-control-allow-origin": "*",
     "access-control-allow-methods": "POST, GET",
@@ -60,7 +60,7 @@ Handler = Callable[["RestFront", Exchange, Request, Response, re.Match[str]], Aw
 
 
 class RestFront:
-    """The handlers, over one router."""
+    """The handlers of one REST process, over one router."""
 
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
@@ -79,21 +79,21 @@ class RestFront:
         )
 
     async def start(self) -> None:
-        """Gets the first routes; from then on requests can be taken."""
+        """Get the first routes; the front can take requests afterwards."""
         await self.router.start(on_lost=lambda: os.kill(os.getpid(), signal.SIGKILL))
         self.router.say_serving()
 
     async def dispatch(self, req: Request, resp: Response | None, **_: Any) -> None:
-        """Every request comes here, and is accounted."""
-        assert resp is not None  # falcon has none for WebSockets only
+        """Answer any request, and account for it."""
+        assert resp is not None  # falcon passes None only for WebSockets
         exchange = Exchange("other")
-        path: str = req.scope["raw_path"].decode("latin-1")  # in which an escaped slash is no slash
+        path: str = req.scope["raw_path"].decode("latin-1")  # raw: an escaped slash in it does not separate segments
         if self._options.rest_api_enable_cors_support:
-            resp.set_headers(_CORS)  # first, so that every answer has them, that to an unforeseen error too
+            resp.set_headers(_CORS)  # first, so that every answer has them, even one to an unexpected error
         try:
             await self._answer(exchange, req, resp, path)
             if resp.data:
-                # falcon's own look-up takes 2 µs, for which most answers are too small to care.
+                # Read from the scope, because falcon's look-up takes 2 µs, and most answers are too small to compress.
                 accepted = b",".join([value for name, value in req.scope["headers"] if name == b"accept-encoding"])
                 if len(resp.data) >= MIN_BYTES or b"0" in accepted:
                     await _compress(resp, accepted.decode("latin-1"))
@@ -105,7 +105,7 @@ class RestFront:
             self._accounting.account(exchange, lambda: _access(exchange, req, resp, path))
 
     async def _answer(self, exchange: Exchange, req: Request, resp: Response, path: str) -> None:
-        """Has the request answered by its route, or answers why it is not."""
+        """Answer the request by its route's handler, or with the error."""
         try:
             handler, match = self._route(req, path)
             exchange.method = handler.__name__
@@ -128,7 +128,10 @@ class RestFront:
             resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
 
     def _route(self, req: Request, path: str) -> tuple[Handler, re.Match[str]]:
-        """The handler that answers, and what its pattern found in the path. Raises ServingError where none does."""
+        """Return the handler for the request, and its pattern's match of the path.
+
+        Raise ServingError if there is none.
+        """
         asked = "GET" if req.method == "HEAD" else req.method
         if asked == "GET" and path == self._monitoring_path:
             return RestFront.monitoring, anything(path)
@@ -157,7 +160,8 @@ class RestFront:
 
             def check(version: VersionRoute) -> Sequence[Run]:
                 nonlocal parsed
-                # A large body as Python's values takes many times its size: only the body is kept for another attempt.
+                # The parsed body takes many times the memory of a large body, so only the body is kept for another
+                # attempt.
                 request, parsed = parsed or parse_predict(body), None
                 name = request.signature_name or DEFAULT_SIGNATURE
                 signature = _signature(version, name)
@@ -249,7 +253,7 @@ class RestFront:
         return await self._pages.own(self.router.snapshot, await scraped_gpu_status(self.router))
 
     async def monitoring(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """TensorFlow Serving's metrics; and ours too, where its path is ours."""
+        """Answer with TensorFlow Serving's metrics, and with our own too if both have the same path."""
         data = await self._pages.tensorflow_serving()
         if self._monitoring_path == "/metrics":
             data += await self._own_metrics()
@@ -270,7 +274,7 @@ class RestFront:
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
     async def preflight(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """What a browser asks before it sends a web page's request: the headers answer."""
+        """Answer the preflight request that a browser sends before a web page's request, by the CORS headers."""
         if not re.search("https?://", req.get_header("origin") or ""):
             raise ServingError(
                 Code.FAILED_PRECONDITION,
@@ -298,16 +302,16 @@ class _Startup:
 
 
 def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
-    """What the path asks for. Raises ServingError."""
+    """Return the model and version that the path asks for. Raise ServingError."""
     exchange.model = model_name(match)
     return model_spec(match)
 
 
 def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Access:
-    """How the access log shows the request."""
+    """Return the request's access log entry."""
     status = "-" if exchange.code is Code.CANCELLED else str(resp.status)[:3]
     client = req.remote_addr
-    if client in _LOOPBACK:  # a proxy on this machine says whom it stands for
+    if client in _LOOPBACK:  # a proxy on this machine names its client in the header
         client = (req.get_header("x-forwarded-for") or client).rpartition(",")[2].strip()[:100]
     fields = {
         "method": req.method,
@@ -319,7 +323,7 @@ def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Acce
 
 
 async def _compress(resp: Response, accept_encoding: str) -> None:
-    """Compresses the answer where it is worth it and the client accepts it."""
+    """Compress the answer if it is large enough and the client accepts it."""
     assert resp.data is not None
     size = len(resp.data)
     wanted = is_gzip_wanted(accept_encoding, size)
@@ -327,7 +331,7 @@ async def _compress(resp: Response, accept_encoding: str) -> None:
         resp.data = await gzipped(resp.data)
         resp.set_header("content-encoding", "gzip")
     if wanted or size >= MIN_BYTES:
-        resp.set_header("vary", "Accept-Encoding")  # caches keep both
+        resp.set_header("vary", "Accept-Encoding")  # so that caches keep both forms
 
 
 def _json(value: object) -> bytes:
@@ -365,7 +369,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
 )
 
 
-_REMEMBERED_PATH = 256  # clients choose paths: only short ones are remembered, and few
+_REMEMBERED_PATH = 256  # clients choose the paths, so only short ones are cached
 
 
 @functools.lru_cache(1024)
@@ -377,7 +381,7 @@ def _matched(method: str, path: str) -> tuple[Handler, re.Match[str]] | None:
 
 
 def make_app(settings: FrontSettings) -> App:
-    """The ASGI application of one REST process."""
+    """Return the ASGI application of one REST process."""
     front = RestFront(settings)
     app = falcon.asgi.App(middleware=[_Startup(front)])  # type: ignore[arg-type]  # falcon's protocols want more hooks
     app.add_sink(front.dispatch, prefix="/")
@@ -393,8 +397,11 @@ def make_app(settings: FrontSettings) -> App:
 
 
 def _without_waiting_for_the_body(app: App) -> App:
-    """`app`, which otherwise calls no handler before the body has begun: a client that sends none would hold its
-    connection for ever, and one that asks for leave to send it (100-continue) would always be given it."""
+    """Wrap `app` so that handlers are called before the body arrives.
+
+    Without this, falcon waits for the start of the body: a client that sends none would keep its connection for ever,
+    and one that sends "Expect: 100-continue" would always be told to continue.
+    """
 
     async def nothing_yet() -> Any:
         return {"type": "http.request", "body": b"", "more_body": True}
@@ -403,6 +410,6 @@ def _without_waiting_for_the_body(app: App) -> App:
         try:
             await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn
         finally:
-            scope.pop(CYCLE, None)  # it has the scope too: else only the garbage collector would free both
+            scope.pop(CYCLE, None)  # break the reference cycle, so that no garbage collection is needed
 
     return serve

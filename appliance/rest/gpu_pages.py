@@ -1,4 +1,4 @@
-"""GET /v1/gpu: what the supervisor knows of the GPUs, as JSON or as a table; and the same for metrics."""
+"""GET /v1/gpu: the supervisor's view of the GPUs, as JSON or as a table; and the same for metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from appliance.inference.router import Router
 __all__ = ["gpu_page", "gpu_status", "scraped_gpu_status"]
 
 _SECONDS = 3.0
-# A scrape does not wait for a driver that is slow: it shows what was known last.
+# A scrape does not wait for a slow driver: it shows the last known values.
 _SCRAPE_SECONDS = 0.3
-_ANSWER_SECONDS = 1.0  # of a supervisor that is busy
+_ANSWER_SECONDS = 1.0  # extra time for a busy supervisor
 
 
 async def gpu_status(router: Router) -> GpuStatus:
-    """The GPUs, or what was last known of them where the driver does not answer soon. Never raises."""
+    """Return the GPUs' status, or the last known status if the driver is slow.
+
+    Never raise: an error is in the result.
+    """
     try:
         return await _asked(router, _SECONDS)
     except ServingError as error:
@@ -25,7 +28,7 @@ async def gpu_status(router: Router) -> GpuStatus:
 
 
 async def scraped_gpu_status(router: Router) -> GpuStatus | None:
-    """The same at once; None where nobody knows."""
+    """Return the same after at most 0.3 s of waiting for the driver; None if the supervisor does not answer."""
     try:
         return await _asked(router, _SCRAPE_SECONDS)
     except ServingError:
@@ -37,7 +40,7 @@ async def _asked(router: Router, seconds: float) -> GpuStatus:
 
 
 def gpu_page(status: GpuStatus, wanted: str) -> tuple[bytes, str]:
-    """The page in the format that is `wanted`, "json" or "text", and its type. Raises ServingError for another."""
+    """Return the page in the format `wanted`, "json" or "text", and its content type. Raise ServingError for others."""
     if wanted == "json":
         return orjson.dumps(status.to_json(), option=orjson.OPT_INDENT_2) + b"\n", "application/json"
     if wanted == "text":

@@ -1,4 +1,4 @@
-"""The pages that Prometheus asks for. Files are read, and nobody is asked: a page comes also while workers hang."""
+"""The pages that Prometheus scrapes. They are read from files, so they work even if workers hang."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEMORY_WAIT_SECONDS = 0.2
 
 
 class MetricsPages:
-    """Makes the pages from the files in `directory`, one at a time: who asks meanwhile gets what is being made."""
+    """Makes the pages from the files in `directory`, one of each kind at a time: concurrent requests share it."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -30,11 +30,11 @@ class MetricsPages:
         self._making: dict[str, asyncio.Task[bytes]] = {}
 
     async def own(self, snapshot: Snapshot, gpus: GpuStatus | None) -> bytes:
-        """The page /metrics; `gpus` is None where nobody knows of them. Raises ServingError."""
+        """Return the page /metrics; `gpus` is None if their status is unknown. Raise ServingError."""
         return await self._made("own", snapshot, gpus)
 
     async def tensorflow_serving(self) -> bytes:
-        """TensorFlow Serving's page. Raises ServingError."""
+        """Return TensorFlow Serving's page. Raise ServingError."""
         return await self._made("tensorflow", None)
 
     async def _made(self, page: str, snapshot: Snapshot | None, gpus: GpuStatus | None = None) -> bytes:
@@ -51,7 +51,7 @@ class MetricsPages:
     def _forget(self, page: str, done: asyncio.Task[bytes]) -> None:
         del self._making[page]
         if not done.cancelled():
-            done.exception()  # whoever asked may be gone, and then nobody else takes it
+            done.exception()  # mark the exception as retrieved, in case all clients have gone
 
     def _make(self, snapshot: Snapshot | None, gpus: GpuStatus | None) -> bytes:
         collected = collect(self._directory)
@@ -88,7 +88,7 @@ def _add_models(samples: Samples, snapshot: Snapshot) -> None:
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:
-    if not status.reason:  # a machine without a driver has nothing that could be down
+    if not status.reason:  # a machine without a driver has no driver state to report
         _add(samples, catalogue.GPU_DRIVER_UP, (), float(not status.error))
     for gpu in status.gpus:
         _add_gpu(samples, gpu)

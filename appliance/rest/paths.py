@@ -16,24 +16,27 @@ VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))"
 
 
 def model_path(rest: str) -> re.Pattern[str]:
-    """Paths of a model, of one of its versions or labels, with `rest` behind: groups model, version, label."""
+    """Return the pattern of a model's path, with an optional version or label, followed by `rest`.
+
+    Its groups are model, version and label.
+    """
     return re.compile(rf"/v1/models/(?P<model>[^/:]+){VERSION}?{rest}", re.IGNORECASE)
 
 
 def anything(path: str) -> re.Match[str]:
-    """A match of the whole of `path`, without groups."""
+    """Return a match of the whole `path`, without groups."""
     match = re.compile(".*", re.DOTALL).fullmatch(path)
     assert match is not None
     return match
 
 
 def model_name(match: re.Match[str]) -> str:
-    """The model that the path names."""
+    """Return the name of the model in the path."""
     return _unquoted(match["model"])
 
 
 def model_spec(match: re.Match[str]) -> ModelSpec:
-    """What the path asks for. Raises ServingError (INVALID_ARGUMENT) for a version that is no int64."""
+    """Return the model and version that the path asks for. Raise ServingError (INVALID_ARGUMENT) if no int64."""
     name, version, label = model_name(match), match["version"], match["label"]
     if version is None:
         return ModelSpec(name, label=_unquoted(label or ""))
@@ -48,7 +51,7 @@ def model_spec(match: re.Match[str]) -> ModelSpec:
 
 
 def _unquoted(text: str) -> str:
-    """Percent-decoded, of a path in latin-1: what is not escaped may be UTF-8 as well."""
+    """Return the percent-decoded text of a path in latin-1; unescaped characters may be UTF-8 too."""
     if "%" not in text and text.isascii():
         return text
     return urllib.parse.unquote(text.encode("latin-1"))

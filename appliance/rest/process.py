@@ -1,7 +1,7 @@
 """The REST processes: gunicorn's master, and its workers with uvicorn.
 
-`main()` is the master, started by the supervisor with the listening socket as descriptor 3: the socket outlives the
-master, so while one is replaced connections wait instead of being refused.
+`main()` is the master, started by the supervisor with the listening socket as descriptor 3. The socket outlives the
+master, so connections wait instead of being refused while a master is replaced.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from appliance.rest.front import App, make_app
 
 
 class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
-    """uvicorn with the bounds that gunicorn does not enforce for it."""
+    """A uvicorn worker, with the bounds that gunicorn does not enforce for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         server_log = logging.getLogger("uvicorn.error")
         server_log.propagate = True
-        server_log.setLevel(logging.ERROR)  # below that it tells of clients' mistakes, one line each
+        server_log.setLevel(logging.ERROR)  # lower levels log a line for each mistake of a client
 
 
 class _GunicornLogger(Logger):  # type: ignore[misc]  # the base has no types
-    """gunicorn's messages through our logging."""
+    """Sends gunicorn's messages through our logging."""
 
     def setup(self, cfg: Any) -> None:
         self.error_log.handlers[:] = []
@@ -86,7 +86,7 @@ def main() -> None:
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
-        "proxy_headers": False,  # the access log looks at them itself
+        "proxy_headers": False,  # the access log reads them itself
         "limit_concurrency": options.max_connections,
         "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
     }
