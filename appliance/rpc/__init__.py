@@ -1,1 +1,1 @@
-"""TensorFlow Serving's gRPC API. It reaches workers through `inference` alone."""
+"""TensorFlow Serving's gRPC API. It reaches workers only through `inference`."""

@@ -1,4 +1,4 @@
-"""How gRPC's server is set up: its arguments, its credentials, its Unix socket, and how much it works on at once."""
+"""Settings of gRPC's server: its arguments, credentials, Unix socket, and the number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ __all__ = ["Slots", "channel_arguments", "credentials", "quiet_lost_clients", "s
 
 logger = logging.getLogger(__name__)
 
-# Requests that wait for a slot are in memory already, and most are small: without a bound, their number would be one
-# that clients choose.
+# Waiting requests are in memory already, and most are small: without this bound, clients would choose their number.
 MAX_WAITING = 10_000
 
 _SOCKET_UMASK = 0o117  # leaves 0660
 
 
 def channel_arguments(options: Options) -> list[tuple[str, int | str]]:
-    """The arguments of gRPC's server: ours, and over them the operator's.
+    """Return the arguments of gRPC's server: our own, overridden by the operator's.
 
-    `grpc.so_reuseport` stays on: several processes, and the supervisor, hold the one port.
+    `grpc.so_reuseport` stays on, because several processes and the supervisor hold the one port.
     """
     ours: dict[str, int | str] = {
         "grpc.max_receive_message_length": options.max_grpc_message_bytes,
@@ -43,7 +42,7 @@ def channel_arguments(options: Options) -> list[tuple[str, int | str]]:
 
 
 def credentials(config: SslConfig) -> grpc.ServerCredentials:
-    """TLS, or mutual TLS where the configuration asks for clients' certificates."""
+    """Return credentials for TLS, or for mutual TLS if the configuration asks for clients' certificates."""
     return grpc.ssl_server_credentials(
         [(config.key, config.certificate)],
         root_certificates=config.client_ca or None,
@@ -53,7 +52,10 @@ def credentials(config: SslConfig) -> grpc.ServerCredentials:
 
 @contextlib.contextmanager
 def socket_mode() -> Iterator[None]:
-    """Unix sockets that are bound meanwhile have mode 0660. The umask is the process's: nothing else may make files."""
+    """Give mode 0660 to the Unix sockets that are bound inside this context.
+
+    The umask belongs to the whole process, so no other files may be created meanwhile.
+    """
     before = os.umask(_SOCKET_UMASK)
     try:
         yield
@@ -62,8 +64,10 @@ def socket_mode() -> Iterator[None]:
 
 
 def quiet_lost_clients() -> None:
-    """Keeps clients that leave while they are answered out of the log: gRPC writes an error with a traceback for each,
-    so that clients could fill the disk."""
+    """Keep clients that leave before their answer out of the log.
+
+    gRPC logs an error with a traceback for each, so clients could fill the disk.
+    """
 
     def is_other(record: logging.LogRecord) -> bool:
         lost = record.exc_info is not None and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError)
@@ -75,9 +79,9 @@ def quiet_lost_clients() -> None:
 
 
 class Slots:
-    """Lets `count` requests be worked on at once, and the others wait in the order of their arrival; 0: no bound.
+    """Limits the requests in progress to `count` (0: no limit); the others wait in order of arrival.
 
-    Whoever waits counts its bytes as in flight, by `reserve` (which may refuse) and `release`.
+    A waiting request counts its bytes as in flight, by `reserve` (which may refuse) and `release`.
     """
 
     __slots__ = ("_free", "_release", "_reserve", "_unbounded", "_waiting")
@@ -90,9 +94,9 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self, nbytes: int) -> None:
-        """Takes a slot for a request of `nbytes`, or waits for one; a cancelled wait takes none.
+        """Take a slot for a request of `nbytes` bytes, or wait for one. A cancelled wait takes none.
 
-        Raises RESOURCE_EXHAUSTED where too many requests, or too many bytes, wait already.
+        Raise RESOURCE_EXHAUSTED if too many requests, or too many bytes, are waiting already.
         """
         if self._unbounded:
             return
@@ -113,16 +117,16 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                with contextlib.suppress(ValueError):  # `give` has dropped it
+                with contextlib.suppress(ValueError):  # `give` has removed it already
                     self._waiting.remove(turn)
-            else:  # the slot came in the same moment
+            else:  # the slot was granted just before the cancellation
                 self.give()
             raise
         finally:
             self._release(nbytes)
 
     def give(self) -> None:
-        """Gives a slot back, to who waits longest."""
+        """Give back a slot, to the request that has waited longest if there is one."""
         if self._unbounded:
             return
         while self._waiting:

@@ -1,4 +1,4 @@
-"""Who is at the other end of a gRPC call, and what that lets them do."""
+"""The caller of a gRPC call, and what it may do."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ class Peer:
 
 
 def peer_of(context: Any) -> Peer:
-    """The caller of a gRPC servicer context.
+    """Return the caller of a gRPC servicer context.
 
-    gRPC keeps a client's certificate only where it has verified it (`require_client_auth`).
+    gRPC keeps a client's certificate only if it has verified it (`require_client_auth`).
     """
     name = context.peer()
     return Peer(name, name.startswith("unix:"), _is_loopback(name), "x509_pem_cert" in context.auth_context())
 
 
 def _is_loopback(peer: str) -> bool:
-    """Whether `peer` ("ipv4:127.0.0.1:51234", "ipv6:%5B::1%5D:51234") is 127.0.0.0/8, ::1 or the former inside IPv6."""
+    """Return whether `peer` is 127.0.0.0/8, ::1 or an IPv4-mapped loopback address.
+
+    `peer` is as gRPC writes it: "ipv4:127.0.0.1:51234", "ipv6:%5B::1%5D:51234".
+    """
     family, _, rest = unquote(peer).partition(":")
     if family not in ("ipv4", "ipv6"):
         return False
@@ -46,10 +49,10 @@ def _is_loopback(peer: str) -> bool:
 
 
 def check_may_reload(peer: Peer, allow_remote_reload: str) -> None:
-    """Raises PERMISSION_DENIED where `peer` may not replace the list of models.
+    """Raise PERMISSION_DENIED if `peer` may not replace the list of models.
 
-    A reload points the server at any path. The socket's file mode and client certificates say who may; an address does
-    not, because behind a local proxy every client is loopback.
+    A reload can make the server read any path. Permission comes from the socket's file mode or a client certificate,
+    not from an address, because behind a local proxy every client is loopback.
     """
     if peer.by_socket or peer.verified or allow_remote_reload == "any":
         return

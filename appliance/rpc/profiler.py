@@ -1,8 +1,8 @@
 """TensorFlow's ProfilerService, as TensorBoard's capture button and `tf.profiler.experimental.client` call it.
 
 TensorFlow's own server writes the trace into the folder that the request names (`repository_root`). This one never
-does: any process on this machine may call, and would write as the server's user. It answers with the data instead, as
-"tools", which the client saves into that very folder itself (SaveProfile in xla/tsl/profiler/rpc/client).
+does: any process on this machine may call it, and would write as the server's user. It returns the data as "tools"
+instead, which the client itself saves into that folder (SaveProfile in xla/tsl/profiler/rpc/client).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["MAX_SECONDS", "SERVICE", "ProfilerFront", "check_may_profile", "file
 
 SERVICE = "tensorflow.ProfilerService"
 MAX_SECONDS = 60.0
-_COLLECT_SECONDS = 70.0  # for the workers' files: the supervisor answers before that
+_COLLECT_SECONDS = 70.0  # for the workers' files; the supervisor answers earlier
 _END_SECONDS = 15.0
 _MAX_NAME_CHARACTERS = 100
 
 
 class ProfilerFront:
-    """The methods: each takes a serialized request and the seconds that are left, and returns a serialized answer."""
+    """The methods: each takes a serialized request and the remaining seconds, and returns a serialized response."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -45,7 +45,7 @@ class ProfilerFront:
         }
 
     async def profile(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Traces all workers, for the time asked for; a client that hangs up ends that."""
+        """Trace all workers for the requested time. If the client hangs up, the trace ends."""
         request = _parse(protos.ProfileRequest, data)
         duration = (request.opts.duration_ms or request.duration_ms) / 1000
         if not 0 < duration <= MAX_SECONDS:
@@ -71,18 +71,18 @@ class ProfilerFront:
             return _response(traces, spaces, request.emit_xspace)
 
     async def terminate(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Ends a trace early, which answers with what it has. As in TensorFlow, a session that is not there is fine."""
+        """End a trace early; its call returns the data so far. As in TensorFlow, an unknown session is no error."""
         request = _parse(protos.TerminateRequest, data)
         asked = {"session": request.session_id, "wanted": True}
         await self._router.call("end_profile", asked, min(seconds, _END_SECONDS))
         return bytes(protos.TerminateResponse().SerializeToString())
 
     async def monitor(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """TensorFlow has it for TPUs only, and its own server refuses it elsewhere."""
+        """Refuse: TensorFlow supports Monitor only on TPUs, and its own server refuses it elsewhere."""
         raise ServingError(Code.UNIMPLEMENTED, "Monitor is for TPUs", "call Profile, or read /metrics on the REST port")
 
     def _abandon(self, session: str) -> None:
-        """Ends a trace whose result nobody waits for any more."""
+        """End a trace whose client has gone."""
 
         async def end() -> None:
             with contextlib.suppress(ServingError):
@@ -94,7 +94,7 @@ class ProfilerFront:
 
 
 def check_may_profile(peer: Peer) -> None:
-    """Raises PERMISSION_DENIED for callers from other machines: a trace shows what others ask for, and costs speed."""
+    """Raise PERMISSION_DENIED for callers from other machines: a trace shows others' requests and costs speed."""
     if peer.by_socket or peer.by_loopback:
         return
     raise ServingError(
@@ -106,10 +106,10 @@ def check_may_profile(peer: Peer) -> None:
 
 
 def file_names(traces: Iterable[Mapping[str, Any]]) -> list[str]:
-    """How the names of the client's files end: "MODEL-VERSION.xplane.pb", behind the address that it puts first.
+    """Return the last parts of the names of the client's files, such as "MODEL-VERSION.xplane.pb".
 
-    TensorBoard takes what stands before ".xplane.pb" for a host, so that each worker is one. A model's name cannot
-    lead out of the client's folder.
+    The client puts the server's address before them. TensorBoard takes the part before ".xplane.pb" for a host, so each
+    worker appears as one. A model's name cannot lead out of the client's folder.
     """
     names: list[str] = []
     for trace in traces:
@@ -123,9 +123,9 @@ def file_names(traces: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def tracer_levels(options: Any) -> dict[str, int]:
-    """The tracers' levels that the client asks for; {} leaves them to TensorFlow.
+    """Return the tracer levels that the client asks for; {} leaves them to TensorFlow.
 
-    Not Python's tracer: it would trace the server's own code, and slow that down.
+    Python's tracer is left out: it would trace the server's own code and slow it down.
     """
     if not options.version:
         return {}
@@ -139,7 +139,7 @@ def _response(traces: Collection[Mapping[str, Any]], spaces: Collection[bytes], 
     response = protos.ProfileResponse()
     response.empty_trace = not any(trace["has_events"] for trace in traces)
     if emit_xspace:
-        # Protocol buffers merge where they are concatenated: all planes of all workers.
+        # Concatenated protocol buffers merge: the result has all planes of all workers.
         response.xspace = b"".join(spaces)
     else:
         for trace, name, space in zip(traces, file_names(traces), spaces, strict=True):

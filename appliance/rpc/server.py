@@ -1,6 +1,6 @@
 """TensorFlow Serving's gRPC API: grpc.aio on uvloop, with handlers on raw bytes.
 
-Several of these processes share one port by SO_REUSEPORT; the supervisor has seen to it that the port is ours.
+Several of these processes share one port by SO_REUSEPORT; the supervisor has made sure that no other server has it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from backends.contract import DEFAULT_SIGNATURE
 
 logger = logging.getLogger(__name__)
 
-_NO_DEADLINE_SECONDS = 3600.0  # for clients that set none: every wait has an end
-_MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own reach 11,000 years, which no clock of ours counts in nanoseconds
+_NO_DEADLINE_SECONDS = 3600.0  # for clients that set no deadline: every wait must end
+_MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own deadlines reach 11,000 years, too long for a clock in nanoseconds
 _MAX_RELOAD_BYTES = 16 << 20
 _RELOAD_MARGIN_SECONDS = 0.5
 _STATUS = {code: status for status in grpc.StatusCode for code in Code if status.value[0] == code.value}
 
-# The methods as the metrics name them, for REST and gRPC alike.
+# The names of the methods in the metrics, the same for REST and gRPC.
 _COUNTED_AS = {
     "Predict": "predict",
     "Classify": "classify",
@@ -67,9 +67,9 @@ Method = Callable[[Exchange, bytes, float], Awaitable[bytes]]
 
 
 class GrpcFront:
-    """The methods: each takes the exchange to fill in, a serialized request and the seconds that are left.
+    """The methods: each takes the exchange to fill in, a serialized request and the remaining seconds.
 
-    It returns a serialized answer, or raises ServingError.
+    Each returns a serialized response, or raises ServingError.
     """
 
     def __init__(self, settings: FrontSettings) -> None:
@@ -173,12 +173,14 @@ class GrpcFront:
         return bytes(response.SerializeToString())
 
     def admit_reload(self, context: Any) -> None:
-        """Raises PERMISSION_DENIED where the caller may not reload."""
+        """Raise PERMISSION_DENIED if the caller may not reload."""
         check_may_reload(peer_of(context), self._options.allow_remote_reload)
 
     async def handle_reload_config_request(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Lets the supervisor adopt the request's list of models. As in TensorFlow Serving, a reload that fails fails
-        the call, with the status that the response would carry."""
+        """Have the supervisor adopt the request's list of models.
+
+        As in TensorFlow Serving, a failed reload fails the call, with the status that the response would carry.
+        """
         if len(data) > _MAX_RELOAD_BYTES:
             raise ServingError(
                 Code.INVALID_ARGUMENT,
@@ -194,7 +196,7 @@ class GrpcFront:
                 "Only ModelConfigList is currently supported",
                 "send a model_config_list; an empty one unloads all",
             )
-        # The supervisor has to answer, with the state of each model, while the client still listens.
+        # The supervisor must answer, with the state of each model, before the client's deadline.
         margin = min(_RELOAD_MARGIN_SECONDS, seconds / 10)
         seconds -= 2 * margin
         encoded = base64.b64encode(config.SerializeToString()).decode()
@@ -231,7 +233,10 @@ def _parse(kind: Any, data: bytes) -> Any:
 def _handler(
     name: str, method: Method, slots: Slots, admit: Callable[[Any], None] | None, accounting: Accounting
 ) -> Any:
-    """A gRPC handler that takes a slot, lets `admit` look at the call (it raises ServingError), and runs `method`."""
+    """Return a gRPC handler for `method`.
+
+    It first calls `admit` with the call's context, which may raise ServingError, then takes a slot.
+    """
     counted_as = _COUNTED_AS.get(name.rpartition("/")[2], "other")
 
     async def handle(data: bytes, context: Any) -> bytes:
@@ -270,15 +275,15 @@ def _handler(
 
 
 def _access(exchange: Exchange, name: str, data: bytes, context: Any) -> Access:
-    """How the access log shows the call."""
+    """Return the call's access log entry."""
     status = exchange.code.name
     return Access(context.peer(), name, status, {"method": name, "status": status, "request_bytes": len(data)})
 
 
 def _serve_health(server: Any, router: Router, services: Iterable[str]) -> None:
-    """Adds the health service, which says of each of `services` and of "" whether the server is ready.
+    """Add the health service, which reports for each of `services` and for "" whether the server is ready.
 
-    TensorFlow Serving registers its services without their package: both spellings are known.
+    TensorFlow Serving registers its services without their package, so both spellings are known.
     """
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -301,7 +306,7 @@ def _serve_health(server: Any, router: Router, services: Iterable[str]) -> None:
 
 
 async def serve(settings: FrontSettings) -> None:
-    """Serves until SIGTERM, then ends what is in flight."""
+    """Serve until SIGTERM, then finish the requests in flight."""
     front = GrpcFront(settings)
     options = settings.options
     services: dict[str, dict[str, Method]] = {
@@ -318,7 +323,7 @@ async def serve(settings: FrontSettings) -> None:
         },
     }
     admission: dict[str, Callable[[Any], None]] = {"HandleReloadConfigRequest": front.admit_reload}
-    # What asks for a model's state waits for nothing; nor does a trace take a request's place.
+    # Calls about a model's state need no slot, and a trace does not take a request's slot.
     slots, unbounded = (
         Slots(count, front.router.reserve, front.router.release) for count in (options.grpc_max_threads, 0)
     )
@@ -371,9 +376,9 @@ def main() -> None:
     set_name("ds-grpc")
     logs.configure(settings.options.log_format, settings.options.log_level)
     quiet_lost_clients()
-    # End to end with 8 callers (2026-11, grpcio 1.85, alternated runs), asyncio's own loop costs as much CPU a request
-    # as uvloop; and a thread-pool server that hands requests to the router's loop answered as many a second, give or
-    # take a fifth, for 5 % more CPU.
+    # Measured end to end with 8 callers (2026-11, grpcio 1.85, alternated runs): asyncio's own loop costs as much CPU a
+    # request as uvloop; a thread-pool server that hands requests to the router's loop answers as many requests a
+    # second, within a fifth, for 5 % more CPU.
     uvloop.run(serve(settings))
 
 
