@@ -1,1 +1,1 @@
-"""Counts, in files that outlive their process, and writes the counts as text. What is counted is for others to know."""
+"""Counts in files that outlive their processes, and renders the counts as text. The callers decide what to count."""

@@ -1,6 +1,6 @@
-"""Every metric that the appliance has: its name, type, labels and bounds.
+"""All metrics of the appliance: name, type, labels and bounds.
 
-Metrics with the names of TensorFlow Serving are on a page of their own.
+Metrics with TensorFlow Serving's names are on a page of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Type(Enum):
 
 
 class Page(Enum):
-    """Where a metric is shown."""
+    """The page on which a metric is shown."""
 
     OWN = "/metrics"
     TENSORFLOW_SERVING = "the path of the monitoring_config_file"
@@ -27,8 +27,11 @@ class Page(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A family of series. `bounds` are a histogram's upper bounds without the last, which is infinite. `passing` says
-    that its labels name what comes and goes without end (folders of versions)."""
+    """A family of series.
+
+    `bounds` are a histogram's upper bounds without the last one, which is infinite. `passing` means that label values
+    come and go without end (folders of versions).
+    """
 
     name: str
     type: Type
@@ -40,7 +43,7 @@ class Metric:
 
     @property
     def values(self) -> int:
-        """How many values a series has: a histogram has the count of each bucket, then the sum."""
+        """The number of values of a series: a histogram has one count for each bucket, then the sum."""
         return len(self.bounds) + 2 if self.type is Type.HISTOGRAM else 1
 
 
@@ -156,8 +159,8 @@ GPU_PROCESS_MEMORY = Metric(
 )
 BUILD_INFO = Metric("dropserve_build_info", Type.GAUGE, "1, with the version of dropserve.", ("version",))
 
-# TensorFlow Serving's, with the names, labels and bounds of its `servables/tensorflow/util.cc` and of TensorFlow's
-# `cc/saved_model/loader.cc`; on its page a slash becomes a colon. Latencies are in microseconds.
+# TensorFlow Serving's metrics, with the names, labels and bounds of its `servables/tensorflow/util.cc` and of
+# TensorFlow's `cc/saved_model/loader.cc`; on its page a slash becomes a colon. Latencies are in microseconds.
 _MICROSECONDS = tuple(itertools.accumulate([10.0] + [1.8] * 32, lambda bound, factor: bound * factor))
 _EXAMPLES = tuple(float(2**n) for n in range(15))
 
@@ -168,7 +171,7 @@ def _tensorflow_metric(
     return Metric(name, kind, "", labels, bounds, Page.TENSORFLOW_SERVING, passing)
 
 
-# Nobody records request_count, graph_runs and graph_run_time_usecs: they are sums of what is recorded
+# request_count, graph_runs and graph_run_time_usecs are not recorded: they are sums of other metrics
 # (`text.render_tensorflow`).
 TF_LOAD_ATTEMPTS = _tensorflow_metric(
     ":tensorflow:cc:saved_model:load_attempt_count", Type.COUNTER, ("model_path", "status"), passing=True
@@ -191,7 +194,7 @@ TF_RUNTIME_LATENCY = _tensorflow_metric(
     ":tensorflow:serving:runtime_latency", Type.HISTOGRAM, ("model_name", "API", "runtime"), _MICROSECONDS
 )
 
-# The methods that TensorFlow Serving counts, and how it calls them.
+# The methods that TensorFlow Serving counts → its names for them.
 API = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
 
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))
@@ -199,7 +202,7 @@ _PASSING = {metric.name for metric in METRICS if metric.passing}
 
 
 def is_passing(key: bytes) -> bool:
-    """Whether the series of this key names what comes and goes without end."""
+    """Return whether the series with this key belongs to a `passing` metric, or is unreadable."""
     try:
         return orjson.loads(key)[0] in _PASSING
     except (ValueError, LookupError, TypeError):

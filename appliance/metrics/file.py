@@ -1,26 +1,25 @@
-"""The files in which processes keep their metrics, the sum of all of them, and the file of those that have ended.
+"""Files of metrics: one for each process, their sum, and the file `base` for processes that have ended.
 
-Each process writes a file of its own through shared mappings, so that a process that is killed loses nothing, and
-whoever is asked for the metrics reads all files and asks nobody. A file is a row of chunks of 16 KiB, in the machine's
-byte order:
+Each process writes its own file through shared mappings, so a killed process loses nothing, and a scrape reads all
+files without asking any process. A file is a sequence of chunks of 16 KiB, in the machine's byte order:
 
     chunk    8 bytes `DSMETRIC`, uint64 bytes used (with this head), records
     record   uint16 bytes of the key, uint16 number of values, uint32 kind (`Kind`), key, zeros up to a multiple of 8,
              values: float64 each
 
-`used` is written after the record, in one aligned store, and values are single aligned stores too: a reader, or the
+`used` is written after the record, in one aligned store, and each value is a single aligned store too: a reader, or the
 kernel that takes over from a killed process, sees a record whole or not at all. A chunk is allocated before it is
-mapped, since a store into a hole of a full disk would end the process by SIGBUS; and it is never unmapped, so the
-views into it stay good while the file grows.
+mapped, because a store into a hole of a full disk would end the process by SIGBUS. It is never unmapped, so views into
+it stay valid while the file grows.
 
-The process holds a lock (flock) on its file while it lives: a file whose lock is free is that of a process that ended.
-`fold` adds those up in the file `base`, which replaces the one before it by a rename:
+The process holds a lock (flock) on its file while it lives: if the lock is free, the process has ended. `fold` adds the
+files of ended processes into the file `base`, which replaces the previous one by a rename:
 
     base     8 bytes `DSMFOLD1`, uint64 generation, uint32 bytes of the names, names (JSON list), zeros up to a
              multiple of 8, records
 
-The names are of the files that this generation has taken in: they count no more, also where the fold was cut short
-before it deleted them. A reader that finds another generation at its end than at its begin begins anew.
+The names are those of the files that this generation includes: they are not counted again, even if the fold was
+interrupted before it deleted them. A reader that finds another generation at its end than at its start starts again.
 """
 
 from __future__ import annotations
@@ -64,24 +63,24 @@ _RECORD_HEAD = struct.Struct("=HHI")
 _BASE_HEAD = struct.Struct("=8sQI")
 _SUFFIX = ".metrics"
 _BASE = "base"
-_BEGUN = ".new-"  # a file that is being made
+_BEGUN = ".new-"  # prefix of a file that is being made
 
 
 class Kind(IntEnum):
     """What the values of a record are."""
 
-    TOTAL = 0  # only grow, and outlive their process: counters and histograms
-    GAUGE = 1  # of the moment: end with their process
+    TOTAL = 0  # they only grow, and outlive their process: counters and histograms
+    GAUGE = 1  # current values, dropped when their process ends
     PROCESS = 2  # key: [role, model, version]; values: process number, start in seconds since 1970
 
 
 class MetricsFileError(Exception):
-    """A file that is no file of metrics, or a damaged one."""
+    """A file that is not a file of metrics, or a damaged one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A living process that keeps metrics; `model` and `version` are "" where it is no worker."""
+    """A living process that keeps metrics. `model` and `version` are "" unless it is a worker."""
 
     role: str
     model: str
@@ -92,13 +91,13 @@ class Process:
 
 @dataclass(slots=True)
 class Collected:
-    """The sum of all files: the values of each key, gauges of living processes only."""
+    """The sum of all files: the values by key. Gauges are those of living processes only."""
 
     series: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
 
     def add(self, key: bytes, values: tuple[float, ...]) -> None:
-        """Adds one record. What a damaged or lying process wrote counts only where it fits what is there."""
+        """Add one record. A record of a damaged file is ignored if its number of values does not fit."""
         found = self.series.get(key)
         if found is None:
             if len(self.series) < MAX_SERIES:
@@ -108,16 +107,16 @@ class Collected:
 
 
 class MetricsFile:
-    """One process's own file. Its methods are called by one thread at a time."""
+    """One process's own file. Call its methods from one thread at a time."""
 
     def __init__(self, directory: str, name: str) -> None:
-        """Makes the file; raises OSError where that is impossible (ENOSPC: the disk is full)."""
+        """Create the file. Raise OSError if that fails (ENOSPC: the disk is full)."""
         unique = f"{name}-{os.getpid()}-{time.monotonic_ns()}{_SUFFIX}"
         begun = os.path.join(directory, _BEGUN + unique)
         self._maps: list[mmap.mmap] = []
         self._file = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX)  # nobody else knows it: this does not wait
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # no other process knows the file yet, so this does not wait
             self._add_chunk()
             self.path = os.path.join(directory, unique)
             os.rename(begun, self.path)
@@ -128,10 +127,9 @@ class MetricsFile:
             raise
 
     def allocate(self, kind: Kind, key: bytes, count: int) -> tuple[memoryview[float], int]:
-        """A new record of `count` zeros: the chunk as float64, and the index of the record's first value in it.
+        """Return a new record of `count` zeros: its chunk as float64, and the index of its first value in that.
 
-        Raises OSError where the disk is full, and ValueError where the file has its largest size or the record cannot
-        fit any chunk.
+        Raise OSError if the disk is full, ValueError if the file has its largest size or no chunk can hold the record.
         """
         start = _RECORD_HEAD.size + _padded(len(key))
         size = start + 8 * count
@@ -165,7 +163,7 @@ def _padded(size: int) -> int:
 
 
 def _records(data: bytes, position: int, end: int) -> Iterator[tuple[int, bytes, tuple[float, ...]]]:
-    """Kind, key and values of each record in `data[position:end]`. Raises MetricsFileError."""
+    """Yield kind, key and values of each record in `data[position:end]`. Raise MetricsFileError."""
     try:
         while position < end:
             size, count, kind = _RECORD_HEAD.unpack_from(data, position)
@@ -181,7 +179,7 @@ def _records(data: bytes, position: int, end: int) -> Iterator[tuple[int, bytes,
 
 
 def _read_bounded(descriptor: int, limit: int) -> bytes:
-    """The file, by pread: a mapping would end this process where another one shrinks the file."""
+    """Return the file's bytes, by pread: a mapping would end this process if another one shrinks the file."""
     size = min(os.fstat(descriptor).st_size, limit)
     return os.pread(descriptor, size, 0)
 
@@ -190,7 +188,7 @@ def _chunk_records(data: bytes) -> Iterator[tuple[int, bytes, tuple[float, ...]]
     for start in range(0, len(data) - CHUNK_BYTES + 1, CHUNK_BYTES):
         magic, used = _CHUNK_HEAD.unpack_from(data, start)
         if not any(magic):
-            return  # allocated, and its process ended, or has not come further yet
+            return  # allocated, but not yet used by its process, or never
         if magic != _CHUNK_MAGIC or not _CHUNK_HEAD.size <= used <= CHUNK_BYTES:
             raise MetricsFileError(f"the chunk at byte {start} begins with {magic!r} and says it uses {used} bytes")
         yield from _records(data, start + _CHUNK_HEAD.size, start + used)
@@ -239,7 +237,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _is_ended(descriptor: int) -> bool:
-    """Whether the process of this file has ended. The lock that this takes ends with `descriptor`."""
+    """Return whether the process of this file has ended. The lock that this takes ends with `descriptor`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -248,9 +246,9 @@ def _is_ended(descriptor: int) -> bool:
 
 
 def _add_file(into: Collected, path: str, only_ended: bool) -> bool:
-    """Adds one process's file, with `only_ended` if that process has ended; whether it did.
+    """Add one process's file, with `only_ended` only if that process has ended. Return whether it was added.
 
-    A damaged file adds what comes before the damage. Raises FileNotFoundError.
+    Of a damaged file, the records before the damage are added. Raise FileNotFoundError.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -273,9 +271,9 @@ def _add_file(into: Collected, path: str, only_ended: bool) -> bool:
 
 
 def collect(directory: str) -> Collected:
-    """The sum of all files of the folder, at one moment: no fold came between.
+    """Return the sum of all files of the folder at one moment, without a fold in between.
 
-    Raises MetricsFileError where the file `base` is damaged, or folds come without end, and OSError.
+    Raise MetricsFileError if the file `base` is damaged or folds keep coming, and OSError.
     """
     for _ in range(_MAX_ATTEMPTS):
         base = _read_base(directory)
@@ -294,11 +292,10 @@ def collect(directory: str) -> Collected:
 
 
 def fold(directory: str, is_passing: Callable[[bytes], bool]) -> int:
-    """Takes the files of processes that ended into the file `base`, and deletes them; how many.
+    """Move the counts of ended processes into the file `base`, and delete their files; return how many.
 
-    One caller a folder at a time. Keys that `is_passing` tells (they name what comes and goes without end, such as the
-    folders of versions) are forgotten but for the newest of ended processes. Raises MetricsFileError and OSError,
-    and then has lost nothing.
+    Only one caller for a folder at a time. Of the ended processes' keys that `is_passing` names (folders of versions,
+    for example), only the newest 1,000 are kept. Raise MetricsFileError or OSError; nothing is lost then.
     """
     base = _read_base(directory)
     collected = Collected()
@@ -313,7 +310,7 @@ def fold(directory: str, is_passing: Callable[[bytes], bool]) -> int:
         passing = [key for key in collected.series if is_passing(key)]
         for key in passing[: max(len(passing) - _MAX_PASSING_SERIES, 0)]:
             del collected.series[key]
-        # What the last fold was to delete, and did not, stays named until it is gone.
+        # Files that the last fold should have deleted stay named until they are gone.
         left = [name for name in _names(directory) if name in base.folded]
         _write_base(directory, base.generation + 1, [*taken, *left], collected.series)
     for name in {*taken, *base.folded}:
@@ -343,7 +340,7 @@ def _write_base(directory: str, generation: int, names: list[str], series: dict[
 
 
 def _delete_stale(directory: str) -> None:
-    """Deletes what processes began to make and did not finish, because they were killed."""
+    """Delete unfinished files of processes that were killed while they made them."""
     for name in os.listdir(directory):
         if name.startswith(_BEGUN):
             path = os.path.join(directory, name)

@@ -1,4 +1,4 @@
-"""What the supervisor does for the metrics: its own, and the files of processes that have ended."""
+"""The supervisor's metrics: its own counters, and the folding of files of processes that have ended."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["MetricsKeeper"]
 
 logger = logging.getLogger(__name__)
 
-# A process lets go of its file a little after its sockets; and many that end at once are one fold.
+# A process releases its file a little after its sockets, and one fold serves many processes that end together.
 _FOLD_DELAY_SECONDS = 0.5
 
 
 class MetricsKeeper:
-    """Lives in the supervisor's event loop."""
+    """Keeps the metrics in the supervisor's event loop."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -33,7 +33,7 @@ class MetricsKeeper:
         self._recorder.counter(DEMOTIONS, model).add()
 
     async def fold(self) -> None:
-        """Takes in what processes that have ended left; called when one has. One call at a time does it for all."""
+        """Fold the files of ended processes; call it when a process has ended. A call during another one joins it."""
         self._wanted = True
         if self._folding:
             return

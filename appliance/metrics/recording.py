@@ -1,8 +1,8 @@
-"""How a process records metrics.
+"""Records a process's metrics.
 
-Recording costs a fraction of a microsecond and cannot fail: each process writes to memory that is a file of its own
-(`metrics.file`); where that file cannot be made or grow, the process says so once, and counts for nobody. What is
-recorded is bounded whatever clients send: the callers pass names of models that are known, or "".
+Recording takes a fraction of a microsecond and cannot fail: each process writes to the memory of its own file
+(`metrics.file`). If that file cannot be made or grow, the process logs this once, and its counts are lost. The number
+of series is bounded whatever clients send: callers pass the names of known models, or "".
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Series:
-    """Values in a process's file. The lock is the recorder's: threads of one process share its series."""
+    """Values in a process's file. The lock is the recorder's, because threads of one process share its series."""
 
     __slots__ = ("_at", "_bounds", "_lock", "_values")
 
@@ -95,9 +95,9 @@ S = TypeVar("S", bound=_Series)
 
 
 class Recorder:
-    """A process's metrics. Made after the last fork: the file is of one process.
+    """A process's metrics. Create it after the last fork, because the file belongs to one process.
 
-    `role` is what the process is ("rest", "grpc", "worker", "supervisor"); `model` and `version` are a worker's.
+    `role` is the kind of process ("rest", "grpc", "worker", "supervisor"); `model` and `version` are a worker's.
     """
 
     def __init__(self, directory: str, role: str, model: str = "", version: str = "") -> None:
@@ -123,7 +123,7 @@ class Recorder:
         return self._get(Histogram, metric, labels)
 
     def _get(self, series: type[S], metric: Metric, labels: tuple[str, ...]) -> S:
-        """The series of these labels: made at the first call, which the caller remembers where it is asked often."""
+        """Return the series with these labels, made at the first call. Frequent callers should keep it."""
         known = (metric.name, *labels)
         with self.lock:
             found = self._series.get(known)
@@ -140,7 +140,7 @@ class Recorder:
                 return self._file.allocate(kind, key, count)
             except (OSError, ValueError) as error:
                 self._switch_off(error)
-        return memoryview(bytearray(8 * count)).cast("d"), 0  # counts for nobody
+        return memoryview(bytearray(8 * count)).cast("d"), 0  # not in a file, so it is not counted
 
     def _switch_off(self, error: Exception) -> None:
         if not self._off:
@@ -151,23 +151,23 @@ class Recorder:
 def _key(parts: Sequence[str]) -> bytes:
     try:
         return orjson.dumps(parts)
-    except TypeError:  # a lone surrogate: a file's name that is not UTF-8
+    except TypeError:  # a lone surrogate: a file name that is not UTF-8
         return orjson.dumps([part.encode(errors="replace").decode() for part in parts])
 
 
 class RequestMetrics:
-    """What a front records of each request."""
+    """Records the requests of one front."""
 
     def __init__(self, recorder: Recorder, protocol: str) -> None:
         self._recorder = recorder
         self._protocol = protocol  # "rest" or "grpc"
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram, Histogram | None]] = {}
-        self.inflight = recorder.gauge(INFLIGHT_BYTES, protocol).set  # is told the bytes in flight when they change
+        self.inflight = recorder.gauge(INFLIGHT_BYTES, protocol).set  # called with the bytes in flight when they change
 
     def record(self, model: str, method: str, code: Code, seconds: float) -> None:
-        """Counts one answered request. `model` is a known model's name, or ""; `method` is of the API ("predict").
+        """Count one answered request. `model` is the name of a known model, or ""; `method` is the API's ("predict").
 
-        Called by one thread, for every request: so it writes without locks, and calls little.
+        Called for every request, and by one thread only, so it takes no lock and makes few calls.
         """
         known = self._known.get((model, method, int(code)))  # an enum's own hash is slow
         if known is None:
@@ -188,7 +188,7 @@ class RequestMetrics:
         tf_latency = None
         api = API.get(method)
         if api is not None and code is Code.OK:
-            # TensorFlow Serving writes the API as the path has it in REST, and as the method is called in gRPC.
+            # TensorFlow Serving's name of the API is the path's in REST, and the method's in gRPC.
             shown = api if self._protocol == "grpc" else method
             tf_latency = recorder.histogram(TF_REQUEST_LATENCY, model, shown, self._protocol.upper())
         return (
@@ -204,13 +204,13 @@ class RequestMetrics:
         self._recorder.counter(REFUSED, model).add()
 
     def examples(self, model: str, count: int) -> None:
-        """Counts the examples of a classify, regress or multi-inference request to a known model."""
+        """Count the examples of a Classify, Regress or MultiInference request to a known model."""
         self._recorder.histogram(TF_EXAMPLES, model).observe(count)
         self._recorder.counter(TF_EXAMPLE_TOTAL, model).add(count)
 
 
 class WorkerMetrics:
-    """What the worker of one version records."""
+    """Records what the worker of one version does."""
 
     def __init__(self, recorder: Recorder, model: str, version: int) -> None:
         self._recorder = recorder
@@ -235,12 +235,12 @@ class WorkerMetrics:
         self._recorder.counter(TF_LOAD_ATTEMPTS, path, "fail").add()
 
     def warmed_up(self, path: str, seconds: float, status: str = "OK") -> None:
-        """Records a warm-up with the requests that a version brings; `status` is "OK" or a canonical code's name."""
+        """Record a warm-up with the version's own requests; `status` is "OK" or a canonical code's name."""
         self._recorder.histogram(TF_WARMUP_LATENCY, path, status).observe(round(seconds * 1e6))
 
     def queue(self, requests: int, nbytes: int, running: int) -> None:
-        """The state of the queue: how much waits, and how many runs there are."""
-        # Told twice for each request: so it calls nothing.
+        """Record the state of the queue: waiting requests, their bytes, and current runs."""
+        # Called twice for each request, so it makes no calls itself.
         gauge = self._queue_requests
         gauge._values[gauge._at] = requests
         gauge = self._queue_bytes
@@ -249,8 +249,11 @@ class WorkerMetrics:
         gauge._values[gauge._at] = running
 
     def ran(self, method_name: str, rows: int, requests: int, seconds: float) -> None:
-        """Records one run of the model: `requests` that were merged, with `rows` in all. `method_name` is the
-        signature's ("tensorflow/serving/classify"): of what API the requests were, a worker does not know."""
+        """Record one run of the model with `requests` merged requests, which have `rows` in total.
+
+        `method_name` is the signature's ("tensorflow/serving/classify"), because a worker does not know the requests'
+        API.
+        """
         latency = self._latency.get(method_name)
         if latency is None:
             api = API.get(method_name.rpartition("/")[2], "Predict")

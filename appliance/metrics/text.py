@@ -1,6 +1,7 @@
-"""Metrics as text, in Prometheus's format 0.0.4
-(https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format), in two dialects: ours, and that of
-TensorFlow Serving's `util/prometheus_exporter.cc`, which has no HELP, braces also where there are no labels, and
+"""Renders metrics as text, in Prometheus's format 0.0.4.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format. There are two dialects: ours,
+and that of TensorFlow Serving's `util/prometheus_exporter.cc`, which has no HELP, braces even without labels, and
 bounds of six digits.
 """
 
@@ -27,15 +28,17 @@ __all__ = [
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TENSORFLOW_SERVING_CONTENT_TYPE = "text/plain"
 
-# Of each metric the values by labels.
+# Metric → labels → values.
 Samples = dict[str, dict[tuple[str, ...], tuple[float, ...]]]
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def read_series(series: Mapping[bytes, tuple[float, ...]]) -> Samples:
-    """The values that processes wrote, by metric and labels. What fits no metric is left out: a worker runs a model,
-    which is a program, and may write what it likes."""
+    """Return the values that processes wrote, by metric and labels.
+
+    Records that do not fit a metric are left out: a worker runs an untrusted model, which may write anything.
+    """
     samples: Samples = {}
     for key, values in series.items():
         try:
@@ -53,7 +56,7 @@ def read_series(series: Mapping[bytes, tuple[float, ...]]) -> Samples:
 
 
 def render(samples: Samples) -> str:
-    """The page /metrics."""
+    """Return the page /metrics."""
     lines: list[str] = []
     for metric in _of_page(Page.OWN):
         lines.append(f"# HELP {metric.name} {_escaped_help(metric.help)}")
@@ -68,7 +71,7 @@ def render(samples: Samples) -> str:
 
 
 def render_tensorflow(samples: Samples) -> str:
-    """The page that a monitoring_config_file asks for."""
+    """Return TensorFlow Serving's page, which a monitoring_config_file turns on."""
     samples = with_sums(samples)
     lines: list[str] = []
     for metric in sorted(_of_page(Page.TENSORFLOW_SERVING), key=lambda metric: metric.name):
@@ -83,7 +86,7 @@ def render_tensorflow(samples: Samples) -> str:
 
 
 def with_sums(samples: Samples) -> Samples:
-    """`samples`, and the metrics of TensorFlow Serving that follow from others."""
+    """Return `samples`, with the metrics of TensorFlow Serving that are sums of others."""
     requests: dict[tuple[str, ...], tuple[float, ...]] = {}
     for (_, model, method, code), (count,) in samples.get(catalogue.REQUESTS.name, {}).items():
         if method in catalogue.API:

@@ -1,4 +1,4 @@
-"""The values of metrics that a client names, as TensorFlow Serving's reload answers them."""
+"""The values of metrics that a client names, for the answer of TensorFlow Serving's reload."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _SINGLE = frozenset(metric.name for metric in METRICS if metric.type is not Type
 
 
 def metric_values(directory: str, names: Iterable[str]) -> dict[str, int]:
-    """The sum of each metric over its labels: 0 for a histogram and for an unknown one, as in TensorFlow Serving, whose
-    own names (`/tensorflow/core/graph_runs`) have slashes where its page has colons. `directory` has the files.
+    """Return the sum of each metric over its labels, from the files in `directory`.
 
-    Nothing where they cannot be read, which the log then says: a reload matters more.
+    Histograms and unknown metrics are 0, as in TensorFlow Serving. Its own names (`/tensorflow/core/graph_runs`) have
+    slashes where its page has colons. If the files cannot be read, this is logged and the result is empty, because the
+    reload matters more.
     """
     try:
         samples = with_sums(read_series(collect(directory).series))
