@@ -1,1 +1,1 @@
-"""What the operator wants: options, flags and configuration files, checked, as values. It starts nothing."""
+"""Options, flags and configuration files as checked values. It starts nothing."""

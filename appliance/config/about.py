@@ -1,4 +1,4 @@
-"""What is said of an option beside its default: help, group, and what its value is checked against."""
+"""The description of an option beside its default: help, group, and the check of its value."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is said of an option, and what its value is checked against.
+    """The description of an option, and the check of its value.
 
-    `check` raises ConfigError; `normal` does too, and returns the value in the form that is kept. `file_only`: it is a
-    key in the TOML file, and no flag.
+    `check` raises ConfigError for a value that is not allowed; `normal` does too, and returns the value to keep.
+    `file_only` options are keys in the TOML file but not flags.
     """
 
     help: str
@@ -62,6 +62,6 @@ def option(
     normal: Callable[[Any], Any] | None = None,
     file_only: bool = False,
 ) -> T:
-    """A field of a dataclass of options, with what is said of it."""
+    """Return a field of an options dataclass, with its description as metadata."""
     about = About(text, group, minimum, maximum, choices, check, normal, file_only)
     return field(default=default, metadata={"about": about})

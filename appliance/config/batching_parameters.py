@@ -1,8 +1,8 @@
-"""How requests wait for each other: the text proto `tensorflow.serving.BatchingParameters` to a plain value.
+"""Reads the text proto `tensorflow.serving.BatchingParameters`, which says how requests are batched.
 
-Format: `tensorflow_serving/servables/tensorflow/session_bundle_config.proto`. Defaults, checks and their words follow
-TensorFlow's `core/kernels/batching_util/shared_batch_scheduler.h` and TensorFlow Serving's `batching_session.cc` and
-`bundle_factory_util.cc`; the remedies are ours.
+Format: `tensorflow_serving/servables/tensorflow/session_bundle_config.proto`. Defaults, checks and their messages
+follow TensorFlow's `core/kernels/batching_util/shared_batch_scheduler.h` and TensorFlow Serving's `batching_session.cc`
+and `bundle_factory_util.cc`; the remedies are ours.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 PER_MODEL_FILE = "batching_params.pbtxt"
-"""The name of a version's own parameters, in its folder (TensorFlow Serving's `bundle_factory_util.cc`)."""
+"""The file with a version's own parameters, in its folder (TensorFlow Serving's `bundle_factory_util.cc`)."""
 
 _MAX_BYTES = 1024 * 1024
 _MAX_THREADS = 4096
-# `max_batch_size: 32`, the commonest mistake in such a file: the numbers are messages with one field.
+# `max_batch_size: 32`, the most common mistake in such a file: the numbers are messages with one field.
 _BARE_NUMBER = re.compile(
     r"\b(max_batch_size|batch_timeout_micros|max_enqueued_batches|num_batch_threads|max_execution_batch_size)\s*:\s*\d"
 )
@@ -42,11 +42,11 @@ _BARE_NUMBER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BatchingParameters:
-    """When a batch closes, how many may wait, and what is padded. Sizes are rows: dimension 0 of the inputs.
+    """When a batch closes, how many may wait, and what is padded. Sizes are in rows: dimension 0 of the inputs.
 
-    `num_batch_threads` 0 is the number of cores. `allowed_batch_sizes` is empty where any size may run. A batch holds
-    at most `max_execution_batch_size` rows and a request at most `max_batch_size`; they are equal unless
-    `enable_large_batch_splitting`.
+    `num_batch_threads` 0 means the number of cores. `allowed_batch_sizes` is empty if any size may run. A batch has at
+    most `max_execution_batch_size` rows and a request at most `max_batch_size`; they are equal unless
+    `enable_large_batch_splitting` is set.
     """
 
     max_batch_size: int = 1000
@@ -60,12 +60,15 @@ class BatchingParameters:
 
 
 def read_batching_parameters(path: str) -> BatchingParameters:
-    """The parameters in the file `path`. Raises ConfigError."""
+    """Return the parameters in the file `path`. Raise ConfigError."""
     return parse_batching_parameters(read_config_text(path, "the batching parameters", _MAX_BYTES), path)
 
 
 def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
-    """The parameters that `text` states, others at their defaults. Raises ConfigError, which names `source`."""
+    """Return the parameters that `text` states, with defaults for the others.
+
+    Raise ConfigError, which names `source`.
+    """
     try:
         message = parse_text(text, protos.BatchingParameters())
     except TextProtoError as error:
@@ -80,10 +83,10 @@ def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
 
 
 def of_version(options: ModelOptions, path: str) -> BatchingParameters | None:
-    """How the requests of the version in the folder `path` are batched; None: not at all.
+    """Return the batching parameters of the version in the folder `path`; None if its requests are not batched.
 
-    With per-model parameters a version without a file of its own is not batched, and only the number of threads comes
-    from the common file: so does TensorFlow Serving. Raises ConfigError.
+    With per-model parameters, a version without its own file is not batched, and only the number of threads comes from
+    the common file, as in TensorFlow Serving. Raise ConfigError.
     """
     if not options.enable_batching:
         return None
@@ -101,9 +104,9 @@ def of_version(options: ModelOptions, path: str) -> BatchingParameters | None:
 
 
 def check_batching(options: ModelOptions, models: Iterable[ModelOptions]) -> None:
-    """Reads every parameters file that `options` (the server's) and `models` name, before anything is served.
+    """Read every parameters file that `options` (the server's) and `models` name, before anything is served.
 
-    Raises ConfigError for the first that cannot be used.
+    Raise ConfigError for the first file that cannot be used.
     """
     enabled = [each for each in (options, *models) if each.enable_batching]
     if options.batching_parameters_file and not enabled:
@@ -129,7 +132,7 @@ def _checked(message: Any, source: str) -> BatchingParameters:
     max_batch_size = number("max_batch_size", defaults.max_batch_size, 1, "positive")
     timeout = number("batch_timeout_micros", defaults.batch_timeout_micros, 0, "non-negative", 2**50)
     splitting = message.enable_large_batch_splitting.value
-    # Without splitting TensorFlow takes 0 for 1, for old configurations.
+    # Without splitting, TensorFlow accepts 0 as 1, for old configurations.
     enqueued = number(
         "max_enqueued_batches", defaults.max_enqueued_batches, 1 if splitting else 0, "positive" if splitting else "≥ 0"
     )

@@ -1,4 +1,4 @@
-"""Reads the files of a configuration: small, regular, and perhaps replaced by anything while the server runs."""
+"""Reads configuration files, which are small regular files but may be replaced by anything while the server runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.core.errors import ConfigError
 
 __all__ = ["MAX_CONFIG_BYTES", "read_config_file", "read_config_text"]
 
-MAX_CONFIG_BYTES = 16 << 20  # a hundred thousand models
+MAX_CONFIG_BYTES = 16 << 20  # enough for a hundred thousand models
 _REMEDIES = {
     errno.ENOENT: "correct its path, or make it",
     errno.EACCES: "let the server's user read it, and enter each folder above it",
@@ -18,9 +18,9 @@ _REMEDIES = {
 
 
 def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
-    """The bytes of the file at `path`; `what` says in an error what it is, such as "the ssl_config_file".
+    """Return the bytes of the file at `path`; `what` names it in errors, such as "the ssl_config_file".
 
-    Raises ConfigError where it cannot be read, is no file, or has more than `max_bytes`.
+    Raise ConfigError if it cannot be read, is not a regular file, or has more than `max_bytes`.
     """
     try:
         # A named pipe would block the open for ever without O_NONBLOCK, and a device may have no end.
@@ -31,7 +31,7 @@ def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) ->
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}", _REMEDIES.get(error.errno or 0, "")) from None
-    except ValueError as error:  # a NUL in the path
+    except ValueError as error:  # a NUL character in the path
         raise ConfigError(f"cannot read {what} {path!r}: {error}") from None
     if len(data) > max_bytes:
         raise ConfigError(f"{what} {path} has more than {max_bytes:,} bytes", "is it another file?")
@@ -39,7 +39,7 @@ def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) ->
 
 
 def read_config_text(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
-    """The same as text. Raises ConfigError also where it is not UTF-8."""
+    """Return the text of the file at `path`, like `read_config_file`. Raise ConfigError also if it is not UTF-8."""
     try:
         return read_config_file(path, what, max_bytes).decode()
     except UnicodeDecodeError as error:

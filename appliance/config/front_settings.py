@@ -1,4 +1,4 @@
-"""What a front process is told at its start, through one environment variable."""
+"""The settings of a front process, which travel in one environment variable."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from appliance.config.options import Options, options_from_json
 
 VARIABLE = "DROPSERVE_FRONT"
 
-# gRPC would write a line for each connection that is not TLS on a TLS port: a port scan would fill the log.
-#
-# Its older listener takes 10 % less CPU a request (395-400 against 430-445 µs in gRPC's process; 2026-11, grpcio
-# 1.85, medians of three alternated runs beside other load). gRPC reads this when it is imported.
+# ERROR, because gRPC would log a line for each connection that is not TLS on a TLS port: a port scan would fill the
+# log. Its older listener takes 10 % less CPU a request (395-400 against 430-445 µs in gRPC's process; 2026-11, grpcio
+# 1.85, medians of three alternated runs beside other load). gRPC reads both when it is imported.
 GRPC_ENVIRONMENT = {"GRPC_VERBOSITY": "ERROR", "GRPC_EXPERIMENTS": "-event_engine_listener"}
 
 
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
-    """The server's options, and what is this process's own: `max_inflight_bytes` is its share, and `port` gRPC's
-    actual port (None: no TCP)."""
+    """The server's options, and the settings of this process.
+
+    `max_inflight_bytes` is the share of this process; `port` is gRPC's actual port, None without TCP.
+    """
 
     options: Options
     supervisor: int  # its process number
@@ -31,7 +32,7 @@ class FrontSettings:
     index: int
     port: int | None
     max_inflight_bytes: int
-    monitoring_path: str = ""  # of TensorFlow Serving's metrics; "": not served
+    monitoring_path: str = ""  # the path of TensorFlow Serving's metrics; "": not served
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         return {**base, VARIABLE: json.dumps(asdict(self))}

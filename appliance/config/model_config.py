@@ -1,7 +1,7 @@
-"""The model config file: text proto `tensorflow.serving.ModelServerConfig` to the models that it lists.
+"""Reads the model config file, the text proto `tensorflow.serving.ModelServerConfig`.
 
 Format: https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/serving_config.md. The checks and
-their words follow TensorFlow Serving's `model_servers/server_core.cc`; the remedies are ours.
+their messages follow TensorFlow Serving's `model_servers/server_core.cc`; the remedies are ours.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ __all__ = ["ModelConfig", "model_configs", "parse_model_config"]
 
 logger = logging.getLogger(__name__)
 
-# After comments and blanks: a model's entry without the list around it, the commonest mistake in such a file.
+# After comments and blanks, an entry without the list around it: the most common mistake in such a file.
 _BARE_ENTRY = re.compile(r"(\s|#[^\n]*(\n|$))*(model_config|config|name)\s*[:{]")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One model of the list: the absolute folder of its version folders, which versions to serve, and the version
-    that each label points at."""
+    """One model of the list: its base path (absolute), the versions to serve, and the version of each label."""
 
     name: str
     base_path: str
@@ -38,9 +37,9 @@ class ModelConfig:
 
 
 def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
-    """The models that a model config file lists, in its order; an empty file lists none.
+    """Return the models in the text of a model config file, in its order; an empty text has none.
 
-    Raises ConfigError; `source` is the file's name in its message.
+    Raise ConfigError; `source` is the file's name in the message.
     """
     try:
         message = parse_text(text, protos.ModelServerConfig())
@@ -55,7 +54,7 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
 
 
 def model_configs(message: Any, source: str) -> tuple[ModelConfig, ...]:
-    """The models of a `protos.ModelServerConfig`, from a file or from a reload request. Raises ConfigError."""
+    """Return the models of a `protos.ModelServerConfig`, from a file or a reload request. Raise ConfigError."""
     if message.HasField("custom_model_config"):
         raise ConfigError(f"{source}: custom_model_config is not supported", "list the models in model_config_list")
     models: dict[str, ModelConfig] = {}
@@ -119,5 +118,5 @@ def _policy(entry: Any, where: str) -> VersionPolicy:
                 )
             return Specific(frozenset(policy.specific.versions))
         case _:
-            # Unset, and latest { num_versions: 0 } (what an unset number reads as), are latest 1.
+            # Unset means latest 1; so does latest { num_versions: 0 }, because an unset number reads as 0.
             return Latest(policy.latest.num_versions or 1)

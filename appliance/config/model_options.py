@@ -14,7 +14,7 @@ __all__ = ["ModelOptions"]
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What can differ from model to model: in `[models.NAME]`, or for all models at the top level."""
+    """Options that can differ from model to model: in `[models.NAME]`, or for all models at the top level."""
 
     base_path: str = option(
         "",

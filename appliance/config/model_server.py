@@ -1,8 +1,10 @@
-"""The command line of `tensorflow_model_server`: what it sets among our options, and when it is refused. Pure.
+"""Translates the command line of `tensorflow_model_server` to our options, and checks it as TensorFlow Serving does.
 
-What TensorFlow Serving does with a command line is in its `model_servers/main.cc` and TensorFlow's
-`tsl/util/command_line_flags.cc`: it takes `--name=value`, and `--name` for true; an unknown argument is reported and
-ignored, and the server starts. Besides, we take `--name value` and every option of dropserve.
+Pure.
+
+TensorFlow Serving's rules are in its `model_servers/main.cc` and TensorFlow's `tsl/util/command_line_flags.cc`: it
+accepts `--name=value`, and `--name` for true; an unknown argument is reported and ignored, and the server starts. We
+also accept `--name value` and every option of dropserve.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from appliance.core.errors import ConfigError
 
 __all__ = ["CommandLine", "announcements", "check", "parse", "remarks", "translate", "usage"]
 
-# Logging flags of absl and glog, which are on many command lines: those that are true alone, and those with a value.
+# Logging flags of absl and glog, which many command lines have: those that need no value, and those that do.
 _LIBRARY_BOOLEANS = frozenset(
     {"logtostderr", "alsologtostderr", "colorlogtostderr", "log_prefix", "stop_logging_if_full_disk", "only_check_args"}
 )
@@ -41,7 +43,8 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _BOUNDS = {"int32": 2**31, "int64": 2**63}
 _DAY_SECONDS = 86400
-# What is below means the same as the first: no retry, no pause, once, never. What is above waits longer than anybody.
+# A smaller value means the same as the lower limit (no retry, no pause, once, never). A larger value would wait longer
+# than is useful.
 _LIMITS: Mapping[str, tuple[int, int]] = {
     "max_num_load_retries": (0, 2**31),
     "load_retry_interval_micros": (0, 2**63),
@@ -63,14 +66,14 @@ _FILES = (
 
 @dataclass(slots=True)
 class CommandLine:
-    """A command line, taken apart."""
+    """A parsed command line."""
 
-    flags: dict[str, Any] = field(default_factory=dict)  # of TensorFlow Serving, by name
-    options: dict[str, Any] = field(default_factory=dict)  # of dropserve alone, by name
+    flags: dict[str, Any] = field(default_factory=dict)  # TensorFlow Serving's flags, by name
+    options: dict[str, Any] = field(default_factory=dict)  # options that only dropserve has, by name
     config: str = ""
     help: bool = False
-    library: list[str] = field(default_factory=list)  # names of other libraries' flags
-    unknown: list[str] = field(default_factory=list)  # arguments that are nobody's
+    library: list[str] = field(default_factory=list)  # names of flags of other libraries
+    unknown: list[str] = field(default_factory=list)  # unknown arguments
 
     @property
     def version(self) -> bool:
@@ -78,15 +81,15 @@ class CommandLine:
 
 
 def parse(arguments: Sequence[str]) -> CommandLine:
-    """Takes a command line (without the program) apart; of a flag that is given twice the last counts.
+    """Return the parsed command line (without the program's name). If a flag is given twice, the last one counts.
 
-    Raises ConfigError for a value that is none of its flag's type.
+    Raise ConfigError for a value that does not have its flag's type.
     """
     found = CommandLine()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if argument == "--":  # what follows is no flag, and there are no other arguments
+        if argument == "--":  # the rest are not flags, and no other arguments are known
             found.unknown += rest
             break
         name, equals, text = argument[2:].partition("=")
@@ -110,14 +113,14 @@ def parse(arguments: Sequence[str]) -> CommandLine:
                 found.library.append(name)
             else:
                 found.unknown.append(argument)
-            # What follows and is no flag is its value: nothing else on this command line goes without a flag.
+            # A following argument that is not a flag is its value, because this command line has no other arguments.
             if not equals and rest and not rest[0].startswith("-") and (not boolean or rest[0].lower() in _BOOLEANS):
                 rest.pop(0)
     return found
 
 
 def _following(name: str, boolean: bool, rest: list[str]) -> str:
-    """Takes the value of `--name value` from `rest`; a boolean needs none."""
+    """Remove and return the value of `--name value` from `rest`; a boolean needs none."""
     if boolean:
         return rest.pop(0) if rest and rest[0].lower() in _BOOLEANS else "true"
     if not rest or rest[0].startswith("--"):
@@ -152,9 +155,9 @@ def _value(name: str, kind: str, text: str) -> Any:
 
 
 def translate(line: CommandLine, cores: int) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-    """The options that a command line sets, and what is to be said about it at the start: level and text.
+    """Return the options that a command line sets, and remarks to log at the start: level and text.
 
-    Raises ConfigError where TensorFlow Serving refuses the flags together.
+    Raise ConfigError if TensorFlow Serving refuses the combination of flags.
     """
     given = line.flags
     remarks = [(logging.WARNING, _about_unknown(argument)) for argument in line.unknown]
@@ -178,7 +181,7 @@ def translate(line: CommandLine, cores: int) -> tuple[dict[str, Any], list[tuple
     _place_ports(given, options, remarks)
     _size_pools(given, options, cores)
     if given.get("rest_api_timeout_in_ms", 1) <= 0:
-        options["rest_api_timeout_in_ms"] = _DAY_SECONDS * 1000  # TensorFlow's runs have no time limit then
+        options["rest_api_timeout_in_ms"] = _DAY_SECONDS * 1000  # as in TensorFlow, whose runs then have no time limit
     for name, (low, high) in _LIMITS.items():
         if name in options:
             options[name] = min(max(options[name], low), high)
@@ -200,7 +203,7 @@ def _about_unknown(argument: str) -> str:
 
 
 def _place_ports(given: Mapping[str, Any], options: dict[str, Any], remarks: list[tuple[int, str]]) -> None:
-    """0 is no port here, and any free one among our options."""
+    """Translate port 0, which means no port here and any free port among our options."""
     for name in ("port", "rest_api_port"):
         if given.get(name) == 0:
             options[name] = -1
@@ -215,7 +218,7 @@ def _place_ports(given: Mapping[str, Any], options: dict[str, Any], remarks: lis
 
 
 def _size_pools(given: Mapping[str, Any], options: dict[str, Any], cores: int) -> None:
-    """Flags that are numbers of threads there, and of processes, loads or interpreters here."""
+    """Translate flags for numbers of threads to our numbers of processes, loads or interpreters."""
     intra, inter, both = (
         given.get(f"tensorflow_{kind}_parallelism", 0) for kind in ("intra_op", "inter_op", "session")
     )
@@ -240,7 +243,7 @@ def _size_pools(given: Mapping[str, Any], options: dict[str, Any], cores: int) -
 
 
 def check(settings: Settings) -> None:
-    """Raises ConfigError, in TensorFlow Serving's words (`model_servers/server.cc`), where it would not start."""
+    """Raise ConfigError, in TensorFlow Serving's words (`model_servers/server.cc`), if it would not start either."""
     options = settings.options
     if options.port < 0 and options.rest_api_port < 0 and not options.grpc_socket_path:
         raise ConfigError(
@@ -263,7 +266,7 @@ def check(settings: Settings) -> None:
 
 
 def remarks(options: Options) -> list[tuple[int, str]]:
-    """What this command does by default that its user should know: level and text."""
+    """Return remarks about this command's defaults that its user should know: level and text."""
     if options.allow_remote_reload != DEFAULTS["allow_remote_reload"]:
         return []
     text = (
@@ -274,19 +277,22 @@ def remarks(options: Options) -> list[tuple[int, str]]:
 
 
 def announcements(address: str, port: int | None, socket_path: str, rest_api_port: int | None) -> list[str]:
-    """What TensorFlow Serving logs once it serves (`model_servers/server.cc`), and scripts wait for: gRPC on `address`
-    and its port, the Unix socket, REST's port, of each that there is."""
+    """Return the lines that TensorFlow Serving logs once it serves (`model_servers/server.cc`).
+
+    Scripts wait for them. There is one for gRPC on `address` and `port`, the Unix socket and REST's port, as far as
+    each exists.
+    """
     return [
         *([] if port is None else [f"Running gRPC ModelServer at {address}:{port} ..."]),
         *([f"Running gRPC ModelServer at UNIX socket {socket_path} ..."] if socket_path else []),
-        # [sic]: it says localhost whatever it listens on. The last line is that of its HTTP library.
+        # [sic]: it says localhost whatever address it listens on. The last line comes from its HTTP library.
         *([] if rest_api_port is None else [f"Exporting HTTP/REST API at:localhost:{rest_api_port} ..."]),
         *([] if rest_api_port is None else ["Entering the event loop ..."]),
     ]
 
 
 def usage() -> str:
-    """What `--help` shows, in the form of TensorFlow's flags."""
+    """Return the text of `--help`, in the form of TensorFlow's flags."""
     lines = ["usage: tensorflow_model_server", "Flags:"]
     for flag in FLAGS.values():
         default = f'"{flag.default}"' if flag.kind == "string" else flag.shown_default

@@ -1,4 +1,4 @@
-"""Which models are configured, from every place that names them, and what a new configuration changes. Pure."""
+"""Collects the configured models from every place that names them, and compares two configurations. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ConfiguredModel", "Difference", "check_labels", "configured_models",
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredModel:
-    """One model that flags, files or a reload name. `base_path` is absolute and ends in no slash."""
+    """One model that flags, files or a reload name. `base_path` is absolute, without a slash at its end."""
 
     name: str
     base_path: str
@@ -27,7 +27,7 @@ class ConfiguredModel:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What leads from one set of models to another."""
+    """The changes from one set of models to another."""
 
     removed: tuple[str, ...]
     added: tuple[ConfiguredModel, ...]
@@ -50,10 +50,11 @@ class Difference:
 
 
 def configured_models(settings: Settings, configs: Sequence[ModelConfig] | None) -> dict[str, ConfiguredModel]:
-    """Every model that is named, by its name. `configs` is the list of a model_config_file or of a reload: it stands
-    instead of model_name and model_base_path. Tables [models.NAME] with a base_path come besides.
+    """Return every configured model by name.
 
-    Raises ConfigError for labels that no version can satisfy, unless they may point at unavailable versions.
+    `configs` is the list of a model_config_file or of a reload, and replaces model_name and model_base_path. Tables
+    [models.NAME] with a base_path are added. Raise ConfigError for a label that is invalid, or that no version can
+    satisfy (unless labels may point at unavailable versions).
     """
     options = settings.options
     found: dict[str, ConfiguredModel] = {}
@@ -73,9 +74,11 @@ def configured_models(settings: Settings, configs: Sequence[ModelConfig] | None)
 
 
 def check_labels(model: ConfiguredModel, may_be_unavailable: bool = False) -> None:
-    """Raises ConfigError where a label cannot be named, or points at a version that the policy excludes and that
-    therefore is never available: with `may_be_unavailable`, requests that name such a label get NOT_FOUND, as in
-    TensorFlow Serving."""
+    """Raise ConfigError for an invalid label, or one that points at a version that the policy excludes.
+
+    With `may_be_unavailable` a label may point at an excluded version: requests for it get NOT_FOUND, as in TensorFlow
+    Serving.
+    """
     policy = model.options.policy
     for label, version in model.labels.items():
         if not label or "/" in label or ":" in label:
@@ -95,7 +98,7 @@ def check_labels(model: ConfiguredModel, may_be_unavailable: bool = False) -> No
 
 
 def difference(old: Mapping[str, ConfiguredModel], new: Mapping[str, ConfiguredModel]) -> Difference:
-    """What must be done to serve `new` instead of `old`."""
+    """Return the changes that lead from `old` to `new`."""
     return Difference(
         tuple(name for name in old if name not in new),
         tuple(model for name, model in new.items() if name not in old),
@@ -104,7 +107,7 @@ def difference(old: Mapping[str, ConfiguredModel], new: Mapping[str, ConfiguredM
 
 
 def needing_restart(old: Options, new: Options) -> list[str]:
-    """The options that differ and take effect only when the server is started again."""
+    """Return the names of the options that differ and take effect only when the server is started again."""
     live = {f.name for f in fields(ModelOptions)} | {"model_name", "model_base_path", "model_config_file"}
     return [f.name for f in fields(Options) if f.name not in live and getattr(old, f.name) != getattr(new, f.name)]
 

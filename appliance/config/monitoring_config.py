@@ -1,4 +1,4 @@
-"""The monitoring config file: text proto `tensorflow.serving.MonitoringConfig`.
+"""Reads the monitoring config file, the text proto `tensorflow.serving.MonitoringConfig`.
 
 Format: https://github.com/tensorflow/serving/blob/master/tensorflow_serving/config/monitoring_config.proto; the default
 path is that of `util/prometheus_exporter.cc`.
@@ -17,9 +17,9 @@ DEFAULT_PATH = "/monitoring/prometheus/metrics"
 
 
 def parse_monitoring_config(text: str, source: str) -> str:
-    """The path at which TensorFlow Serving's metrics are asked for, "" where they are not.
+    """Return the path of TensorFlow Serving's metrics; "" if they are not served.
 
-    Raises ConfigError; `source` is the file's name in its message.
+    Raise ConfigError; `source` is the file's name in the message.
     """
     try:
         message = parse_text(text, protos.MonitoringConfig())
@@ -32,12 +32,12 @@ def parse_monitoring_config(text: str, source: str) -> str:
     if not config.enable:
         return ""
     path = str(config.path) or DEFAULT_PATH
-    # TensorFlow Serving takes a path without the slash too, and then answers nowhere.
+    # TensorFlow Serving also accepts a path without the slash, but then never answers at it.
     return path if path.startswith("/") else f"/{path}"
 
 
 def read_monitoring_config(path: str) -> str:
-    """The path that the file `path` asks for; "" where it asks for none, and where `path` is "". Raises ConfigError."""
+    """Return the path that the file `path` configures; "" if none, or if `path` is "". Raise ConfigError."""
     if not path:
         return ""
     return parse_monitoring_config(read_config_text(path, "the monitoring_config_file"), path)

@@ -1,4 +1,4 @@
-"""Libraries of custom operators, as the configuration names them."""
+"""Checks the libraries of custom operators in the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_op_libraries"]
 
 
 def check_op_libraries(models: Iterable[ModelOptions]) -> None:
-    """Looks at every library that the options of `models` name, before anything is served. Raises ConfigError."""
+    """Check every library that the options of `models` name, before anything is served. Raise ConfigError."""
     for path in sorted({path for options in models for path in options.op_libraries}):
         try:
             check(path)

@@ -1,6 +1,6 @@
-"""Every option: the one table from which the flags, the TOML keys, `--help` and docs/options.md derive.
+"""All options: the one table from which the flags, the TOML keys, `--help` and docs/options.md derive.
 
-Options of single models are in `model_options`, those of the server here.
+Options of single models are in `model_options`, the server's are here.
 """
 
 from __future__ import annotations
@@ -189,24 +189,24 @@ class Options(ModelOptions):
 
 
 def about(name: str) -> About:
-    """What is said of the option `name`."""
+    """Return the description of the option `name`."""
     found: About = Options.__dataclass_fields__[name].metadata["about"]
     return found
 
 
 def option_types(cls: type[ModelOptions]) -> dict[str, type]:
-    """The options of `cls` by name, with bool, int, float, str, or tuple where it is a list of strings."""
+    """Return the types of the options of `cls` by name: bool, int, float, str, or tuple for a list of strings."""
     hints = typing.get_type_hints(cls)
     return {f.name: typing.get_origin(hints[f.name]) or hints[f.name] for f in fields(cls)}
 
 
 def type_name(kind: type) -> str:
-    """What the type of an option is called where users read it."""
+    """Return the name of an option's type for users."""
     return "list of str" if kind is tuple else kind.__name__
 
 
 def shown_default(name: str) -> str:
-    """The default of the option `name` as users read it: "" where it is empty."""
+    """Return the default of the option `name` as text for users; "" if it is empty."""
     default = getattr(Options(), name)
     if isinstance(default, tuple):
         return ", ".join(default)
@@ -214,11 +214,11 @@ def shown_default(name: str) -> str:
 
 
 def options_from_json(cls: type[M], values: Mapping[str, Any]) -> M:
-    """The options that went through JSON as `dataclasses.asdict` gave them: it has no tuples."""
+    """Return the options from JSON made of `dataclasses.asdict`; JSON has no tuples, so lists become tuples."""
     found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return cls(**found)
 
 
 def effective(count: int, cores: int, low: int, high: int) -> int:
-    """`count`, or where it is 0 the number of cores within `low` and `high`."""
+    """Return `count`, or if it is 0 the number of cores limited to `low` to `high`."""
     return count or max(low, min(cores, high))

@@ -1,4 +1,4 @@
-"""The texts of options that mean more than a string: paths, gRPC's arguments, precisions, names of models."""
+"""Parses option values that are more than a plain string: paths, gRPC's arguments, precisions, model names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def parse_channel_arguments(text: str) -> dict[str, int | str]:
-    """gRPC's arguments in `name=value,name=value`; of two with one name the last counts. Raises ConfigError.
+    """Return gRPC's arguments in `name=value,name=value`; the last of equal names counts. Raise ConfigError.
 
-    As in TensorFlow Serving (`model_servers/server.cc`), a value that is a 32-bit number is one, any other a string.
+    As in TensorFlow Serving (`model_servers/server.cc`), a value that is a 32-bit number becomes an int, others a
+    string.
     """
     arguments: dict[str, int | str] = {}
     for part in text.split(",") if text.strip() else ():
@@ -32,7 +33,7 @@ def parse_channel_arguments(text: str) -> dict[str, int | str]:
 
 
 def local_path(written: str) -> str:
-    """An absolute path without `file://` and without slashes at its end; `""` stays. Raises ConfigError."""
+    """Return an absolute path without `file://` and without slashes at its end; "" is kept. Raise ConfigError."""
     path = written.removeprefix("file://")
     scheme, found, _ = path.partition("://")
     if found:
@@ -43,14 +44,14 @@ def local_path(written: str) -> str:
 
 
 def local_paths(written: Sequence[str]) -> tuple[str, ...]:
-    """Absolute paths, each as `local_path` has it. Raises ConfigError."""
+    """Return the paths, each like `local_path`. Raise ConfigError."""
     if "" in written:
         raise ConfigError("one of its paths is empty", "give absolute paths, or leave it out")
     return tuple(map(local_path, written))
 
 
 def parse_precisions(text: str) -> tuple[str, ...]:
-    """The precisions in `float32,int8`. Raises ConfigError."""
+    """Return the precisions in a text such as `float32,int8`. Raise ConfigError."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found or not set(found) <= {"float32", "float16", "int8"}:
         raise ConfigError(
@@ -60,7 +61,7 @@ def parse_precisions(text: str) -> tuple[str, ...]:
 
 
 def check_model_name(name: str) -> object:
-    """`name`, if a model can be called so. Raises ConfigError."""
+    """Return `name` if it is a valid name of a model. Raise ConfigError otherwise."""
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
     return name

@@ -1,4 +1,4 @@
-"""Options that were there once: a configuration that still has one starts, with a warning of what holds instead."""
+"""Options that no longer exist. A configuration that has one starts, with a warning that says what applies instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["REMOVED", "removed_warnings"]
 _PARITY = "how far an answer may be off is fixed (docs/acceleration.md)"
 _CONVERSION = "a conversion is ended after 600 s, and at 8 GiB of memory"
 
-# By name: what holds instead.
+# Name → what applies instead.
 REMOVED: dict[str, str] = {
     "conversion_memory_bytes": _CONVERSION,
     "conversion_timeout_seconds": _CONVERSION,
@@ -30,7 +30,7 @@ REMOVED: dict[str, str] = {
 
 
 def removed_warnings(names: Iterable[str], where: str) -> list[str]:
-    """A warning for each of `names` that is an option no more; `where` says where it stands, such as "my.toml: "."""
+    """Return a warning for each of `names` that is a removed option; `where` is its location, such as "my.toml: "."""
     return [
         f"{where}{name} is an option no more, and counts for nothing: {REMOVED[name]}; take it out"
         for name in names

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's flags: the one table from which `tensorflow_model_server --help` and docs/conformance.md derive.
+"""TensorFlow Serving's flags: the table from which `tensorflow_model_server --help` and docs/conformance.md derive.
 
 Names, types and defaults are those of `model_servers/main.cc` and `server.h` in TensorFlow Serving 2.21.
 """
@@ -13,17 +13,17 @@ from appliance.config.options import about
 
 __all__ = ["DEFAULTS", "FLAGS", "VERSION", "Flag"]
 
-VERSION = "2.21.0"  # of TensorFlow Serving, whose contract this is
+VERSION = "2.21.0"  # the version of TensorFlow Serving that is followed
 
-# Where this command's defaults are not dropserve's: what TensorFlow Serving does without the flag.
+# This command's defaults that differ from dropserve's: TensorFlow Serving's behaviour without the flag.
 DEFAULTS: Mapping[str, Any] = {
     "rest_api_port": -1,
     "enable_profiler": True,
     "enable_grpc_healthcheck_service": False,
     "allow_remote_reload": "loopback",
     "listen_when_loaded": True,
-    "release_gate": "only-replacing",  # there, what loads serves
-    "acceleration": "off",  # who comes from TensorFlow Serving did not ask for other numerics
+    "release_gate": "only-replacing",  # TensorFlow Serving serves whatever loads
+    "acceleration": "off",  # users of TensorFlow Serving did not ask for other numerics
 }
 
 _CPUS, _FOUR_PER_CPU = "CPUs", "4 * CPUs"
@@ -33,20 +33,20 @@ _CPUS, _FOUR_PER_CPU = "CPUs", "4 * CPUs"
 class Flag:
     """A flag of TensorFlow Serving.
 
-    `default` is its own; for the two that it computes, the rule in words. `verdict` is what docs/conformance.md says of
-    it. `no_effect` is set where it cannot mean anything here, and says why.
+    `default` is its own, or the rule in words for the two that it computes. `verdict` is the text in
+    docs/conformance.md. `no_effect` is the reason why the flag has no effect here, if it has none.
     """
 
     name: str
-    kind: str  # int32, int64, float, bool, string
+    kind: str  # int32, int64, float, bool or string
     default: int | float | bool | str
     verdict: str = "same"
     no_effect: str = ""
-    help: str = ""  # where it is not the help of the option of that name
+    help: str = ""  # if it differs from the help of the option with that name
 
     @property
     def text(self) -> str:
-        """What `--help` says."""
+        """The text of `--help`."""
         return self.help or (f"No effect: {self.no_effect}." if self.no_effect else about(self.name).help)
 
     @property

@@ -1,4 +1,4 @@
-"""Reads the settings of a server: flags and a TOML file, checked against the table of options."""
+"""Reads a server's settings from flags and a TOML file, and checks them against the table of options."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Settings", "from_text", "no_flag", "read_settings", "unknown_option"
 
 
 def no_flag(name: str) -> ConfigError | None:
-    """The error for an option that is given as a flag and is none, because it is a list; None for all others."""
+    """Return the error for an option that cannot be a flag because it is a list; None for all others."""
     if option_types(Options).get(name) is not tuple:
         return None
     return ConfigError(f"--{name} is no flag", f'write it into the file of --config: {name} = ["...", "..."]')
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value of the option `name` that `text` (of a flag) stands for. Raises ConfigError."""
+    """Return the value of the option `name` for the text of its flag. Raise ConfigError."""
     kind = option_types(Options)[name]
     try:
         if kind is bool:
@@ -80,7 +80,7 @@ def _normal(name: str, value: Any, normal: Callable[[Any], Any], where: str) -> 
 
 
 def unknown_option(name: str, known: Sequence[str], where: str) -> ConfigError:
-    """The error for a name that is no option, with the nearest one that is."""
+    """Return the error for an unknown option, with the nearest known one."""
     near = difflib.get_close_matches(name, known, 1)
     remedy = f"did you mean {near[0]}?" if near else "dropserve serve --help lists all options"
     return ConfigError(f"there is no option {where}{name}", remedy)
@@ -88,15 +88,17 @@ def unknown_option(name: str, known: Sequence[str], where: str) -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that was configured: the server's options, and what `[models.NAME]` says of single models."""
+    """The whole configuration: the server's options, and the tables `[models.NAME]` by name."""
 
     options: Options
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()  # of what counts for nothing
+    warnings: tuple[str, ...] = ()  # about settings without effect
 
     def of_model(self, name: str, **from_config: Any) -> ModelOptions:
-        """The options of one model. Precedence: `[models.NAME]`, then `from_config` (what a model_config_file says),
-        then the server's options."""
+        """Return the options of one model.
+
+        Precedence: `[models.NAME]`, then `from_config` (from a model_config_file), then the server's options.
+        """
         values = {f.name: getattr(self.options, f.name) for f in fields(ModelOptions)}
         return ModelOptions(**{**values, **from_config, **self.models.get(name, {})})
 
@@ -104,10 +106,10 @@ class Settings:
 def read_settings(
     flags: Mapping[str, Any], config_path: str = "", defaults: Mapping[str, Any] | None = None
 ) -> Settings:
-    """The settings that flags (name → value) and a TOML file give; a flag goes before the file. `defaults` stand
-    instead of the options' own.
+    """Return the settings from flags (name → value) and a TOML file. A flag overrides the file.
 
-    Raises ConfigError for what is unknown or not allowed.
+    `defaults` replace the options' own defaults. Raise ConfigError for an unknown option or a value that is not
+    allowed.
     """
     values: dict[str, Any] = dict(defaults or {})
     models: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Protocol buffers in text format, as TensorFlow Serving's configuration files are."""
+"""Parses protocol buffers in text format, the format of TensorFlow Serving's configuration files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ T = TypeVar("T", bound=Any)
 
 
 class TextProtoError(Exception):
-    """What is wrong with a text, as TensorFlow Serving's parser words it ("LINE:COLUMN: …"), and in which `line` (None:
-    unknown). It may quote the text."""
+    """A text that cannot be parsed, in the words of TensorFlow Serving's parser ("LINE:COLUMN: …").
+
+    `line` is its line number, None if unknown. The message may quote the text.
+    """
 
     def __init__(self, message: str, line: int | None) -> None:
         super().__init__(message)
@@ -23,7 +25,7 @@ class TextProtoError(Exception):
 
 
 def parse_text(text: str | bytes, message: T) -> T:
-    """`message` with the fields that `text` states. Raises TextProtoError."""
+    """Fill `message` with the fields that `text` states, and return it. Raise TextProtoError."""
     try:
         text_format.Parse(text, message, descriptor_pool=protos.POOL)
     except text_format.ParseError as error:

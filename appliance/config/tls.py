@@ -1,4 +1,4 @@
-"""TLS of the gRPC port: the file that --ssl_config_file names, read and proven usable before anything is served.
+"""TLS of the gRPC port: reads the file that --ssl_config_file names, and proves it usable before anything is served.
 
 Format: text proto `tensorflow.serving.SSLConfig` (`tensorflow_serving/config/ssl_config.proto`), whose fields hold PEM
 text, not names of files.
@@ -24,8 +24,10 @@ _BEGIN = "-----BEGIN "
 
 @dataclass(frozen=True, slots=True)
 class SslConfig:
-    """A server's key and certificate chain, whom it trusts (b"": nobody), all as PEM, and whether a client must show a
-    certificate of theirs."""
+    """A server's key and certificate chain, and the authorities that it trusts (b"": none), all as PEM.
+
+    With `client_verify`, a client must show a certificate of a trusted authority.
+    """
 
     key: bytes = field(repr=False)
     certificate: bytes
@@ -34,10 +36,10 @@ class SslConfig:
 
 
 def load_ssl_config(path: str) -> SslConfig:
-    """Reads the SSLConfig in the file at `path`.
+    """Return the SSLConfig in the file at `path`.
 
-    Raises ConfigError where it cannot be read or parsed, where key and certificate are no PEM or no pair, or where
-    nobody is named whose clients to trust. No message quotes the file: it holds the private key.
+    Raise ConfigError if it cannot be read or parsed, if key and certificate are not PEM or do not match, or if clients
+    are to be verified but no authority is named. No message quotes the file, because it holds the private key.
     """
     message = _read(path)
     where = f"the ssl_config_file {path}"
@@ -75,7 +77,7 @@ def _read(path: str) -> protos.SSLConfig:
     try:
         return parse_text(data, protos.SSLConfig())
     except TextProtoError as error:
-        # Only where it went wrong: the parser quotes the line, and the line may be the key.
+        # Give only the line number: the parser quotes the line, and the line may be the key.
         where = f" in line {error.line}" if error.line else ""
         raise ConfigError(
             f"{path}: Error parsing text-format tensorflow.serving.SSLConfig{where}",
@@ -84,9 +86,9 @@ def _read(path: str) -> protos.SSLConfig:
 
 
 def _prove_pair(context: ssl.SSLContext, key: bytes, certificate: bytes, where: str) -> None:
-    """Raises ConfigError unless `key` belongs to the first of `certificate`.
+    """Raise ConfigError unless `key` belongs to the first certificate in `certificate`.
 
-    The ssl module reads both from files only: these have no name, and lie in memory where the machine allows it.
+    The ssl module reads both only from files. These have no name, and lie in memory if the machine allows it.
     """
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - unlinked at once
     with tempfile.TemporaryFile(dir=folder) as key_file, tempfile.TemporaryFile(dir=folder) as certificate_file:
@@ -95,7 +97,7 @@ def _prove_pair(context: ssl.SSLContext, key: bytes, certificate: bytes, where: 
             file.flush()
         certificate_path, key_path = (f"/proc/self/fd/{file.fileno()}" for file in (certificate_file, key_file))
         try:
-            # A key that needs a password is refused; without this, the terminal would be asked.
+            # Refuse a key with a password; without this, OpenSSL would ask for it on the terminal.
             context.load_cert_chain(certificate_path, key_path, password=lambda: b"")
         except (OSError, ValueError) as error:
             raise ConfigError(

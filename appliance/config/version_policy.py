@@ -1,4 +1,4 @@
-"""Version policies: which of a model's versions are wanted, as text and as functions of a snapshot of their numbers."""
+"""Version policies: which of a model's versions are wanted, as text and as functions of their numbers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class All:
-    """Every version there is."""
+    """All versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Specific:
-    """These versions, where they are there."""
+    """The listed versions, if they exist."""
 
     versions: frozenset[int]
 
@@ -33,7 +33,7 @@ VersionPolicy = Latest | All | Specific
 
 
 def aspired_versions(policy: VersionPolicy, present: Collection[int]) -> frozenset[int]:
-    """The versions among `present` that `policy` wants loaded."""
+    """Return the versions among `present` that `policy` wants loaded."""
     match policy:
         case All():
             return frozenset(present)
@@ -44,10 +44,10 @@ def aspired_versions(policy: VersionPolicy, present: Collection[int]) -> frozens
 
 
 def surplus_versions(aspired: Collection[int], loaded: Collection[int]) -> frozenset[int]:
-    """The versions among `loaded` that may go now: those not aspired, once every aspired one is loaded.
+    """Return the versions among `loaded` that may be unloaded now: the others, once all aspired ones are loaded.
 
-    Availability comes first, as in TensorFlow Serving's availability-preserving policy: a new version is loaded
-    before an old one is unloaded.
+    Availability comes first, as in TensorFlow Serving's availability-preserving policy: a new version is loaded before
+    an old one is unloaded.
     """
     if not set(aspired) <= set(loaded):
         return frozenset()
@@ -55,7 +55,7 @@ def surplus_versions(aspired: Collection[int], loaded: Collection[int]) -> froze
 
 
 def parse_version_policy(text: str) -> VersionPolicy:
-    """`latest`, `latest:N`, `all` or `specific:V,V` as a policy. Raises ConfigError."""
+    """Return the policy that `latest`, `latest:N`, `all` or `specific:V,V` means. Raise ConfigError."""
     kind, colon, rest = text.partition(":")
     numbers = [n.strip() for n in rest.split(",")] if colon else []
     if all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):
@@ -72,7 +72,7 @@ def parse_version_policy(text: str) -> VersionPolicy:
 
 
 def format_version_policy(policy: VersionPolicy) -> str:
-    """The text that `parse_version_policy` reads as `policy`."""
+    """Return the text that `parse_version_policy` reads as `policy`."""
     match policy:
         case Latest(num_versions):
             return f"latest:{num_versions}"
