@@ -1,1 +1,1 @@
-"""The GPUs of the machine: asked of the driver, as values, and which model goes to which."""
+"""The machine's GPUs: read from NVIDIA's driver, as values, and placement of models on them."""

@@ -1,9 +1,9 @@
-"""Runs the process that asks NVIDIA's driver (`appliance.gpu.probe`), and bounds everything about it.
+"""Runs the process that reads NVIDIA's driver (`appliance.gpu.probe`), with bounds on everything.
 
-It is started when somebody asks for the GPUs, and ended when nobody has for a while. What it told is remembered, so
-that those who ask in quick succession do not ask the driver each time. A driver that does not answer costs its process,
-which is killed and, later and later, started again; whoever asks waits no longer than it said, and gets what was last
-known and what went wrong.
+The process is started when the GPUs are asked for, and ended after a minute without questions. Its last answer is kept
+for a second, so that frequent callers do not ask the driver each time. If the driver does not answer, the process is
+killed, and started again after growing pauses. A caller waits no longer than it asked to, and gets the last known
+values and the error.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ __all__ = ["GpuClient", "driver_status"]
 logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0
-# Without persistence mode, the driver first wakes the GPUs: seconds for each.
+# Without persistence mode, the driver first wakes the GPUs, which takes seconds for each.
 _START_SECONDS = 30.0
 _READ_SECONDS = 2.0
 _PATIENCE_SECONDS = 3.0
 _END_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
 _NO_DRIVER_SECONDS = 60.0  # a driver may be installed while we serve
-_KEPT_SECONDS = 60.0  # older values say nothing about the GPU's state
+_KEPT_SECONDS = 60.0  # older values say nothing about the GPU's current state
 _MAX_BACKOFF_SECONDS = 60.0
-# NVML forgets no lost GPU, and finds none that is back, before it begins anew.
+# NVML reports a lost GPU as lost, and one that is back as missing, until it is initialised again.
 _RENEWED_SECONDS = 10.0
 _MAX_LINE_BYTES = 2**20
 
 
 class _ProbeError(Exception):
-    """The probe's process is of no more use; the message says why."""
+    """The probe's process can no longer be used; the message says why."""
 
 
 class GpuClient:
-    """Lives in the event loop of the process whose children `reaper` waits for.
+    """Reads the GPUs, in the event loop of the process whose children `reaper` waits for.
 
-    `servables` gives what the workers serve, by process number. Once the driver has been asked for `patience_seconds`
-    without an answer, nobody waits any more until it has one.
+    `servables` returns what the workers serve, by process number. Once a question to the driver is `patience_seconds`
+    old, callers no longer wait for its answer.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class GpuClient:
         self._servables = servables
         self._patience_seconds = patience_seconds
         self._status: GpuStatus | None = None
-        self._read_at = 0.0  # when the status's GPUs were read
-        self._due = 0.0  # from when on the driver is asked again
-        self._since = 0.0  # when it was asked last
+        self._read_at = 0.0  # monotonic time at which the status's GPUs were read
+        self._due = 0.0  # monotonic time from which the driver is asked again
+        self._since = 0.0  # monotonic time of the current or last question
         self._reading: asyncio.Task[None] | None = None
         self._failures = 0
         self._logged = ""
         self._pid = 0
         self._started = 0.0
-        self._exited: asyncio.Future[int] | None = None  # the end of the last process that was started
+        self._exited: asyncio.Future[int] | None = None  # the exit of the process that was started last
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     async def status(self, seconds: float) -> GpuStatus:
-        """The GPUs, at most a second old where the driver answers within `seconds`. Never raises."""
+        """Return the GPUs, at most a second old if the driver answers within `seconds`. Never raise."""
         now = time.monotonic()
         if self._reading is None and now >= self._due:
             self._since = now
@@ -86,7 +86,7 @@ class GpuClient:
         return named(self._known(time.monotonic()), self._servables())
 
     def stop(self) -> None:
-        """Ends the process; nobody asks any more."""
+        """End the process; call nothing afterwards."""
         self._due = float("inf")
         if self._reading is not None:
             self._reading.cancel()
@@ -112,7 +112,7 @@ class GpuClient:
     # -- one reading -------------------------------------------------------------------------------------------
 
     async def _refresh(self) -> None:
-        """Asks the driver once, and remembers what it says."""
+        """Ask the driver once, and keep its answer."""
         if self._idle is not None:
             self._idle.cancel()
         try:
@@ -147,7 +147,7 @@ class GpuClient:
         self._log(self._status)
 
     def _log(self, status: GpuStatus) -> None:
-        """Says what is wrong, once."""
+        """Log a problem once, and its end."""
         wrong = "; ".join([status.error, *(f"GPU {gpu.index}: {gpu.error}" for gpu in status.gpus if gpu.error)])
         wrong = wrong.strip("; ")
         if wrong and wrong != self._logged:
@@ -157,8 +157,11 @@ class GpuClient:
         self._logged = wrong
 
     async def _read(self) -> GpuStatus:
-        """What the driver says. Where some GPUs have answered by the deadline, the status's error tells of the others.
-        Raises _ProbeError, or what a line that is none of the probe's raises."""
+        """Return the driver's answer.
+
+        If only some GPUs answer by the deadline, the status's error names the others. Raise _ProbeError, or a decoding
+        error for a malformed line.
+        """
         if self._streams is None:
             begun = await self._start_probe()
             if "ready" not in begun:
@@ -203,9 +206,10 @@ class GpuClient:
     # -- the process -------------------------------------------------------------------------------------------
 
     async def _start_probe(self) -> dict[str, Any]:
-        """Starts the process: what it says of the driver's start. Raises _ProbeError."""
+        """Start the process, and return its first message, about the driver's start. Raise _ProbeError."""
         if self._exited is not None:
-            # One that a driver holds in the kernel ends when that lets it go: a second one would only join it there.
+            # A process that hangs in the kernel ends only when the driver releases it; a second one would hang there
+            # too.
             await asyncio.wait([self._exited], timeout=_END_SECONDS)
             if not self._exited.done():
                 raise _ProbeError(f"The NVIDIA driver hangs, and holds process {self._pid} in the kernel; see dmesg")
@@ -240,8 +244,10 @@ class GpuClient:
 
 
 async def driver_status(seconds: float) -> GpuStatus:
-    """What the driver says within `seconds`, where no server asks it. For processes that have no other children: all
-    are waited for here."""
+    """Return the driver's status after at most `seconds`, without a server.
+
+    Only for processes without other children, because it waits for all children.
+    """
     reaper = Reaper()
     reaper.start()
     client = GpuClient(reaper, dict, patience_seconds=seconds)

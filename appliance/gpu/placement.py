@@ -1,4 +1,4 @@
-"""Which GPU a model goes to: by the memory that is free, and within what it may use."""
+"""Chooses a GPU for a model, by free memory, among the GPUs that it may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.core.gpu_devices import parse_gpu_devices
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """One GPU as its driver shows it; `index` counts as nvidia-smi does."""
+    """One GPU as its driver shows it; `index` is nvidia-smi's."""
 
     index: int
     uuid: str
@@ -20,10 +20,10 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one version has been promised of the GPU `uuid`, and what of it has been allocated so far.
+    """The memory on the GPU `uuid` that one version was promised, and how much of it is allocated so far.
 
-    The rest of it counts as taken, though the driver shows it as free: a model that is being loaded, or that has not
-    met its largest batch yet, will ask for it.
+    The difference counts as taken although the driver shows it as free: a model that is being loaded, or has not met
+    its largest batch yet, will ask for it.
     """
 
     uuid: str
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No GPU can take the model: the reason says what there is, and what can be done."""
+    """No GPU can take the model; `reason` says what there is and what can be done."""
 
     reason: str
 
@@ -45,16 +45,16 @@ class Refused:
 def place(
     gpus: Sequence[GpuMemory], claims: Collection[Claim], gpu_devices: str, needed_bytes: int
 ) -> GpuMemory | Refused:
-    """The GPU for a model that needs `needed_bytes` (0: nobody knows): of those that it may use, the one with the most
-    memory that is neither used nor promised.
+    """Return the GPU for a model that needs `needed_bytes` (0: unknown).
 
-    Refuses it where no GPU has so much. Where it is not known what a model needs, any GPU that has room at all does.
-    Raises ConfigError for `gpu_devices` that `parse_gpu_devices` refuses.
+    Of the GPUs that it may use, this is the one with the most memory that is neither used nor promised. If even that is
+    too little, return Refused; if the need is unknown, any free memory is enough. Raise ConfigError for invalid
+    `gpu_devices`.
     """
     if not gpus:
         return Refused("there is no GPU")
     devices = parse_gpu_devices(gpu_devices)
-    # A UUID may be shortened as long as it fits one GPU only, as for CUDA.
+    # As for CUDA, a UUID may be shortened as long as it fits one GPU only.
     allowed = [
         gpu
         for gpu in gpus

@@ -1,11 +1,12 @@
-"""The process that asks NVIDIA's driver, by nvidia-ml-py: NVML's calls can hang for ever, or take their process down.
+"""The process that reads NVIDIA's driver by nvidia-ml-py. NVML's calls can hang for ever, or crash their process.
 
-It speaks lines of JSON with `appliance.gpu.client` over the socket that is its descriptor 3. First it says how the
-driver began: {"ready": true}; {"reason": ...} where there is none; {"error": ...}. After the last two it ends. Then
-each line that comes is answered by one {"driver_version", "cuda_version", "count"}, or {"error"}; one {"gpu": ...} for
-each GPU (the fields of `gpu.values.Gpu`), as they answer; and {"end": true}. Its end of file ends the process.
+It speaks lines of JSON with `appliance.gpu.client` over the socket that is its descriptor 3. First it reports the
+driver's start: {"ready": true}; {"reason": ...} if there is no driver; or {"error": ...}. After the last two it ends.
+Then it answers each incoming line with {"driver_version", "cuda_version", "count"}, or {"error"}; then {"gpu": ...} for
+each GPU (the fields of `gpu.values.Gpu`), as they answer; then {"end": true}. The process ends at the socket's end of
+file.
 
-Each GPU is read in a thread of its own, so that one that hangs does not hide the others.
+Each GPU is read in its own thread, so that one that hangs does not hide the others.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from appliance.host.processes import die_with_parent, set_name
 
 _CONTROL_DESCRIPTOR = 3
 _MAX_GPUS = 256
-_MAX_TEXT = 256  # characters of a name or a message
+_MAX_TEXT = 256  # the most characters of a name or a message
 _UNKNOWN_STATE = 32  # NVML_PSTATE_UNKNOWN
 
 Handle = Any
-# A driver tells no more of a GPU once a call says this.
+# After one of these errors, no other call about the GPU succeeds.
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND)
-# The GPU does not have it, or the driver is too old to tell it.
+# The GPU does not support the value, or the driver is too old for it.
 _NOTHING = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 _OLDER = (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
 _ABSENT = {
@@ -54,7 +55,7 @@ _REMEDIES = {
 
 
 def _words(error: Exception) -> str:
-    """What NVML says, with what to do about it."""
+    """Return NVML's message, with a remedy if there is one."""
     text = str(error)[:_MAX_TEXT].rstrip(".")
     remedy = _REMEDIES.get(getattr(error, "value", 0))
     return f"{text}; {remedy}" if remedy else text
@@ -64,7 +65,7 @@ def _words(error: Exception) -> str:
 
 
 def _first(*calls: Callable[[], Any]) -> Any:
-    """What the first of `calls` gives that this driver knows: newer ones first."""
+    """Return the result of the first of `calls` that this driver supports; list newer calls first."""
     for call in calls[:-1]:
         try:
             return call()
@@ -75,7 +76,7 @@ def _first(*calls: Callable[[], Any]) -> Any:
 
 
 def _memory(handle: Handle) -> tuple[int, int, int]:
-    # The newer call counts what the driver reserves apart, as nvidia-smi does.
+    # The newer call counts the driver's reserve separately, as nvidia-smi does.
     info = _first(
         lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2),
         lambda: pynvml.nvmlDeviceGetMemoryInfo(handle),
@@ -125,7 +126,7 @@ def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
                 found[key] = {"pid": key[0], "type": kind, "memory_bytes": process.usedGpuMemory, "name": None}
     most = sorted(found.values(), key=lambda process: -(process["memory_bytes"] or 0))[:MAX_PROCESSES]
     for process in most:
-        # Not found: it has ended meanwhile, or runs outside this container.
+        # If not found, it has ended in the meantime, or runs outside this container.
         with contextlib.suppress(pynvml.NVMLError, UnicodeDecodeError):
             process["name"] = pynvml.nvmlSystemGetProcessName(process["pid"])[:_MAX_TEXT]
     return (most,)
@@ -147,7 +148,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Handle], tuple[Any, ...]]], ...
 
 
 def _read_gpu(index: int) -> dict[str, Any]:
-    """The fields of `appliance.gpu.values.Gpu`; what the GPU does not have is left out."""
+    """Return the fields of `appliance.gpu.values.Gpu`, without those that the GPU does not support."""
     errors: dict[str, str] = {}
     gpu: dict[str, Any] = {"index": index, "errors": errors}
     try:
@@ -194,13 +195,13 @@ def _read() -> Iterator[dict[str, Any]]:
     def read(index: int) -> None:
         try:
             answers.put(_read_gpu(index))
-        except Exception as error:  # noqa: BLE001 - the outer loop of a thread: its GPU would be missing without a word
+        except Exception as error:  # noqa: BLE001 - a thread's outer loop: its GPU would be missing without an error
             answers.put({"index": index, "error": f"{type(error).__name__}: {error}"[:_MAX_TEXT]})
 
     for index in range(count):
         threading.Thread(target=read, args=(index,), daemon=True).start()
     for _ in range(count):
-        yield {"gpu": answers.get()}  # where the driver hangs, the client's deadline ends this process
+        yield {"gpu": answers.get()}  # if the driver hangs, the client's deadline ends this process
     yield {"end": True}
 
 
@@ -220,8 +221,8 @@ def main() -> None:
                 for message in _read():
                     say(message)
     except OSError:
-        pass  # whoever asked is gone
-    os._exit(0)  # without NVML's own end, which may hang
+        pass  # the client is gone
+    os._exit(0)  # skip NVML's shutdown, which may hang
 
 
 if __name__ == "__main__":

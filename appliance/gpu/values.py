@@ -1,8 +1,8 @@
-"""The GPUs of this machine as values: what the driver tells of them, as JSON and as a table.
+"""The machine's GPUs as values, as JSON and as a table.
 
-Pure: the driver's library (NVML) is only touched by `appliance.gpu.probe`, in a process of its own, and
-`appliance.gpu.client` runs that process. None stands for what a GPU does not have or tell (nvidia-smi's N/A); what the
-driver failed to tell is None too, and `errors` says why, by the field's name.
+Pure: only `appliance.gpu.probe` uses the driver's library (NVML), in a process that `appliance.gpu.client` runs. None
+means that a GPU does not support or report a value (nvidia-smi's N/A), or that the driver failed to read it; then
+`errors` says why, by the field's name.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from appliance.core.servable import ServableId
 
 __all__ = ["MAX_PROCESSES", "PARENT_VARIABLE", "Gpu", "GpuProcess", "GpuStatus", "named", "table", "with_identities"]
 
-# Of the probe's environment: the number of the process that started it.
+# An environment variable of the probe: the number of the process that started it.
 PARENT_VARIABLE = "DROPSERVE_GPU_PROBE_PARENT"
-# Of one GPU; those with the most memory are kept.
+# The most processes listed for one GPU; those with the most memory are kept.
 MAX_PROCESSES = 256
 
 _MIB = 2**20
@@ -27,19 +27,19 @@ _PROCESS_HEADS = ("GPU", "PID", "TYPE", "MEMORY", "MODEL", "VERSION", "PROCESS")
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process that uses a GPU. `model` and `version` are what it serves, where it is a worker of this server."""
+    """A process that uses a GPU. `model` and `version` are what it serves if it is a worker of this server."""
 
     pid: int
-    type: str  # as nvidia-smi has it: C computes, G draws, C+G does both
+    type: str  # as in nvidia-smi: C computes, G draws, C+G does both
     name: str | None
     memory_bytes: int | None
     model: str | None = None
-    version: str | None = None  # a string, as in GET /v1/models: JSON's numbers do not hold an int64
+    version: str | None = None  # a string, as in GET /v1/models, because JSON's numbers do not hold an int64
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `error` says why nothing (more) is known of it: it is lost, or its driver does not answer."""
+    """One GPU. `error` says why its values are missing: it is lost, or its driver does not answer."""
 
     index: int
     name: str | None = None
@@ -48,26 +48,28 @@ class Gpu:
     power_watts: float | None = None
     power_limit_watts: float | None = None
     utilization_percent: int | None = None
-    memory_used_bytes: int | None = None  # without what the driver reserves, as nvidia-smi counts
+    memory_used_bytes: int | None = None  # without the driver's reserve, as in nvidia-smi
     memory_free_bytes: int | None = None
     memory_total_bytes: int | None = None
     fan_percent: int | None = None
     performance_state: str | None = None  # P0, the fastest, to P15
-    mig: str | None = None  # "enabled" or "disabled", with a remark where a reset changes it
+    mig: str | None = None  # "enabled" or "disabled", with a remark if a reset will change it
     processes: tuple[GpuProcess, ...] = ()
     error: str = ""
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Gpu:
-        """What the probe or `GpuStatus.to_json` wrote. Raises TypeError or KeyError where it did not."""
+        """Return the GPU that the probe or `GpuStatus.to_json` wrote. Raise TypeError or KeyError for anything else."""
         return cls(**{**document, "processes": tuple(GpuProcess(**p) for p in document.get("processes", ()))})
 
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
-    """All GPUs, as they were `age_seconds` ago. `reason` says why there are none where that is no failure (no driver),
-    `error` what failed of the driver as a whole."""
+    """All GPUs as they were `age_seconds` ago.
+
+    `reason` says why there are none although nothing failed (no driver); `error` is a failure of the driver as a whole.
+    """
 
     driver_version: str | None = None
     cuda_version: str | None = None  # the newest that the driver supports
@@ -78,7 +80,7 @@ class GpuStatus:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there are GPUs, and the driver told all that they have."""
+        """Whether there are GPUs, and the driver could read all values that they support."""
         return bool(self.gpus) and not self.error and not any(gpu.error or gpu.errors for gpu in self.gpus)
 
     def to_json(self) -> dict[str, Any]:
@@ -86,14 +88,14 @@ class GpuStatus:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> GpuStatus:
-        """What `to_json` wrote. Raises TypeError or KeyError for anything else."""
+        """Return the status that `to_json` wrote. Raise TypeError or KeyError for anything else."""
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in document.items() if name in known}
         return cls(**{**values, "gpus": tuple(Gpu.from_json(gpu) for gpu in document["gpus"])})
 
 
 def named(status: GpuStatus, servables: Mapping[int, ServableId]) -> GpuStatus:
-    """`status` with the model and version of each process that is one of `servables`, by process number."""
+    """Return `status` with the model and version of each process in `servables` (by process number)."""
 
     def name(process: GpuProcess) -> GpuProcess:
         servable = servables.get(process.pid)
@@ -104,8 +106,10 @@ def named(status: GpuStatus, servables: Mapping[int, ServableId]) -> GpuStatus:
 
 
 def with_identities(gpus: Sequence[Gpu], earlier: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """`gpus` in their order, where those that failed before they told their name and uuid have those of `earlier`: a
-    driver gives a lost GPU's index, and no more."""
+    """Return `gpus` ordered by index, with missing names and UUIDs of failed GPUs taken from `earlier`.
+
+    A driver gives only the index of a lost GPU.
+    """
     known = {gpu.index: gpu for gpu in earlier}
     return tuple(
         replace(gpu, name=gpu.name or known[gpu.index].name, uuid=gpu.uuid or known[gpu.index].uuid)
@@ -119,7 +123,7 @@ def with_identities(gpus: Sequence[Gpu], earlier: Sequence[Gpu]) -> tuple[Gpu, .
 
 
 def table(status: GpuStatus) -> str:
-    """The page that a user of nvidia-smi reads at once: GPUs, then processes, one a line; then what went wrong."""
+    """Return a page for people who know nvidia-smi: GPUs, then processes, one a line; then errors."""
     versions = f"Driver {_shown(status.driver_version)}   CUDA {_shown(status.cuda_version)}"
     lines = [f"{versions}   (as of {status.age_seconds:.1f} s ago)"]
     if status.error:
@@ -191,5 +195,5 @@ def _shown(value: object, unit: str = "") -> str:
 
 
 def _printable(text: str) -> str:
-    """Names come from drivers and other people's processes: none of them drives the terminal."""
+    """Return `text` with unprintable characters replaced: names come from drivers and other users' processes."""
     return "".join(character if character.isprintable() else "?" for character in text)
