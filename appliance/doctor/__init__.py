@@ -1,1 +1,1 @@
-"""`dropserve doctor`: looks at the machine and the configuration, and says what to do. It changes nothing."""
+"""`dropserve doctor`: checks the machine and the configuration, and says what to do. It changes nothing."""

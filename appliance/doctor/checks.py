@@ -1,4 +1,4 @@
-"""What `dropserve doctor` makes of what it found: one finding for each thing, and what to do about it. Pure."""
+"""All checks of `dropserve doctor`: from facts to findings with remedies. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.doctor.findings import Finding, Found
 
 __all__ = ["CHECKS", "findings"]
 
-# By name, in the order in which they are told.
+# By name, in the order of the report.
 CHECKS: dict[str, Callable[[Facts], Found]] = {
     "configuration": configuration_checks.configuration,
     "user": configuration_checks.user,
@@ -35,5 +35,5 @@ CHECKS: dict[str, Callable[[Facts], Found]] = {
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """All findings, in the order of `CHECKS`; each check has at least one."""
+    """Return all findings, in the order of `CHECKS`; each check has at least one."""
     return [Finding(name, *found) for name, check in CHECKS.items() for found in check(facts)]

@@ -1,4 +1,4 @@
-"""What was configured: whether a server can start with it, and serve its models. Pure."""
+"""Checks of the configuration: whether a server can start with it and serve its models. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["cache", "configuration", "folders", "models", "ports", "runtime", "s
 
 _MIB, _GIB = 2**20, 2**30
 _FEW_BYTES = 1 * _GIB  # TensorFlow takes half of it, and so does a conversion
-_SHOWN = 20  # model folders, and ports' holders, that are told one by one
+_SHOWN = 20  # the most model folders, and processes on a port, that are listed
 
 
 def configuration(facts: Facts) -> Found:
@@ -114,7 +114,7 @@ def models(facts: Facts) -> Found:
 
 
 def _written(folder: Folder, user: int) -> Iterator[str]:
-    """Why a folder that the server writes to cannot be used."""
+    """Yield why a folder that the server writes to cannot be used."""
     if folder.problem:
         yield folder.problem
     elif not folder.writable:

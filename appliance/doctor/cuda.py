@@ -1,6 +1,6 @@
-"""The process that `dropserve doctor` starts to see whether ONNX Runtime can use CUDA: it prints why not, or nothing.
+"""The process in which `dropserve doctor` tries CUDA with ONNX Runtime: it prints why that fails, or nothing.
 
-The libraries are NVIDIA's and large: they may be slow, hang in a driver, or take their process down.
+NVIDIA's libraries are large: they may be slow, hang in a driver, or crash their process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _PROVIDER = "libonnxruntime_providers_cuda.so"
 
 
 def main() -> None:
-    import onnxruntime  # noqa: PLC0415 - only this process may have its libraries
+    import onnxruntime  # noqa: PLC0415 - only this process may load its libraries
 
     from backends.onnx_session import why_no_cuda  # noqa: PLC0415
 
@@ -20,7 +20,7 @@ def main() -> None:
     missing = "" if os.path.exists(provider) else f"{_PROVIDER} is not installed"
     print(why_no_cuda("cuda") or missing, flush=True)
     sys.stderr.flush()
-    os._exit(0)  # without the libraries' own ends
+    os._exit(0)  # skip the libraries' own shutdown
 
 
 if __name__ == "__main__":

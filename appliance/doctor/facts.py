@@ -1,7 +1,7 @@
-"""What `dropserve doctor` looks at: the configuration, the folders and ports that it names, GPUs, and the machine.
+"""Gathers the facts for `dropserve doctor`: the configuration, its folders and ports, GPUs, and the machine.
 
-Only gathers: what is judged, and how, is in `appliance.doctor.checks`. Whatever may hang (a folder on a dead file
-server, a driver) is looked at in a thread or a process of its own until a deadline, and is then told as such.
+The judgement is in `appliance.doctor.checks`. Calls that may hang (a folder on a dead file server, a driver) run in a
+thread or process of their own with a deadline, and are reported if they miss it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ __all__ = [
     "within",
 ]
 
-SERVICE_CONFIG = "/etc/dropserve/dropserve.toml"  # what the service is started with
+SERVICE_CONFIG = "/etc/dropserve/dropserve.toml"  # the service starts with it
 _FOLDER_SECONDS = 10.0
 _DRIVER_SECONDS = 15.0
-_CUDA_SECONDS = 30.0  # its libraries are gigabytes, perhaps read from a cold disk
+_CUDA_SECONDS = 30.0  # its libraries have gigabytes, perhaps read from a cold disk
 _THREADS = 16
 _MAX_MODELS = 10_000
 
@@ -56,19 +56,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The file that was read ("" for none), what it gives, and why it cannot be used ("" where it can)."""
+    """The file that was read ("" for none), its options and models, and why it cannot be used ("" if it can)."""
 
     path: str
     options: Options = field(default_factory=Options)
     models: Mapping[str, ConfiguredModel] = field(default_factory=dict)
     error: str = ""
-    warnings: tuple[str, ...] = ()  # of what counts for nothing
+    warnings: tuple[str, ...] = ()  # about settings without effect
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder that an option names. `problem` says why nothing is known of it; `exists` is false, and the rest that
-    of the nearest folder above, where it has yet to be made."""
+    """A folder that an option names. `problem` says why nothing is known of it.
+
+    `exists` is false if the server has yet to make it; the other facts are then those of the nearest folder above.
+    """
 
     option: str
     path: str
@@ -80,12 +82,12 @@ class Folder:
     mode: int = 0o755
     free_bytes: int = 0
     total_bytes: int = 0
-    label: str = ""  # of SELinux
+    label: str = ""  # SELinux's
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model's base path: what would not be served there, and why; the newest change there, in wall-clock seconds."""
+    """A model's base path: its problem, or remarks on what is not served; its newest change in wall clock seconds."""
 
     name: str
     base_path: str
@@ -97,7 +99,7 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port that an option names; `problem` where it cannot be had, and who listens on it as far as may be known."""
+    """A port that an option names: why it cannot be used, and the processes that listen on it, as far as visible."""
 
     option: str
     number: int
@@ -107,7 +109,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Graphics:
-    """`cards`: whether the machine has NVIDIA's. `cuda_problem`: why ONNX Runtime cannot use CUDA, "" where it can."""
+    """`cards`: whether the machine has NVIDIA cards. `cuda_problem`: why ONNX Runtime cannot use CUDA, "" if it can."""
 
     cards: bool
     status: GpuStatus
@@ -125,19 +127,19 @@ class Facts:
     runtime: Folder
     shared_memory: Folder
     models: tuple[ModelFolder, ...]
-    unseen_models: int = 0  # beyond those that were looked at
+    unseen_models: int = 0  # models over the limit, which were not looked at
 
 
 def gather(config: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]]) -> Facts:
-    """Looks at everything, for a minute and a half at most. To be called in the main thread.
+    """Return all facts, after a minute and a half at most. Call it in the main thread.
 
-    `config` is the configuration's path, None for the service's where there is one. `configured` gives the models that
-    a server would start with; it raises ConfigError where it would not.
+    `config` is the configuration's path; None means the service's, if it exists. `configured` returns the models that a
+    server would start with, and raises ConfigError if it would not start.
     """
     begun = time.monotonic()
     configuration = _configuration(config, configured)
     options = configuration.options
-    status = asyncio.run(driver_status(_DRIVER_SECONDS))  # before any other child: its reaper waits for all of them
+    status = asyncio.run(driver_status(_DRIVER_SECONDS))  # before any other child: its reaper waits for all
     cards = has_nvidia_card()
     ports = tuple(_ports(options))
     slow = f"loading its libraries took more than {_CUDA_SECONDS:g} s"
@@ -149,7 +151,7 @@ def gather(config: str | None, configured: Callable[[Settings], Mapping[str, Con
     targets = {
         "cache_dir": options.cache_dir or default_folder(),
         "runtime_dir": options.runtime_dir or default_runtime_dir(),
-        "shared memory": "/dev/shm",  # noqa: S108 - the kernel's shared memory, no temporary file
+        "shared memory": "/dev/shm",  # noqa: S108 - the kernel's shared memory, not a temporary file
     }
     places = sources | targets
     seen = within(_FOLDER_SECONDS, {o: partial(_folder, o, path, o in targets) for o, path in places.items()})
@@ -171,9 +173,9 @@ def gather(config: str | None, configured: Callable[[Settings], Mapping[str, Con
 
 
 def within(seconds: float, jobs: Mapping[K, Callable[[], T]]) -> dict[K, T]:
-    """Does the jobs side by side in threads; the results of those that ended within `seconds`.
+    """Run the jobs side by side in threads, and return the results of those that ended within `seconds`.
 
-    A thread that hangs is left behind: it keeps neither the others nor the end of the process. A job raises nothing.
+    A hanging thread is abandoned: it delays neither the others nor the end of the process. Jobs must not raise.
     """
     waiting: queue.SimpleQueue[tuple[K, Callable[[], T]]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[K, T]] = queue.SimpleQueue()
@@ -215,7 +217,7 @@ def _configuration(given: str | None, configured: Callable[[Settings], Mapping[s
 
 
 def _folder(option: str, path: str, is_made: bool) -> Folder:
-    """`is_made`: a server makes it where it is missing."""
+    """Return what is known of a folder. `is_made`: a server creates it if it is missing."""
     exists, place = True, path
     while True:
         try:
@@ -267,7 +269,10 @@ def _models(configuration: Configuration) -> tuple[tuple[ModelFolder, ...], int]
 
 
 def _in_root(root: str) -> tuple[list[str], tuple[str, ...]]:
-    """The models' names in a root, and what is ignored there. A root that cannot be read is told elsewhere."""
+    """Return the models' names in a root, and remarks on what is ignored there.
+
+    If the root cannot be read, both are empty: another check reports it.
+    """
     try:
         _, names = scan_root(root)
         odd = sorted(name for name in os.listdir(root) if ":" in name and not name.startswith("."))
@@ -302,7 +307,7 @@ def _model(name: str, base_path: str) -> ModelFolder:
 def _ports(options: Options) -> Iterator[Port]:
     for option, number, take in (("rest_api_port", options.rest_api_port, listen), ("port", options.port, hold_port)):
         if number <= 0:
-            continue  # none, or any free one
+            continue  # disabled, or any free port
         try:
             take(options.bind_address, number).close()
             yield Port(option, number)
@@ -314,7 +319,10 @@ def _ports(options: Options) -> Iterator[Port]:
 
 
 def _cuda_problem() -> str:
-    """Why ONNX Runtime cannot use CUDA, asked in a process of its own: its libraries are foreign, and large."""
+    """Return why ONNX Runtime cannot use CUDA, "" if it can.
+
+    A process of its own tries it, because its libraries are large and may crash.
+    """
     isolated = ["-I"] if sys.flags.isolated else []
     try:
         ended = subprocess.run(

@@ -1,7 +1,7 @@
-"""What a check of `dropserve doctor` says.
+"""The findings of `dropserve doctor`.
 
-A finding has failed where no server starts, or where what was configured is not served; it is a warning where a server
-runs with less than it could, or where something looks wrong.
+A finding has failed if no server would start, or if something configured would not be served. It is a warning if a
+server would run with less than it could have, or if something looks wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, in one line, and what to do about it."""
+    """The finding of one check, in one line, and its remedy."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""GPUs: whether the driver answers, and whether CUDA can be used. Pure."""
+"""Checks of GPUs: whether the driver answers, and whether CUDA can be used. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cuda(facts: Facts) -> Found:
 
 
 def _wants_cuda(facts: Facts) -> str:
-    """Whose device is cuda, in words; "" for nobody's."""
+    """Return the names of the models whose device is cuda, or "all models"; "" if there are none."""
     if facts.configuration.options.device == "cuda":
         return "all models"
     return ", ".join(name for name, model in facts.configuration.models.items() if model.options.device == "cuda")

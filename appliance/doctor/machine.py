@@ -1,6 +1,6 @@
-"""What `dropserve doctor` reads of the machine: its kernel, CPU, memory, limits, clocks, labels and sockets.
+"""Reads the machine for `dropserve doctor`: its kernel, CPU, memory, limits, clocks, labels and sockets.
 
-Nothing here hangs: it is all from /proc, /sys and the system's own files.
+Nothing here can hang: it reads only /proc, /sys and the system's own files.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ _NVIDIA_VENDOR = "0x10de"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine and this process. None is what it does not tell."""
+    """The machine and this process. None means that the machine does not tell."""
 
     kernel: str
     cpu_flags: frozenset[str] | None
     memory_available_bytes: int | None
     memory_total_bytes: int | None
-    open_files: tuple[int, int]  # soft and hard limit of this process; -1: none
+    open_files: tuple[int, int]  # soft and hard limit of this process; -1: no limit
     unit_open_files: int | None  # the limit that the service's unit sets
     inotify_watches: int | None
-    inotify_problem: str  # why no inotify instance is to be had, "" where one is
+    inotify_problem: str  # why no inotify instance can be had; "" if one can
     wall_seconds: float
-    monotonic_seconds: tuple[float, float]  # before and after everything else was looked at
+    monotonic_seconds: tuple[float, float]  # before and after gathering all other facts
     selinux: str  # off, permissive or enforcing
-    program_label: str  # SELinux's, of the interpreter
+    program_label: str  # SELinux's label of the interpreter
     libc: str
     english_locale: bool  # whether the C library has it
-    locale_source: str  # the folder of the locale that stands in for it, "" for none
-    foreign_libraries: tuple[str, ...]  # that the packaged runtime has mapped and not brought along
+    locale_source: str  # the folder of the locale that replaces it; "" for none
+    foreign_libraries: tuple[str, ...]  # libraries that the packaged runtime has mapped from outside itself
     uid: int
     service_user: bool  # whether the service's user exists
 
 
 def read_machine(begun: float) -> Machine:
-    """`begun` is what the monotonic clock said at the start."""
+    """Return the machine's facts; `begun` is the monotonic time in seconds at the start of gathering."""
     memory = {
         parts[0]: int(parts[1]) * 1024
         for line in _read("/proc/meminfo").splitlines()
         if len(parts := line.replace(":", " ").split()) > 1
     }
-    # MemAvailable is of Linux 3.14.
+    # MemAvailable needs Linux 3.14.
     available = memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0)) if memory else None
     limits = [
         int(text)
@@ -98,7 +98,7 @@ def read_machine(begun: float) -> Machine:
 
 
 def _foreign(mapped: set[str]) -> tuple[str, ...]:
-    """Of the files that are mapped, libraries from outside the packaged runtime; none where this is not it."""
+    """Return the mapped libraries from outside the packaged runtime; none if this is not the packaged runtime."""
     runtime = os.path.realpath(sys.base_prefix)
     if not os.path.exists(os.path.join(runtime, "lib", "ld-linux-x86-64.so.2")):
         return ()
@@ -107,7 +107,7 @@ def _foreign(mapped: set[str]) -> tuple[str, ...]:
 
 
 def _unit_open_files() -> int | None:
-    """LimitNOFILE of the service's unit and its drop-ins, of which the last counts."""
+    """Return LimitNOFILE of the service's unit and its drop-ins, of which the last counts; None if it is not set."""
     drop_ins = sorted(glob.glob(f"/etc/systemd/system/{_UNIT}.d/*.conf"))
     text = "\n".join(map(_read, [f"/usr/lib/systemd/system/{_UNIT}", f"/etc/systemd/system/{_UNIT}", *drop_ins]))
     found = re.findall(r"^LimitNOFILE=(?:\d+:)?(\d+)$", text, re.MULTILINE)
@@ -124,7 +124,7 @@ def _inotify_problem() -> str:
 
 
 def has_nvidia_card() -> bool:
-    """By the PCI bus; 03 is the class of display controllers, which GPUs for computing are too."""
+    """Return whether the PCI bus has an NVIDIA display controller (class 03), which includes GPUs for computing."""
     with contextlib.suppress(OSError):
         for device in os.listdir("/sys/bus/pci/devices"):
             folder = f"/sys/bus/pci/devices/{device}"
@@ -134,10 +134,10 @@ def has_nvidia_card() -> bool:
 
 
 def listeners(port: int) -> tuple[tuple[int, str], ...]:
-    """The processes that listen on a TCP port, of those whose descriptors this user may see.
+    """Return number and name of each process that listens on a TCP port, if this user may see its descriptors.
 
-    https://docs.kernel.org/networking/proc_net_tcp.html: 0A is the state of a listening socket, the tenth column the
-    inode that the links in /proc/PID/fd name.
+    https://docs.kernel.org/networking/proc_net_tcp.html: 0A is the state of a listening socket, and the tenth column
+    the inode that the links in /proc/PID/fd name.
     """
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -154,7 +154,7 @@ def listeners(port: int) -> tuple[tuple[int, str], ...]:
 
 
 def label(path: str) -> str:
-    """SELinux's label of a file; "" where it has none."""
+    """Return SELinux's label of a file; "" if it has none."""
     try:
         return os.getxattr(path, "security.selinux").rstrip(b"\0").decode(errors="replace")
     except OSError:

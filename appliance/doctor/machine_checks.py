@@ -1,4 +1,4 @@
-"""The machine: whether it has what a server needs. Pure."""
+"""Checks of the machine: whether it has what a server needs. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _OLDEST_YEAR, _NEWEST_YEAR = 2025, 2100
 _FUTURE_SECONDS = 60.0
 _FEW_BYTES = 1 * _GIB  # TensorFlow takes half of it, and so does a conversion
 _FEW_WATCHES = 8192
-_OTHER_FILES = 512  # descriptors of a front that are no connections: sockets to workers, shared memory, libraries
-# What no service may run, or read, on a machine where SELinux enforces: files that nobody has labelled for it.
+_OTHER_FILES = 512  # descriptors of a front that are not connections: sockets to workers, shared memory, libraries
+# Types of unlabelled files, which no service may run or read if SELinux is enforcing.
 _ODD_LABELS = ("default_t", "unlabeled_t", "user_home_t", "admin_home_t", "user_tmp_t", "tmp_t", "var_t")
 
 
@@ -74,7 +74,7 @@ def kernel(facts: Facts) -> Found:
     if version < _OLDEST_KERNEL:
         yield Level.FAILED, f"Linux {release} is older than 3.10", "upgrade to RHEL or CentOS 7, or later"
         return
-    # What is done in another way there: each works, some at a price.
+    # Features that this kernel lacks, and the replacements, which work but may cost more.
     fallbacks = [
         text
         for since, text in (
@@ -90,7 +90,7 @@ def kernel(facts: Facts) -> Found:
 def open_files(facts: Facts) -> Found:
     soft, hard = facts.machine.open_files
     if facts.configuration.path == SERVICE_CONFIG and facts.machine.unit_open_files is not None:
-        soft = hard = facts.machine.unit_open_files  # that of this shell says nothing about the service
+        soft = hard = facts.machine.unit_open_files  # this shell's limit says nothing about the service
     needed = facts.configuration.options.max_connections + _OTHER_FILES
     if soft != -1 and soft < needed:
         text = f"a process may open {soft:,} files (at most {'any number' if hard == -1 else f'{hard:,}'}); "
@@ -103,7 +103,7 @@ def open_files(facts: Facts) -> Found:
 def inotify(facts: Facts) -> Found:
     machine = facts.machine
     poll = f"changes are found by the rescan every {facts.configuration.options.file_system_poll_wait_seconds:g} s"
-    # A version folder has itself, variables and assets.
+    # A version folder has three folders: itself, variables and assets.
     needed = len(facts.models) + 3 * sum(model.versions for model in facts.models)
     if machine.inotify_problem:
         remedy = "sysctl fs.inotify.max_user_instances=512, and so in /etc/sysctl.d"
@@ -142,7 +142,7 @@ def selinux(facts: Facts) -> Found:
 
 
 def _type(label: str) -> str:
-    """The type in user:role:type:level."""
+    """Return the type in a label user:role:type:level."""
     parts = label.split(":")
     return parts[2] if len(parts) > 2 else ""
 

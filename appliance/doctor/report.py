@@ -1,4 +1,4 @@
-"""`dropserve doctor`: says whether this machine can run the service as it is configured, and what to do where not."""
+"""The report of `dropserve doctor`, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["examine", "exit_status", "page", "to_json"]
 def examine(
     config: str | None, configured: Callable[[Settings], Mapping[str, ConfiguredModel]], as_json: bool
 ) -> tuple[str, int]:
-    """What is to be printed, and the exit status. The arguments are those of `facts.gather`."""
+    """Return the text to print and the exit status. For `config` and `configured` see `facts.gather`."""
     found = findings(gather(config, configured))
     return (to_json(found) if as_json else page(found)), exit_status(found)
 
 
 def exit_status(found: Sequence[Finding]) -> int:
-    """1 where a check has failed; warnings fail nothing."""
+    """Return 1 if a check has failed, else 0; warnings do not count."""
     return int(any(finding.level is Level.FAILED for finding in found))
 
 
 def page(found: Sequence[Finding]) -> str:
-    """The findings as lines: level, check and text; below it, what to do."""
+    """Return the findings as lines: level, check and text; below each its remedy."""
     width = max((len(finding.check) for finding in found), default=0)
     lines = []
     for finding in found:
@@ -39,7 +39,7 @@ def page(found: Sequence[Finding]) -> str:
 
 
 def to_json(found: Sequence[Finding]) -> str:
-    """The findings as JSON, for programs."""
+    """Return the findings as JSON, for programs."""
     rows = [{"check": f.check, "level": f.level.value, "text": f.text, "remedy": f.remedy} for f in found]
     return json.dumps({"findings": rows, "summary": _summary(found)}, indent=2) + "\n"
 
