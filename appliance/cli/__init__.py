@@ -1,1 +1,1 @@
-"""Every command line: nothing else reads arguments."""
+"""All command lines: no other room reads arguments."""

@@ -1,4 +1,4 @@
-"""`dropserve gpu`: the table of GPUs, from a running server, or from the driver where no server answers."""
+"""`dropserve gpu`: the table of GPUs, from a running server, or from the driver if no server answers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CLEAR = "\x1b[H\x1b[J"
 
 
 def show(url: str) -> int:
-    """Prints the table; 0, or 1 where there is no GPU or not all of them told all that they have.
+    """Print the table. Return 0 if there are GPUs and all their values could be read, else 1.
 
-    Raises ConfigError where neither the server nor this machine's driver can be asked.
+    Raise ConfigError if neither the server nor this machine's driver can be asked.
     """
     status = _status(url)
     print(table(status), end="")
@@ -36,8 +36,8 @@ def show(url: str) -> int:
 
 
 def watch(url: str, seconds: float) -> NoReturn:
-    """Prints the table anew every `seconds` until Ctrl-C; a server that does not answer is one line of it."""
-    # Not a KeyboardInterrupt: Python drops one that comes while it runs a finalizer, and the table would go on.
+    """Print the table every `seconds` until Ctrl-C. If the server does not answer, print that and go on."""
+    # Not by KeyboardInterrupt: Python drops one that comes while it runs a finalizer, and the loop would go on.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     while True:
         try:

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             default=argparse.SUPPRESS,
             **extra,
         )
-    for name in REMOVED:  # they are warned of, see `read_settings`
+    for name in REMOVED:  # `read_settings` warns about them
         serve.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     models = commands.add_parser("models", help="list the models of a running server, with their states and reasons")
     models.add_argument("--detail", action="store_true", help="tell of each version what accelerates it, and why")
@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; the exit status: 0, 1 where what was looked at is not well, or 2 for what was asked wrongly."""
+    """Run the command.
+
+    Return the exit status: 0, 1 if the result is not healthy, or 2 for a wrong command or setting.
+    """
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
@@ -109,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _without_reader() -> int:
-    """The exit status where a reader such as `head` has had enough of what is printed."""
+    """Return the exit status for a reader such as `head` that has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
@@ -148,7 +151,7 @@ def _doctor(config: str | None, as_json: bool) -> int:
     text, status = doctor.examine(config, check_start, as_json)
     print(text, end="")
     sys.stdout.flush()
-    os._exit(status)  # a thread that hangs in a dead file system must not keep the process
+    os._exit(status)  # a thread that hangs in a dead file system must not keep the process alive
 
 
 def _serve(parsed: dict[str, Any]) -> int:
@@ -164,7 +167,7 @@ def _serve(parsed: dict[str, Any]) -> int:
 
 
 def _run(settings: Settings, reread: Callable[[], Settings]) -> int:
-    """Serves until the end."""
+    """Serve until the end, and exit."""
     from appliance.supervisor import Supervisor  # noqa: PLC0415 - the other commands need none of it
 
     async def run() -> int:
@@ -173,11 +176,11 @@ def _run(settings: Settings, reread: Callable[[], Settings]) -> int:
     status = asyncio.run(run())
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a scan that hangs in a dead file system must not keep the process
+    os._exit(status)  # a scan that hangs in a dead file system must not keep the process alive
 
 
 def model_server_main(arguments: list[str] | None = None) -> int:
-    """Runs `tensorflow_model_server`; the exit status: 0, or 255 where it does not start, as TensorFlow Serving's."""
+    """Run `tensorflow_model_server`. Return the exit status: 0, or 255 if it does not start, as TensorFlow Serving."""
     try:
         line = model_server.parse(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
@@ -264,7 +267,7 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
                 try:
                     known = _get(f"{address}/{name}/versions/{version['version']}/acceleration")
                 except ConfigError:
-                    continue  # it has gone since the list was made
+                    continue  # it was unloaded after the list was made
                 version["acceleration"] = known
                 details.append((f"{model['name']}/{version['version']}", version))
     if as_json:

@@ -1,5 +1,8 @@
-"""What is written from the tables of options and flags: docs/options.md, the flags in docs/conformance.md, both in the
-manual pages (docs/man), and the sample configuration etc/dropserve.toml."""
+"""Writes the reference from the tables of options and flags.
+
+These are docs/options.md, the flags in docs/conformance.md, both in the manual pages (docs/man), and the sample
+configuration etc/dropserve.toml.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ start with what was wrong and what is allowed.
 
 
 def options_page() -> str:
-    """The page, in Markdown."""
+    """Return docs/options.md."""
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}
     for name, kind in option_types(Options).items():
@@ -59,7 +62,7 @@ def _limits(minimum: float | None, maximum: float | None, choices: tuple[str, ..
 
 
 def flags_table() -> str:
-    """TensorFlow Serving's flags, each with what becomes of it, in Markdown."""
+    """Return TensorFlow Serving's flags and what each does here, as a table in Markdown."""
     rows = [f"| `{f.name}` | {f.kind} | {_code(f.shown_default)} | {f.verdict} |" for f in FLAGS.values()]
     return "| flag | type | default | here |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -68,11 +71,11 @@ def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-# -- manual pages: mdoc(7), whose lines that begin with a dot are macros -----------------------------------------------
+# -- manual pages: in mdoc(7), lines that start with a dot are macros ----------------------------------------------
 
 
 def options_manual() -> str:
-    """The options as lists, one for each group."""
+    """Return the options as mdoc lists, one for each group."""
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}
     for name, kind in option_types(Options).items():
@@ -86,7 +89,7 @@ def options_manual() -> str:
 
 
 def flags_manual() -> str:
-    """TensorFlow Serving's flags as a list."""
+    """Return TensorFlow Serving's flags as an mdoc list."""
     entries = []
     for flag in FLAGS.values():
         default = f" The default is {flag.shown_default}." if flag.shown_default else ""
@@ -96,7 +99,7 @@ def flags_manual() -> str:
 
 
 def _roff(text: str) -> str:
-    """`text` in lines that are no macros: a backslash, and a dot or a quote at the start, would mean something."""
+    """Return `text` wrapped and escaped for mdoc: backslashes, and dots or quotes at a line's start, are special."""
     lines = textwrap.wrap(text.replace("\\", "\\e"), 100, break_on_hyphens=False, break_long_words=False)
     return "\n".join("\\&" + line if line[0] in ".'" else line for line in lines)
 
@@ -115,7 +118,7 @@ _FILE_TAIL = """
 # version_policy = "latest:2"
 # max_queue_requests = 100
 """
-# What the service has instead of the defaults: the folders that its package makes.
+# The service's settings that differ from the defaults: the folders that its package makes.
 _SERVICE = {
     "model_root": "/var/lib/dropserve/models",
     "model_config_file": "/etc/dropserve/models.config",
@@ -125,18 +128,18 @@ _SERVICE = {
 
 
 def sample() -> str:
-    """etc/dropserve.toml: the configuration of the service."""
+    """Return etc/dropserve.toml, the configuration of the service."""
     return options_file(_SERVICE)
 
 
 def options_file(settings: Mapping[str, bool | int | float | str | tuple[str, ...]]) -> str:
-    """A TOML file with every option and what it does: those in `settings` with that value, the rest commented out."""
+    """Return a TOML file with every option and its help: those in `settings` with their value, others commented out."""
     per_model = option_types(ModelOptions)
     groups: dict[str, list[str]] = {}
-    # What is of the server alone comes first: where the models are, and the ports.
+    # The server's own options come first: where the models are, and the ports.
     for name in sorted(option_types(Options), key=per_model.__contains__):
         if name == "base_path":
-            continue  # of one model only
+            continue  # it is set only in the table of a model
         said = about(name)
         mark = " Per model." if name in per_model else ""
         lines = textwrap.wrap(
