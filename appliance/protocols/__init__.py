@@ -1,1 +1,1 @@
-"""What is on the wire, from bytes to values and back, pure: TensorFlow Serving's JSON and messages."""
+"""TensorFlow Serving's JSON and messages, from bytes to values and back. Pure."""

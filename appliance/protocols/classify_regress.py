@@ -1,6 +1,6 @@
-"""Classify and Regress: what they ask of a signature, how the examples reach it, and what becomes of its outputs.
+"""Classify and Regress: their checks of a signature, and the results from its outputs.
 
-A batch of `tensorflow.Example`s goes in, one result an example comes out. The codes and the texts of the errors are
+A batch of `tensorflow.Example`s goes in, one result for each example comes out. The codes and texts of the errors are
 TensorFlow Serving's (`tensorflow_serving/servables/tensorflow/{util,classifier,regressor,multi_inference}.cc`).
 """
 
@@ -38,7 +38,7 @@ _MAX_QUOTED_CHARACTERS = 200
 
 
 class Method(Enum):
-    """The value is the method name that exporters give to such a signature."""
+    """The methods; the value is the method name that exporters give to such a signature."""
 
     CLASSIFY = "tensorflow/serving/classify"
     REGRESS = "tensorflow/serving/regress"
@@ -53,7 +53,7 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One method on one signature that allows it: its only input is `INPUTS`, and `outputs` are those to ask for."""
+    """One method on one signature that allows it: its only input is `INPUTS`; `outputs` are those to request."""
 
     method: Method
     signature_name: str
@@ -61,10 +61,10 @@ class Task:
 
 
 WhyNot = Callable[[str], str]
-"""Why a signature of the model is not served, by its name; "" for one that the model does not have."""
+"""Returns why a signature of the model is not served, by its name; "" if the model does not have it."""
 
 TaskPlan = Callable[[Mapping[str, Signature], WhyNot], tuple[Task, ...]]
-"""What a request asks of a version, decided from its signatures and why it serves no others; raises ServingError."""
+"""Returns what a request runs on a version, from its signatures and why others are not served; raises ServingError."""
 
 
 def task(
@@ -74,12 +74,12 @@ def task(
     check_method_name: bool,
     why_not: WhyNot = lambda _: "",
 ) -> Task:
-    """`method` on the signature of that name ("": the default one).
+    """Return the task of `method` on the signature of that name ("": the default one).
 
-    `check_method_name`: whether the method's name that the exporter gave has to fit too; models of TensorFlow 2 carry
-    predict's on every signature. `why_not`: see `VersionRoute.why_not`.
+    `check_method_name`: whether the exporter's method name must match too; models of TensorFlow 2 have predict's on
+    every signature. `why_not`: see `VersionRoute.why_not`.
 
-    Raises ServingError (INVALID_ARGUMENT) where there is no such signature, or where it does not allow the method.
+    Raise ServingError (INVALID_ARGUMENT) if there is no such signature, or if it does not allow the method.
     """
     name = signature_name or DEFAULT_SIGNATURE
     signature = signatures.get(name)
@@ -96,13 +96,14 @@ def tasks(
     check_method_name: bool,
     why_not: WhyNot = lambda _: "",
 ) -> tuple[Task, ...]:
-    """MultiInference's tasks, from the names of each one's model, signature and method; `signatures` are of the first
-    one's model. Each signature gets the same examples, whatever its input tensor is called in the graph: every
-    signature of a TensorFlow 2 export has one of its own.
+    """Return MultiInference's tasks, from each one's names of model, signature and method.
 
-    Raises ServingError, for the first task that is wrong: INVALID_ARGUMENT where it names no model or another one,
-    where its signature occurs twice, does not exist, or does not allow its method; UNIMPLEMENTED for other methods.
-    Last, INVALID_ARGUMENT where a signature does not parse examples.
+    `signatures` are those of the first one's model. Each signature gets the same examples, whatever its input tensor is
+    called in the graph, because in a TensorFlow 2 export every signature has an input tensor of its own.
+
+    Raise ServingError for the first task that is wrong: INVALID_ARGUMENT if it names no model or another one, or if its
+    signature occurs twice, does not exist, or does not allow its method; UNIMPLEMENTED for other methods. Last, raise
+    INVALID_ARGUMENT if a signature does not parse examples.
     """
     found: dict[str, Task] = {}
     for model, signature_name, method_name in wanted:
@@ -165,10 +166,10 @@ def _checked(method: Method, name: str, signature: Signature, check_method_name:
 
 
 def _check_parse(checked: Collection[Task], signatures: Mapping[str, Signature]) -> None:
-    """Refuses a task whose signature takes no serialized examples: what TensorFlow finds out when it runs them.
+    """Raise INVALID_ARGUMENT for a signature that takes no serialized examples, as TensorFlow does when it runs it.
 
-    TensorFlow Serving runs all tasks at once, and feeds each input tensor once, in the order of their names: such an
-    error counts the tensors, and tells of the first.
+    TensorFlow Serving runs all tasks at once, and feeds each input tensor once, in the order of their names: the error
+    has the index of the first wrong tensor.
     """
     tensors = {one.signature_name: signatures[one.signature_name].inputs[INPUTS].tensor_name for one in checked}
     order = sorted(set(tensors.values()))
@@ -199,7 +200,10 @@ def _known(signatures: Mapping[str, Signature]) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classification:
-    """`classes` [examples, classes] object (`bytes`), `scores` [examples, classes] float32; one of them may be None."""
+    """The classes of each example. One of the two may be None.
+
+    `classes`: [examples, classes] object (`bytes`); `scores`: [examples, classes] float32.
+    """
 
     classes: np.ndarray | None
     scores: np.ndarray | None
@@ -207,7 +211,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Regression:
-    """`values` [examples] float32."""
+    """The value of each example: [examples] float32."""
 
     values: np.ndarray
 
@@ -216,9 +220,9 @@ Result = Classification | Regression
 
 
 def result_of(done: Task, outputs: Mapping[str, np.ndarray], examples: int) -> Result:
-    """What the model's outputs say on each of so many `examples`.
+    """Return the result of a task for each example from the model's outputs.
 
-    Raises ServingError (INVALID_ARGUMENT) for outputs that do not have one row an example.
+    Raise ServingError (INVALID_ARGUMENT) for outputs that do not have one row for each example.
     """
     if done.method is Method.REGRESS:
         return Regression(_regression(outputs[OUTPUTS], examples))
@@ -261,9 +265,9 @@ def _shape(array: np.ndarray) -> str:
 
 
 def labels_of(classes: np.ndarray) -> list[list[str]]:
-    """The labels as text, [examples][classes].
+    """Return the labels as text, [examples][classes].
 
-    Raises ServingError (INVALID_ARGUMENT) where one is no UTF-8, which the protocol's strings have to be.
+    Raise ServingError (INVALID_ARGUMENT) for a label that is not UTF-8, because the protocol's strings must be.
     """
     try:
         return [[label.decode() for label in row] for row in classes]

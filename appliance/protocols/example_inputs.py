@@ -1,4 +1,4 @@
-"""From the examples of Classify, Regress and MultiInference to what their signatures take: serialized, in one array."""
+"""The examples of Classify, Regress and MultiInference, serialized into the one array that their signatures take."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ __all__ = ["Examples", "examples_of"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Serialized `tensorflow.Example`s, and a context of features that they share: an Example too, or nothing."""
+    """Serialized `tensorflow.Example`s, and a context of shared features: a serialized Example, or empty."""
 
     examples: Sequence[bytes]
     context: bytes = b""
 
     @property
     def nbytes(self) -> int:
-        """What all examples take once each has the context."""
+        """The size in bytes of all examples once the context has been copied into each."""
         return sum(map(len, self.examples)) + len(self.context) * len(self.examples)
 
     def check(self, max_bytes: int) -> None:
-        """Raises ServingError (INVALID_ARGUMENT) where there is no example, or where the context, repeated, takes more
-        than `max_bytes`."""
+        """Raise INVALID_ARGUMENT if there is no example, or if they exceed `max_bytes` with the context repeated."""
         if not self.examples:
             raise ServingError(Code.INVALID_ARGUMENT, "Input is empty.", "send at least one example")
         if self.context and self.nbytes > max_bytes:
@@ -38,9 +37,9 @@ class Examples:
             )
 
     def array(self) -> np.ndarray:
-        """[examples] object: each example, serialized, behind the context.
+        """Return an array [examples] object of the serialized examples, each after the context.
 
-        Two serialized messages in a row are their merger, in which the later one's features win.
+        Concatenated serialized messages are merged by the parser, and the later features win.
         """
         array = np.empty(len(self.examples), object)
         array[:] = [self.context + example for example in self.examples] if self.context else self.examples
@@ -48,7 +47,7 @@ class Examples:
 
 
 def examples_of(message: Any) -> Examples:
-    """Of a `protos.SerializedInput`."""
+    """Return the examples of a `protos.SerializedInput`."""
     match message.WhichOneof("kind"):
         case "example_list":
             return Examples(list(message.example_list.examples))

@@ -39,8 +39,10 @@ class ExamplesMessage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MultiMessage:
-    """A MultiInferenceRequest: `spec` is its first task's, `wanted` has the names of each one's model, signature and
-    method."""
+    """A MultiInferenceRequest.
+
+    `spec` is the first task's; `wanted` has each task's names of model, signature and method.
+    """
 
     spec: ModelSpec
     wanted: tuple[tuple[str, str, str], ...]
@@ -48,9 +50,9 @@ class MultiMessage:
 
 
 def decode_request(data: bytes) -> ExamplesMessage:
-    """Reads a serialized request; the examples are sliced, not parsed: their model does that.
+    """Return the request that `data` serializes. Its examples are sliced but not parsed: their model parses them.
 
-    Raises ServingError (INVALID_ARGUMENT), whatever the bytes are.
+    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
     """
     request = _parse(protos.ExamplesRequest, data)
     if not request.HasField("model_spec"):
@@ -60,9 +62,9 @@ def decode_request(data: bytes) -> ExamplesMessage:
 
 
 def decode_multi_request(data: bytes) -> MultiMessage:
-    """Reads a serialized MultiInferenceRequest, as `decode_request` does.
+    """Return the MultiInferenceRequest that `data` serializes, like `decode_request`.
 
-    Raises ServingError (INVALID_ARGUMENT), whatever the bytes are; also where there is no task.
+    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes, and if there is no task.
     """
     request = _parse(protos.TasksRequest, data)
     if not request.tasks:
@@ -79,12 +81,12 @@ def _parse(kind: Any, data: bytes) -> Any:
 
 
 def encode_response(model: str, version: int, done: Task, result: Result) -> bytes:
-    """A serialized ClassificationResponse or RegressionResponse."""
+    """Return a serialized ClassificationResponse or RegressionResponse."""
     return field(1, _encoded(result)) + field(2, _spec(model, version, done.signature_name))
 
 
 def encode_multi_response(model: str, version: int, done: Sequence[Task], results: Sequence[Result]) -> bytes:
-    """A serialized MultiInferenceResponse: the results in the order of the tasks."""
+    """Return a serialized MultiInferenceResponse, with the results in the order of the tasks."""
     return b"".join(
         [
             field(
@@ -104,23 +106,23 @@ def _spec(model: str, version: int, signature_name: str) -> bytes:
 
 
 def _encoded(result: Result) -> bytes:
-    """A ClassificationResult or a RegressionResult.
+    """Return a serialized ClassificationResult or RegressionResult.
 
-    Messages that hold one float have one size, so numpy writes all of them at once: 10,000 take 60 µs, and through
-    protobuf's objects 5 ms.
+    Messages that hold one float have the same size, so numpy writes all of them at once: 10,000 take 60 µs, and 5 ms
+    through protobuf's objects.
     """
     if isinstance(result, Regression):
-        return _float_messages(b"\x0d", result.values).tobytes()  # field 1, of 4 bytes
+        return _float_messages(b"\x0d", result.values).tobytes()  # field 1, 4 bytes
     scores, classes = result.scores, result.classes
     if classes is not None:
         return _labelled(classes, scores)
-    assert scores is not None  # a task asks for one of them at least
-    rows = _float_messages(b"\x15", scores)  # field 2, of 4 bytes
+    assert scores is not None  # every task asks for at least one of them
+    rows = _float_messages(b"\x15", scores)  # field 2, 4 bytes
     return b"".join([field(1, row.tobytes()) for row in rows])
 
 
 def _float_messages(tag: bytes, values: np.ndarray) -> np.ndarray:
-    """For each of `values` a field 1 that holds a message whose only field is the value, under the tag `tag`."""
+    """Return for each of `values` a field 1 with a message whose only field is the value, with the tag `tag`."""
     record = np.dtype([("tag", "u1"), ("size", "u1"), ("value_tag", "u1"), ("value", _FLOAT)])
     messages = np.empty(values.shape, record)
     messages["tag"], messages["size"], messages["value_tag"] = 0x0A, 1 + _FLOAT.itemsize, tag[0]

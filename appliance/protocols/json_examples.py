@@ -1,7 +1,7 @@
-"""The body of a REST classify or regress request → serialized `tensorflow.Example`s.
+"""Reads the body of a REST classify or regress request into serialized `tensorflow.Example`s.
 
 The rules and the texts of the errors are TensorFlow Serving's (`tensorflow_serving/util/json_tensor.cc`), except that
-an error quotes only the beginning of what it refuses. Where a key occurs twice, the last one counts.
+an error quotes only the beginning of a bad value. If a key occurs twice, the last one counts.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _INT64 = range(-(2**63), 2**63)
 _UINT64 = range(2**64)
 
 _STRINGS = frozenset({str, dict})
-# The types of a feature's values, and TensorFlow Serving's word for them.
+# The types of a feature's values → TensorFlow Serving's word for them.
 _KINDS = ((frozenset({int}), "int64"), (frozenset({float}), "float"), (_STRINGS, "bytes"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExamplesBody:
-    """A request, before its model is known. `signature_name` is "" where the body has none."""
+    """A request, before its model is known. `signature_name` is "" if the body has none."""
 
     signature_name: str
     examples: Examples
 
 
 def parse_examples(body: bytes) -> ExamplesBody:
-    """Parses a classify or regress request: `examples`, and perhaps `context` and `signature_name`.
+    """Parse a classify or regress request: `examples`, and optionally `context` and `signature_name`.
 
     Each example, and the context, is an object of features. A feature is a value or a list of values of one kind:
-    integers and booleans make an int64_list, decimals a float_list (too large ones become inf), strings and
-    {"b64": "…"} a bytes_list. Other keys of the body are ignored.
+    integers and booleans make an int64_list, decimals a float_list (too large ones become inf), strings and {"b64":
+    "…"} a bytes_list. Other keys of the body are ignored.
 
-    Raises ServingError (INVALID_ARGUMENT), whatever the bytes are.
+    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
     """
     document = load_object(body)
     name = signature_name(document, body)
@@ -59,7 +59,7 @@ def parse_examples(body: bytes) -> ExamplesBody:
 
 
 def _example(value: Any) -> bytes:
-    """One serialized Example: the same bytes for the same features, in whatever order they come."""
+    """Return one serialized Example: the same features give the same bytes in any order."""
     if type(value) is not dict:
         raise refusal(
             f"Example must be JSON object but got JSON {type_label(value)}", "give each feature as name: value"
@@ -72,7 +72,7 @@ def _example(value: Any) -> bytes:
 
 
 def _fill(feature: Any, name: str, values: list[Any]) -> None:
-    """Puts the values of the feature called `name` into `feature`. An empty list leaves it without a kind."""
+    """Put the values of the feature called `name` into `feature`. An empty list leaves it without a kind."""
     types = set(map(type, values))
     if not types:
         return
@@ -87,7 +87,10 @@ def _fill(feature: Any, name: str, values: list[Any]) -> None:
 
 
 def _fill_unusual(feature: Any, name: str, values: list[Any]) -> None:
-    """Booleans are integers; as in RapidJSON, an integer that is neither int64 nor uint64 is a decimal."""
+    """Like `_fill`, for values that are not all of one plain type.
+
+    Booleans count as integers. As in RapidJSON, an integer that is neither int64 nor uint64 counts as a decimal.
+    """
     read: list[Any] = []
     for value in values:
         if type(value) is bool:
@@ -124,7 +127,7 @@ def _bytes(value: Any, name: str) -> bytes:
 
 
 def _mixture(name: str, values: list[Any]) -> ServingError | None:
-    """What is wrong with the first of `values` that does not go with those before it, if there is one."""
+    """Return the error for the first of `values` that does not match those before it; None if all match."""
     first: tuple[frozenset[type], str] | None = None
     for value in values:
         own = next((kind for kind in _KINDS if type(value) in kind[0]), None)

@@ -1,7 +1,7 @@
-"""What is wrong with a text that is no JSON, in RapidJSON 1.1's words, which are those that TensorFlow Serving sends.
+"""The error for a text that is not JSON, in the words of RapidJSON 1.1, which TensorFlow Serving sends.
 
-orjson says where; its words are translated. RapidJSON tells more of a text that ends too early: that depends on the
-list or object that it ends in. Source: RapidJSON's `reader.h` and `error/en.h`.
+orjson finds the place, and its words are translated. RapidJSON says more about a text that ends too early, depending on
+the list or object that it ends in. Source: RapidJSON's `reader.h` and `error/en.h`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FRACTION = "Miss fraction part in number."
 _EXPONENT = "Miss exponent in number."
 _TOO_BIG = "Number too big to be stored in double."
 
-# A part of orjson's words, and RapidJSON's for the same place. The first that fits counts.
+# A part of orjson's message → RapidJSON's message for the same place. The first match counts.
 _WORDS = (
     ("string key", _NAME),
     ("',' or ']'", _ARRAY),
@@ -44,27 +44,27 @@ _WORDS = (
     ("after exponent", _EXPONENT),
     ("after sign", _VALUE),
 )
-# Looking at a larger text again would hold up other requests.
+# Parsing a larger text a second time would delay other requests.
 _MAX_BYTES = 1 << 20
 
 _BLANKS = b" \t\r\n"
-# These are numbers to RapidJSON, as it is used (kParseNanAndInfFlag). To orjson each is shown as a list of the same
-# length, behind which no digit may follow either.
+# RapidJSON accepts these as numbers (kParseNanAndInfFlag). For orjson each is replaced with a list of the same length;
+# no digit may follow that either.
 _OWN_NUMBERS = re.compile(rb"-?(?:NaN|Infinity|Inf(?!i))")
-_OWN_WORDS = (b"NaN", b"Infinity")  # RapidJSON tells of the first byte that does not fit
+_OWN_WORDS = (b"NaN", b"Infinity")  # RapidJSON reports the first byte that does not match
 
-# Possessive, with an optional end: one pass even over a string that never ends.
+# Possessive, with an optional end, so that even an unterminated string takes only one pass.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_STRING_MARK = b"$"  # stands for a string, where only what is around it matters
+_STRING_MARK = b"$"  # replaces a string if only its surroundings matter
 _WORD = re.compile(rb"[A-Za-z0-9.+-]+\Z")
 _LITERALS = (b"true", b"false", b"null")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def syntax_fault(body: bytes) -> str | None:
-    """Such as "Invalid value. at offset: 5", in bytes.
+    """Return the error, such as "Invalid value. at offset: 5", with the offset in bytes.
 
-    None where orjson finds no fault, or one that has no words here, and for texts over 1 MiB.
+    None if orjson finds no error or one without a translation, and for texts over 1 MiB.
     """
     if len(body) > _MAX_BYTES:
         return None
@@ -103,15 +103,15 @@ def _translated(body: bytes, words: str, offset: int) -> tuple[str, int] | None:
 
 
 def _common(body: bytes, offset: int, word: bytes) -> int:
-    """How many bytes of `word` stand at `offset`."""
+    """Return the number of bytes of `word` that match `body` at `offset`."""
     return next((i for i in range(len(word)) if body[offset + i : offset + i + 1] != word[i : i + 1]), len(word))
 
 
 def _at_the_end(body: bytes) -> tuple[str, int]:
-    """What a text that ends too early lacks, and where."""
+    """Return what a text that ends too early lacks, and the offset."""
     text, strings = _STRING.subn(_STRING_MARK, body)
     text, end = text.rstrip(_BLANKS), len(body)
-    if strings and strings == _STRING.subn(b"", body + b'"')[1]:  # one more quote ends a string, and begins none
+    if strings and strings == _STRING.subn(b"", body + b'"')[1]:  # another quote would end a string, not begin one
         escaping = (len(body) - len(body.rstrip(b"\\"))) % 2 == 1
         return (_ESCAPE, end - 1) if escaping else (_QUOTE, end)
     container = _container(text)
@@ -127,7 +127,7 @@ def _at_the_end(body: bytes) -> tuple[str, int]:
 
 
 def _unfinished(word: bytes) -> str | None:
-    """What `word`, a number or a literal, lacks."""
+    """Return what `word`, a number or a literal, lacks; None if it is complete."""
     if word[0] in b"-0123456789":
         if word.endswith(b"."):
             return _FRACTION
@@ -138,12 +138,12 @@ def _unfinished(word: bytes) -> str | None:
 
 
 def _after_value(container: bytes) -> str:
-    """What is wrong with something else behind a value, where neither a comma nor an end stands."""
+    """Return the error if a value is followed by neither a comma nor the end of its container."""
     return _OBJECT if container == b"{" else _ARRAY if container == b"[" else _ROOT
 
 
 def _container(text: bytes) -> bytes:
-    """The bracket of the innermost list or object that `text`, without its strings, leaves open; b"" if none."""
+    """Return the bracket of the innermost list or object that `text`, without strings, leaves open; b"" if none."""
     brackets = text.translate(None, _NOT_BRACKETS)
     codes = np.frombuffer(brackets, np.uint8)[::-1]
     opened = np.cumsum(np.where((codes == ord("[")) | (codes == ord("{")), 1, -1)) > 0

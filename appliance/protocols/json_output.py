@@ -1,9 +1,8 @@
-"""Named arrays, and the results of classify and regress → the body of a REST response. The ways in are `json_tensors`
-and `json_examples`.
+"""Writes named arrays, and the results of classify and regress, as the body of a REST response.
 
-As in TensorFlow Serving (`tensorflow_serving/util/json_tensor.cc`): whole floats end in `.0`; float32 has the fewest
-digits that give the same float32 back, and float16 and bfloat16 are written as the float32 that they equal; NaN,
-Infinity and -Infinity stand bare, although they are no JSON.
+`json_tensors` and `json_examples` read requests. As in TensorFlow Serving (`tensorflow_serving/util/json_tensor.cc`),
+whole floats end in `.0`; float32 has the fewest digits that give the same float32 back; float16 and bfloat16 are
+written as the equal float32; NaN, Infinity and -Infinity are written without quotes, although that is not JSON.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ from appliance.protocols.classify_regress import Regression, Result, labels_of
 __all__ = ["encode_predict", "encode_result"]
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# What orjson takes as it is.
+# The types that orjson writes without a conversion.
 _KNOWN = frozenset(np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
 
 
 def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes:
-    """`{"predictions": …}` in the row format, else `{"outputs": …}`.
+    """Return `{"predictions": …}` in the row format, else `{"outputs": …}`.
 
-    A single output stands bare. Several become one object, or one object a row. Strings (`object` arrays of `bytes`)
-    become {"b64": …} where the output's name ends in `_bytes`, and text elsewhere.
+    A single output is written without its name. Several become one object, or one object for each row. Strings
+    (`object` arrays of `bytes`) become {"b64": …} if the output's name ends in `_bytes`, else text.
 
-    Raises ServingError (INVALID_ARGUMENT) for outputs that cannot be cut into the same number of rows, for strings that
-    are not UTF-8 in an output whose name does not end in `_bytes` (TensorFlow Serving sends them on, and with them an
-    answer that no client can parse), and for types that JSON does not hold.
+    Raise ServingError (INVALID_ARGUMENT) for outputs that do not have the same number of rows, for types that JSON
+    cannot hold, and for strings that are not UTF-8 in an output whose name does not end in `_bytes` (TensorFlow Serving
+    sends them, in an answer that no client can parse).
     """
     if not outputs:
         raise _refusal("Cannot convert empty tensor map to JSON")
     if row_format:
         _check_rows(outputs)
     data = _encoded(outputs, row_format, finite=True)
-    # orjson writes null for what is not finite: to find that takes less time than to look at the values before.
+    # orjson writes null for numbers that are not finite: searching for that is faster than checking all values before.
     return _encoded(outputs, row_format, finite=False) if b"null" in data else data
 
 
 def _encoded(outputs: Mapping[str, np.ndarray], row_format: bool, finite: bool) -> bytes:
-    """The body; `finite` says that all values are, or that it does not matter how others come out."""
+    """Return the body. `finite`: all values are finite, or it does not matter how the others are written."""
     values: Any
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
@@ -61,16 +60,16 @@ def _encoded(outputs: Mapping[str, np.ndarray], row_format: bool, finite: bool) 
 
 
 def encode_result(result: Result) -> bytes:
-    """`{"results": …}`: for each example a list of [label, score], or the number that regress found.
+    """Return `{"results": …}`: a list of [label, score], or a number, for each example.
 
-    A label is "" where the model gives scores only, a score 0.0 where it gives classes only. Raises ServingError
+    A label is "" if the model gives only scores, a score 0.0 if it gives only classes. Raise ServingError
     (INVALID_ARGUMENT) for labels that are not UTF-8.
     """
     values: Any
     if isinstance(result, Regression):
         values = _value("", result.values)
     elif result.classes is None:
-        assert result.scores is not None  # one of both is there
+        assert result.scores is not None  # one of the two is there
         values = [[["", score] for score in _scores(row)] for row in result.scores]
     else:
         labels = labels_of(result.classes)
@@ -80,7 +79,7 @@ def encode_result(result: Result) -> bytes:
 
 
 def _scores(row: np.ndarray) -> list[Any]:
-    """What orjson writes as each number of `row`."""
+    """Return the numbers of `row` in a form that orjson writes."""
     if np.isfinite(row).all():
         return list(row)
     return [_value("", score) for score in row]
@@ -103,17 +102,17 @@ def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
 
 
 def _value(name: str, array: np.ndarray, finite: bool = False) -> Any:
-    """What orjson writes as the whole of `array`."""
+    """Return the whole `array` in a form that orjson writes."""
     if array.dtype.kind == "O":
         return _strings(name, array)
     array = _plain(array)
     if not finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         return _with_nonfinite(array)
-    return array if array.ndim else array[()]  # orjson takes numpy's scalars, but no arrays without dimensions
+    return array if array.ndim else array[()]  # orjson writes numpy's scalars, but not arrays without dimensions
 
 
 def _rows(name: str, array: np.ndarray, finite: bool) -> Iterable[Any]:
-    """What orjson writes as each `array[i]`."""
+    """Return each `array[i]` in a form that orjson writes."""
     if array.dtype.kind == "O":
         rows: list[Any] = _strings(name, array)
         return rows
@@ -124,7 +123,7 @@ def _rows(name: str, array: np.ndarray, finite: bool) -> Iterable[Any]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """`array` as orjson needs it: contiguous, in the machine's byte order, of a type that it knows."""
+    """Return `array` as orjson needs it: contiguous, in the machine's byte order, with a dtype that it knows."""
     dtype = array.dtype
     if dtype in _KNOWN and array.flags.c_contiguous:
         return array
@@ -136,7 +135,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def _with_nonfinite(array: np.ndarray) -> orjson.Fragment:
-    """The JSON of a float array in which orjson writes null, in the order of the values, for what is not finite."""
+    """Return the JSON of a float array, with each null that orjson writes replaced by NaN, Infinity or -Infinity."""
     values = np.asarray(array)
     tokens = [
         b"NaN" if math.isnan(value) else b"Infinity" if value > 0 else b"-Infinity"
@@ -148,7 +147,7 @@ def _with_nonfinite(array: np.ndarray) -> orjson.Fragment:
 
 
 def _strings(name: str, array: np.ndarray) -> Any:
-    """Nested lists of the shape of `array` (an `object` array of `bytes`)."""
+    """Return nested lists of the shape of `array` (an `object` array of `bytes`)."""
     texts = np.empty(array.size, object)
     if name.endswith("_bytes"):
         texts[:] = [{"b64": binascii.b2a_base64(value, newline=False).decode()} for value in array.ravel()]

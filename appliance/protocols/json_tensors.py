@@ -1,16 +1,16 @@
-"""The body of a REST predict request → named arrays. The way back is `json_output`.
+"""Reads the body of a REST predict request into named arrays. `json_output` writes the answer.
 
 The rules and the texts of the errors are TensorFlow Serving's (`tensorflow_serving/util/json_tensor.cc`), except that
-an error quotes only the beginning of what it refuses.
+an error quotes only the beginning of a bad value.
 
-A body is read in one of three ways, all of which accept and refuse the same values:
+A body is read in one of three ways, which all accept and refuse the same values:
 
-- simdjson, for large bodies of numbers: it copies a nested list straight into a buffer. That loses the nesting, so
-  the shape is proven from the brackets and commas of the text (`_nest_as`); whatever is not proven goes the next way.
-- orjson, for small bodies, strings, booleans and rows of objects, and to find out what is wrong with a body.
-- the standard library's json, only for NaN and Infinity, which are no JSON and which the two others refuse.
+- simdjson, for large bodies of numbers: it copies a nested list directly into a buffer. That loses the nesting, so the
+  shape is proven from the brackets and commas of the text (`_nest_as`); if it cannot be proven, orjson reads the body.
+- orjson, for small bodies, strings, booleans and rows of objects, and to find the error in a body.
+- the standard library's json, only for NaN and Infinity, which are not JSON and which the other two refuse.
 
-Where a key occurs twice, the last one counts.
+If a key occurs twice, the last one counts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from backends.contract import Signature, TensorSpec
 
 __all__ = ["PredictBody", "parse_predict"]
 
-# Below this size, orjson and a list are faster than simdjson and its proof of the shape.
+# Below this size, orjson and lists are faster than simdjson and the proof of the shape.
 _INDEX_BYTES = 2048
-# More quotes than this near the beginning are strings or rows of objects, which simdjson's buffers cannot hold.
+# More quotes than this near the beginning mean strings or rows of objects, which simdjson's buffers cannot hold.
 _INDEX_QUOTES = 64
 _INDEX_QUOTES_BYTES = 1 << 16
-# A parser keeps the memory of its largest document, which spares an image's request its page faults (2026-11: 5.9
-# against 10.5 ms for 3 MB); beyond this size, keeping it would cost more than it saves.
+# A parser keeps the memory of its largest document, which saves the page faults of the next image (2026-11: 5.9 against
+# 10.5 ms for 3 MB); beyond this size, keeping the memory would cost more than it saves.
 _SPARE_PARSER_BYTES = 4 << 20
 _spare_parser = simdjson.Parser()
 
@@ -46,23 +46,23 @@ _NUMBER_AND_BLANK_BYTES = b"0123456789+-.eE \t\r\n"
 
 @dataclass(slots=True, eq=False, repr=False)
 class PredictBody:
-    """A predict request that is JSON, before its model and so its dtypes are known.
+    """A predict request that is valid JSON, before its model and so its dtypes are known.
 
-    `signature_name` is "" where the body has none. `row_format` says that it has `instances`.
-    It holds the body and the parsed document, several times the body's size: drop it after `inputs`.
+    `signature_name` is "" if the body has none. `row_format`: the body has `instances`. It holds the body and the
+    parsed document, which is several times as large: drop it after `inputs`.
     """
 
     signature_name: str
     row_format: bool
     _body: bytes
-    _document: Any  # Python values, or simdjson's views of its index
+    _document: Any  # Python values, or simdjson's views
 
     def inputs(self, signature: Signature) -> dict[str, np.ndarray]:
-        """One array for each input of `signature`, with its dtype (strings: `object` arrays of `bytes`).
+        """Return an array for each input of `signature`, with its dtype (strings: `object` arrays of `bytes`).
 
-        The rank and the shape are the nesting of the JSON; `TensorSpec.shape` is left to the backend to check.
+        Rank and shape are those of the JSON's nesting; the backend checks them against `TensorSpec.shape`.
 
-        Raises ServingError: INVALID_ARGUMENT where names, nesting or values do not fit, UNIMPLEMENTED for columns of a
+        Raise ServingError: INVALID_ARGUMENT if names, nesting or values do not fit, UNIMPLEMENTED for columns of a
         dtype that JSON cannot carry.
         """
         specs = signature.inputs
@@ -71,7 +71,7 @@ class PredictBody:
             raise refusal(f"Failed to get input map for signature: {name}", "it has no inputs; try another signature")
         for name, spec in specs.items():
             if not supports(spec):
-                # Among rows, TensorFlow Serving makes every error of a value an invalid argument.
+                # In the row format, TensorFlow Serving reports every error of a value as an invalid argument.
                 code = Code.INVALID_ARGUMENT if self.row_format else Code.UNIMPLEMENTED
                 message = f"Conversion of JSON values to type: {spec.element.label} is not supported (input {name})"
                 raise ServingError(code, message, "use gRPC for this model")
@@ -84,7 +84,7 @@ class PredictBody:
         return from_instances(value, specs) if self.row_format else from_inputs(value, specs)
 
     def _value(self) -> Any:
-        """Of the key `instances` or `inputs`."""
+        """Return the value of the key `instances` or `inputs`. Raise INVALID_ARGUMENT unless exactly one is there."""
         if self.row_format is ("inputs" in self._document):
             if self.row_format:
                 raise refusal(
@@ -95,7 +95,7 @@ class PredictBody:
         value = self._document["instances" if self.row_format else "inputs"]
         if self.row_format:
             if not isinstance(value, (list, simdjson.Array)):
-                # [sic]: the server's own spelling.
+                # [sic]: TensorFlow Serving's spelling.
                 raise refusal(f"JSON Value: {start(self._body)} Excepting 'instances' to be an list/array")
             if not len(value):
                 raise refusal(f"JSON Value: {start(self._body)} No values in 'instances' array")
@@ -103,9 +103,9 @@ class PredictBody:
 
 
 def parse_predict(body: bytes) -> PredictBody:
-    """Parses a predict request. What else is wrong with it is told by `inputs`: an unknown model comes first.
+    """Parse a predict request. `inputs` reports errors of names and values, because an unknown model is reported first.
 
-    Raises ServingError (INVALID_ARGUMENT), whatever the bytes are.
+    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
     """
     body = body.removeprefix(BOM)
     document = _index(body)
@@ -117,12 +117,13 @@ def parse_predict(body: bytes) -> PredictBody:
 
 
 def _index(body: bytes) -> Any:
-    """simdjson's view of `body`, or None where orjson is faster, or where simdjson cannot read it."""
+    """Return simdjson's view of `body`; None if orjson is faster, or if simdjson cannot read it."""
     if len(body) < _INDEX_BYTES or body.count(b'"', 0, _INDEX_QUOTES_BYTES) > _INDEX_QUOTES:
         return None
     document: Any = None
     if len(body) <= _SPARE_PARSER_BYTES:
-        # simdjson holds the GIL, so threads may share the parser. It refuses while a view of its last document lives.
+        # simdjson holds the GIL, so threads may share the parser. It refuses while a view of its last document is
+        # alive.
         with suppress(ValueError, RuntimeError):
             document = _spare_parser.parse(body)
     if document is None:
@@ -130,7 +131,7 @@ def _index(body: bytes) -> Any:
             document = simdjson.Parser().parse(body)
         except (ValueError, RuntimeError):  # RuntimeError: integers beyond 64 bits
             return None
-    # simdjson looks up the first of equal keys, the others the last.
+    # simdjson finds the first of equal keys, the other parsers the last.
     if isinstance(document, simdjson.Object) and len(set(document)) != len(document):
         return None
     return document
@@ -139,7 +140,7 @@ def _index(body: bytes) -> Any:
 def _from_index(
     body: bytes, value: simdjson.Array | simdjson.Object, specs: Mapping[str, TensorSpec]
 ) -> dict[str, np.ndarray] | None:
-    """The inputs, or None where they need the slower way, which may then find an error."""
+    """Return the inputs; None if they need the slower way, which may find an error."""
     if isinstance(value, simdjson.Array):
         if len(specs) != 1:
             return None
@@ -163,7 +164,7 @@ def _from_index(
             return None
         arrays[name] = array
     lists = [name for name, item in items.items() if isinstance(item, simdjson.Array)]
-    # The size is compared first: it bounds the skeleton, which a first row alone could otherwise inflate.
+    # Compare the sizes first: they bound the skeleton, which a first row alone could inflate.
     sizes_fit = all(0 < math.prod(shape) == arrays[name].size for name, shape in zip(lists, shapes, strict=True))
     if not sizes_fit or not _nest_as(body, shapes):
         return None
@@ -173,7 +174,7 @@ def _from_index(
 
 
 def _from_index_array(item: simdjson.Array, spec: TensorSpec) -> np.ndarray | None:
-    """All numbers in `item` as one flat array of the input's dtype; None if not all are numbers of that dtype."""
+    """Return all numbers in `item` as one flat array of the input's dtype; None if they are not all numbers of it."""
     if spec.dtype not in BUFFERS:
         return None
     of_type, dtype = BUFFERS[spec.dtype]
@@ -185,7 +186,7 @@ def _from_index_array(item: simdjson.Array, spec: TensorSpec) -> np.ndarray | No
 
 
 def _index_shape(item: Any) -> tuple[int, ...]:
-    """The shape that the first elements of `item` have; (0,) if a list is empty, or if numpy has fewer dimensions."""
+    """Return the shape of the first elements of `item`; (0,) if a list is empty, or if it exceeds numpy's rank."""
     shape: list[int] = []
     while isinstance(item, simdjson.Array):
         shape.append(len(item))
@@ -196,11 +197,11 @@ def _index_shape(item: Any) -> tuple[int, ...]:
 
 
 def _nest_as(body: bytes, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the lists in `body`, which is valid JSON, nest exactly as tensors of `shapes`, in this order.
+    """Return whether the lists in `body`, valid JSON, nest exactly as tensors of `shapes`, in this order.
 
-    Without digits and blanks, a [2, 3] tensor reads `[[,,],[,,]]`. A skeleton contains no quote, so it lies inside one
-    list or inside one string; when the body has no other `[` than those of the skeletons, it lies in none but the
-    right list. An empty list and a list of one number read alike: the caller has compared the number of values.
+    Without digits and blanks, a [2, 3] tensor reads `[[,,],[,,]]`. A skeleton has no quote, so it lies inside one list
+    or inside one string. If the body has no other `[` than those of the skeletons, each lies in the right list. An
+    empty list and a list of one number look the same, so the caller compares the number of values first.
     """
     text = body.translate(None, _NUMBER_AND_BLANK_BYTES)
     brackets = position = 0

@@ -1,4 +1,4 @@
-"""The text of a REST body → Python values, and the short quotations of it that errors carry."""
+"""Parses the text of a REST body into Python values, and quotes parts of it for errors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["BOM", "cut", "load", "load_object", "not_an_object", "quoted", "refu
 
 # Smaller documents have too few lists for the garbage collector to matter.
 _GC_BYTES = 1 << 16
-# json recurses on the C stack. Deeper than any tensor, and far below the interpreter's own limit.
+# json recurses on the C stack. This is deeper than any tensor, and far below the interpreter's own limit.
 _MAX_LENIENT_DEPTH = 256
 _EXCERPT_CHARACTERS = 80
 
 BOM = b"\xef\xbb\xbf"
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# Possessive, with an optional end: one pass even over a string that never ends.
+# Possessive, with an optional end, so that even an unterminated string takes only one pass.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-# What RapidJSON reads as a number and Python's json does not, and strings, in which it is text. "Infi" is neither.
+# Numbers of RapidJSON that Python's json does not accept, and strings, in which they are text. "Infi" is neither.
 _OWN_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|-NaN|Inf(?!i)', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def load(body: bytes) -> Any:
-    """`body` as Python values."""
+    """Return `body` as Python values. Raise ServingError (INVALID_ARGUMENT) if it is not JSON."""
     if not body:
         raise refusal("JSON Parse error: The document is empty")
     try:
@@ -49,7 +49,7 @@ def load(body: bytes) -> Any:
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """The request that `body` is; a byte order mark before it counts for nothing."""
+    """Return `body` as an object; a byte order mark at its start is ignored. Raise ServingError (INVALID_ARGUMENT)."""
     value = load(body.removeprefix(BOM))
     if type(value) is not dict:
         raise not_an_object(body)
@@ -61,7 +61,7 @@ def not_an_object(body: bytes) -> ServingError:
 
 
 def signature_name(document: Any, body: bytes) -> str:
-    """The "signature_name" of `document`, any parser's view of `body`; "" where it has none."""
+    """Return the "signature_name" of `document`, any parser's view of `body`; "" if it has none."""
     name = document["signature_name"] if "signature_name" in document else ""  # noqa: SIM401  # simdjson declares no get
     if not isinstance(name, str):
         raise refusal(
@@ -80,18 +80,21 @@ def _load_with_nan(body: bytes) -> Any:
     try:
         value = json.loads(text.decode(), parse_float=_finite)
         if _SURROGATE.search(body):
-            # Python's strings can hold half of a surrogate pair; UTF-8, and so a tensor or an answer, cannot.
+            # Python's strings can hold half of a surrogate pair, but UTF-8, and so a tensor or an answer, cannot.
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise _syntax_refusal(body, error if text is body else None) from None
-    except (ValueError, RecursionError) as error:  # numbers out of range, invalid UTF-8; a caller's deep stack
+    except (ValueError, RecursionError) as error:  # numbers out of range, invalid UTF-8; the caller's deep stack
         raise refusal(f"JSON Parse error: {cut(str(error))}") from None
     return value
 
 
 def _for_python(body: bytes) -> bytes:
-    """`body` with its numbers as Python's json writes them: Inf, -Inf and -NaN (kParseNanAndInfFlag in RapidJSON's
-    `reader.h`) become Infinity, -Infinity and NaN. The very same object where it has none of them."""
+    """Return `body` with its numbers as Python's json writes them.
+
+    Inf, -Inf and -NaN (kParseNanAndInfFlag in RapidJSON's `reader.h`) become Infinity, -Infinity and NaN. Return the
+    same object if it has none of them.
+    """
     if b"-NaN" not in body and body.count(b"Inf") == body.count(b"Infinity"):
         return body
     return _OWN_NUMBERS.sub(_python_number, body)
@@ -102,20 +105,26 @@ def _python_number(found: re.Match[bytes]) -> bytes:
 
 
 def _syntax_refusal(body: bytes, error: json.JSONDecodeError | None) -> ServingError:
-    """`error` is what a parser of `body` said; None where it read another text."""
+    """Return the error for a body that is not JSON.
+
+    `error` is a parser's error for it; None if that read another text.
+    """
     fault = syntax_fault(body) or ("Invalid value." if error is None else f"{error.msg} at offset: {error.pos}")
     return refusal(f"JSON Parse error: {fault}")
 
 
 def _depth(body: bytes) -> int:
-    """The deepest nesting of lists and objects in `body`."""
+    """Return the deepest nesting of lists and objects in `body`."""
     brackets = np.frombuffer(_STRING.sub(b"", body).translate(None, _NOT_BRACKETS), np.uint8)
     opening = (brackets == ord("[")) | (brackets == ord("{"))
     return int(np.cumsum(np.where(opening, 1, -1)).max(initial=0))
 
 
 def _finite(text: str) -> float:
-    """A number that the two other parsers accept too; NaN and Infinity do not come here."""
+    """Return the number that `text` states. Raise ValueError if it is too large, as the other two parsers do.
+
+    NaN and Infinity are not passed here.
+    """
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"Number too big to be stored in double: {cut(text)}")
@@ -124,7 +133,7 @@ def _finite(text: str) -> float:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A document's many small lists set off collections that find nothing, for half of the parser's time."""
+    """Pause the garbage collector: a document's many small lists would cost half of the parsing time in collections."""
     if not gc.isenabled():
         yield
         return
@@ -140,9 +149,9 @@ def refusal(message: str, remedy: str = "") -> ServingError:
 
 
 def quoted(value: Any) -> str:
-    """The beginning of `value` as JSON."""
+    """Return the beginning of `value` as JSON."""
     text = ""
-    for chunk in json.JSONEncoder(ensure_ascii=False).iterencode(value):  # lazily
+    for chunk in json.JSONEncoder(ensure_ascii=False).iterencode(value):  # lazily, because the value may be large
         text += chunk
         if len(text) > _EXCERPT_CHARACTERS:
             break
@@ -150,7 +159,7 @@ def quoted(value: Any) -> str:
 
 
 def start(body: bytes) -> str:
-    """The beginning of `body`."""
+    """Return the beginning of `body` as text."""
     return cut(body[: 4 * _EXCERPT_CHARACTERS].decode(errors="replace").strip())
 
 

@@ -1,4 +1,4 @@
-"""Python values that a JSON parser gave → named arrays, or TensorFlow Serving's words for why not."""
+"""Converts Python values from a JSON parser to named arrays, or reports why not in TensorFlow Serving's words."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = [
     "type_label",
 ]
 
-# numpy's limit; the rows are the first dimension.
+# numpy's limit, rows included.
 MAX_RANK = 64
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
-# Numbers are read as 64 bits wide, then narrowed. The letter is simdjson's: 'd' takes integers too, 'i' and 'u' take
-# no decimals, and none takes null, booleans or strings.
+# Numbers are read with 64 bits, then narrowed. The letter is simdjson's: 'd' accepts integers too, 'i' and 'u' no
+# decimals, and none accepts null, booleans or strings.
 BUFFERS: dict[str, tuple[Literal["d", "i", "u"], np.dtype]] = {
     **dict.fromkeys(_FLOATS, ("d", np.dtype("<f8"))),
     **dict.fromkeys(_INTEGERS, ("i", np.dtype("<i8"))),
     "uint64": ("u", np.dtype("<u8")),
 }
-# The Python types of the values of a tensor. A bool is an int to isinstance, not here.
+# The Python types of a tensor's values. A bool is an int for isinstance, but not here.
 _LEAF_TYPES: dict[str, frozenset[type]] = {
     **dict.fromkeys(_FLOATS, frozenset({float, int})),
     **dict.fromkeys((*_INTEGERS, "uint64"), frozenset({int})),
@@ -50,17 +50,20 @@ _JSON_TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String",
 
 
 def type_label(value: Any) -> str:
-    """The JSON type of `value`, as TensorFlow Serving calls it."""
+    """Return the JSON type of `value`, as TensorFlow Serving calls it."""
     return str(value) if type(value) is bool else _JSON_TYPES[type(value)]
 
 
 def supports(spec: TensorSpec) -> bool:
-    """Whether JSON can carry the dtype of `spec`: all but the complex ones."""
+    """Return whether JSON can carry the dtype of `spec`: all but the complex ones."""
     return spec.dtype in _LEAF_TYPES
 
 
 def from_instances(rows: list[Any], specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
-    """`rows` is not empty: one value, or one object of the inputs' names, each."""
+    """Return the inputs in `rows` by name. Raise ServingError.
+
+    `rows` is not empty; each row is one value, or one object with the inputs' names.
+    """
     if not _is_named(rows[0]):
         if len(specs) > 1:
             raise refusal(
@@ -87,7 +90,10 @@ def from_instances(rows: list[Any], specs: Mapping[str, TensorSpec]) -> dict[str
 
 
 def from_inputs(value: Any, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
-    """`value` is the bare tensor of the only input, or an object with all inputs; its other names are ignored."""
+    """Return the inputs in `value` by name. Raise ServingError.
+
+    `value` is the tensor of the only input, or an object with all inputs; its other names are ignored.
+    """
     named = _is_named(value)
     if not named and len(specs) > 1:
         raise refusal(
@@ -107,7 +113,7 @@ def from_inputs(value: Any, specs: Mapping[str, TensorSpec]) -> dict[str, np.nda
 
 
 def _is_named(value: Any) -> bool:
-    """An object of inputs' names: a lone {"b64": "…"} is a value."""
+    """Return whether `value` is an object with inputs' names; {"b64": "…"} alone is a value."""
     return type(value) is dict and not is_base64(value)
 
 
@@ -116,9 +122,9 @@ def is_base64(value: dict[str, Any]) -> bool:
 
 
 def tensor(value: Any, spec: TensorSpec) -> np.ndarray | None:
-    """A scalar or nested lists as an array of the dtype of `spec`; None for ragged lists or a value of another type.
+    """Return a scalar or nested lists as an array of the dtype of `spec`; None if ragged or of another type.
 
-    Level by level, so that every check is one pass in C, and no depth of nesting recurses.
+    It works level by level, so that every check is one pass in C, and deep nesting does not recurse.
     """
     shape = []
     level = [value]
@@ -135,7 +141,7 @@ def tensor(value: Any, spec: TensorSpec) -> np.ndarray | None:
 
 
 def _flat(leaves: list[Any], spec: TensorSpec) -> np.ndarray | None:
-    """`leaves` as an array [len(leaves)] of the dtype of `spec`, or None if one has another type or is out of range."""
+    """Return an array [len(leaves)] of the dtype of `spec`; None if a leaf has another type or is out of range."""
     if not _LEAF_TYPES[spec.dtype].issuperset(map(type, leaves)):
         return None
     if spec.dtype == "string":
@@ -154,7 +160,7 @@ def _flat(leaves: list[Any], spec: TensorSpec) -> np.ndarray | None:
 
 
 def narrowed(flat: np.ndarray, spec: TensorSpec) -> np.ndarray | None:
-    """64-bit numbers as the dtype of `spec`; None for an integer out of range.
+    """Return 64-bit numbers as the dtype of `spec`; None for an integer out of range.
 
     As in TensorFlow Serving, a float that is too large becomes inf, and one that is too small 0.
     """
@@ -171,7 +177,10 @@ def narrowed(flat: np.ndarray, spec: TensorSpec) -> np.ndarray | None:
 
 
 def from_base64(value: dict[str, Any]) -> bytes | None:
-    """The bytes of {"b64": "…"}, or None. As in Abseil, blanks are skipped and the padding may be absent."""
+    """Return the bytes of {"b64": "…"}; None if invalid.
+
+    As in Abseil, blanks are skipped, and padding may be absent.
+    """
     if not is_base64(value):
         return None
     text = value["b64"]
@@ -187,11 +196,11 @@ def from_base64(value: dict[str, Any]) -> bytes | None:
         return None
 
 
-# What is wrong. Only refused requests come here; each step is one pass over the values, or few.
+# Errors. Only refused requests come here; each step takes one pass over the values, or a few.
 
 
 def _names_refusal(index: int, row: Any, specs: Mapping[str, TensorSpec]) -> ServingError:
-    """Row `index` is no object, or has other names than `specs`."""
+    """Return the error for row `index`, which is not an object or has other names than `specs`."""
     if not _is_named(row):
         return refusal(f"Expecting object but got list at item {index} of input list")
     for name in row:
@@ -208,7 +217,10 @@ def _names_refusal(index: int, row: Any, specs: Mapping[str, TensorSpec]) -> Ser
 
 
 def _instances_refusal(values: list[Any], spec: TensorSpec, name: str | None = None) -> ServingError:
-    """Why `values`, one a row, are no tensor; `name` is their key in the rows, None where the rows are bare."""
+    """Return the error for `values`, one for each row, which are not a tensor.
+
+    `name` is their key in the rows; None if the rows are values themselves.
+    """
     shape = _nominal_shape(values[0])
     index = _first_misfit(values, spec, shape)
     value = values[index]
@@ -230,7 +242,7 @@ def _instances_refusal(values: list[Any], spec: TensorSpec, name: str | None = N
 
 
 def _fault(value: Any, spec: TensorSpec, max_rank: int) -> str:
-    """Why `value` is no tensor: the first list or leaf, in the order of the text, that does not fit."""
+    """Return the error for `value`, which is not a tensor: its first list or leaf that does not fit."""
     shape = _nominal_shape(value)
     if len(shape) > max_rank:
         return f"Lists are nested {max_rank + 1} levels deep or more; a tensor has at most {MAX_RANK} dimensions"
@@ -259,7 +271,7 @@ def _leaf_fault(value: Any, spec: TensorSpec) -> str:
 
 
 def _nominal_shape(value: Any) -> tuple[int, ...]:
-    """The shape that the first elements of nested lists have, cut beyond numpy's limit."""
+    """Return the shape of the first elements of nested lists, cut beyond numpy's limit."""
     shape: list[int] = []
     while type(value) is list and len(shape) <= MAX_RANK:
         shape.append(len(value))
@@ -268,9 +280,10 @@ def _nominal_shape(value: Any) -> tuple[int, ...]:
 
 
 def _first_misfit(values: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> int:
-    """The index of the first of `values` that is no tensor of `shape`; there is one.
+    """Return the index of the first of `values` that is not a tensor of `shape`; there is one.
 
-    By halves, because one pass over many is far cheaper than a look at each: all steps together are one pass more.
+    It bisects: one pass over many values is far cheaper than one call for each, and all steps together are one more
+    pass.
     """
     low, high = 0, len(values)
     while high - low > 1:

@@ -1,4 +1,4 @@
-"""What a model tells of itself: its signatures, as GetModelMetadata and REST's `/metadata` send them."""
+"""A model's signatures, as GetModelMetadata and REST's `/metadata` send them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["metadata_json", "signature_def_map"]
 
 
 def signature_def_map(signatures: Mapping[str, Signature]) -> Any:
-    """The `protos.SignatureDefMap` of a model's signatures by key."""
+    """Return the `protos.SignatureDefMap` of a model's signatures by key."""
     result = protos.SignatureDefMap()
     for key, signature in signatures.items():
         definition = result.signature_def[key]
@@ -37,10 +37,10 @@ def _fill(info: Any, spec: TensorSpec) -> None:
 
 
 def metadata_json(model: str, version: int, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """The body of `GET /v1/models/{m}/metadata`.
+    """Return the body of `GET /v1/models/{m}/metadata`.
 
-    protobuf's own mapping to JSON, as in TensorFlow Serving: int64 values are strings, enums their names, and fields
-    with default values (`unknown_rank`, empty maps) are written too.
+    It uses protobuf's own mapping to JSON, as TensorFlow Serving does: int64 values are strings, enums their names, and
+    fields with default values (`unknown_rank`, empty maps) are written too.
     """
     return {
         "model_spec": {"name": model, "signature_name": "", "version": str(version)},

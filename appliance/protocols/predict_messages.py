@@ -20,15 +20,18 @@ __all__ = [
     "open_predict_request",
 ]
 
-# A tag is the field's number << 3 | the wire type: 0 a varint, 2 a length and that many bytes.
+# A tag is the field's number << 3 | the wire type: 0 for a varint, 2 for a length and that many bytes.
 _MODEL_SPEC, _INPUT, _OUTPUT_FILTER = 0x0A, 0x12, 0x1A  # PredictRequest
 _OUTPUT, _RESPONSE_SPEC = 0x0A, 0x12  # PredictResponse
 _KEY, _VALUE = 0x0A, 0x12  # an entry of a map
 
 
 class PredictEnvelope:
-    """A PredictRequest whose tensors are not yet read: TensorFlow Serving looks the model up first, and so an unknown
-    model is NOT_FOUND whatever is wrong with its inputs. An empty `output_filter` asks for every output."""
+    """A PredictRequest whose tensors are not read yet.
+
+    TensorFlow Serving looks up the model first, so an unknown model is NOT_FOUND even if the inputs are invalid. An
+    empty `output_filter` asks for every output.
+    """
 
     __slots__ = ("_allowance", "_tensors", "output_filter", "signature_name", "spec")
 
@@ -47,8 +50,10 @@ class PredictEnvelope:
         return self._tensors.keys()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The inputs: they may be read-only, unaligned views that keep the request's bytes alive. Raises ServingError
-        (INVALID_ARGUMENT)."""
+        """Return the inputs by name. Raise ServingError (INVALID_ARGUMENT).
+
+        The arrays may be read-only, unaligned views that keep the request's bytes alive.
+        """
         allowance = self._allowance
         inputs = {}
         for name, (buffer, start, stop) in self._tensors.items():
@@ -62,13 +67,13 @@ class PredictEnvelope:
 
 
 def open_predict_request(data: bytes) -> PredictEnvelope:
-    """Reads all of a serialized PredictRequest but its tensors. Raises ServingError (INVALID_ARGUMENT)."""
+    """Read a serialized PredictRequest except for its tensors. Raise ServingError (INVALID_ARGUMENT)."""
     try:
         spec, tensors, output_filter = _walk_request(data)
     except (UnusualError, IndexError, UnicodeDecodeError):
         request = _parse(protos.PredictRequest, data)
         spec = request.model_spec if request.HasField("model_spec") else None
-        # Serialized anew, each tensor is in the form that the walk knows.
+        # Serialized again, each tensor has the form that the walk knows.
         encoded = {name: tensor.SerializeToString() for name, tensor in request.inputs.items()}
         tensors = {name: (tensor, 0, len(tensor)) for name, tensor in encoded.items()}
         output_filter = tuple(request.output_filter)
@@ -78,7 +83,7 @@ def open_predict_request(data: bytes) -> PredictEnvelope:
 
 
 def model_spec(message: Any) -> ModelSpec:
-    """What a `protos.ModelSpec` asks for."""
+    """Return the model and version that a `protos.ModelSpec` asks for. Raise ServingError (INVALID_ARGUMENT)."""
     if not message.name:
         raise invalid("ModelSpec has no name specified.")
     version = message.version.value if message.HasField("version") else None
@@ -92,9 +97,9 @@ def encode_predict_response(
     outputs: Mapping[str, np.ndarray],
     tensor_content: bool = False,
 ) -> bytes:
-    """The serialized PredictResponse; fields in the order of their numbers, outputs in the order of `outputs`.
+    """Return the serialized PredictResponse, with fields by number, and outputs in the order of `outputs`.
 
-    `tensor_content` writes numeric arrays as their memory, rather than into the lists that every client reads.
+    `tensor_content` writes numeric arrays as raw memory, instead of the typed lists that every client reads.
     """
     parts: list[bytes | memoryview] = []
     for name, array in outputs.items():
@@ -119,7 +124,10 @@ def _parse(kind: Any, data: bytes) -> Any:
 
 
 def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], tuple[str, ...]]:
-    """The ModelSpec message, where each input's TensorProto lies, and the output filter."""
+    """Return the ModelSpec message, the place of each input's TensorProto, and the output filter.
+
+    Raise UnusualError.
+    """
     spec = None
     tensors: dict[str, tuple[bytes, int, int]] = {}
     output_filter: list[str] = []

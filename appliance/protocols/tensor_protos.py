@@ -1,9 +1,9 @@
 """TensorProto, from bytes to arrays and back.
 
-A large tensor arrives as `tensor_content` or as one packed list of floats, which both are the little-endian array
-itself, so the forms that carry one are walked here and sliced without a copy (602 KB: 5 µs; through the parsed
-message's `float_val` 3.3 ms). The walk knows only those forms. Whatever else arrives, malformed bytes included, goes
-to protobuf's own parser, which is the judge of what is valid; numpy decoded and encoded lists of varints no faster.
+A large tensor arrives as `tensor_content` or as one packed list of floats. Both are the little-endian array itself, so
+these forms are walked here and sliced without a copy (602 KB: 5 µs; through the parsed message's `float_val` 3.3 ms).
+The walk knows only those forms. Everything else, malformed bytes included, goes to protobuf's own parser, which decides
+what is valid; numpy decoded and encoded lists of varints no faster.
 
 Format: TensorFlow's `Tensor::FromProto` (`tensorflow/core/framework/tensor.cc`). Strings are object arrays of `bytes`.
 """
@@ -30,18 +30,18 @@ __all__ = [
     "read_tensor",
 ]
 
-# The arrays of one request take at most this many bytes, or this multiple of the request's own size where that is
-# more. A short `*_val` repeats its last element up to the shape's size, so a few bytes could ask for terabytes. No list
-# of elements grows more than eightfold (int64 from one byte each), so only such repetition can meet the bound.
+# The arrays of one request take at most this many bytes, or this multiple of the request's own size if that is more. A
+# short `*_val` repeats its last element up to the shape's size, so a few bytes could ask for terabytes. A list of
+# elements grows at most eightfold (int64 from one byte each), so only such repetition can reach the bound.
 EXPANDED_BYTES = 64 << 20
 EXPANDED_MULTIPLE = 16
 
-MAX_RANK = 64  # numpy's; TensorFlow's is 254
+MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
 _INT_VAL = ("int_val", np.dtype("<i4"))
 _HALF_VAL = ("half_val", np.dtype("<i4"))
 
-# By a dtype's number in DataType: its field in TensorProto, and the elements of that field.
+# A dtype's number in DataType → its field in TensorProto, and the element type of that field.
 _FIELDS: dict[int, tuple[str, np.dtype]] = {
     1: ("float_val", np.dtype("<f4")),
     2: ("double_val", np.dtype("<f8")),
@@ -61,14 +61,14 @@ _FIELDS: dict[int, tuple[str, np.dtype]] = {
     23: ("uint64_val", np.dtype("<u8")),
 }
 
-# A tag is the field's number << 3 | the wire type: 0 a varint, 2 a length and that many bytes.
+# A tag is the field's number << 3 | the wire type: 0 for a varint, 2 for a length and that many bytes.
 _DTYPE, _SHAPE, _VERSION_NUMBER, _CONTENT, _BOOL_VAL = 0x08, 0x12, 0x18, 0x22, 0x5A  # TensorProto
-_PACKED = {1: 0x2A, 2: 0x32, 8: 0x4A, 18: 0x62}  # by dtype: the lists that are the array's memory
+_PACKED = {1: 0x2A, 2: 0x32, 8: 0x4A, 18: 0x62}  # dtype's number → the list that is the array's memory
 _MEMORY = frozenset((_CONTENT, *_PACKED.values()))
 
 
 class BadTensorError(Exception):
-    """What is wrong with one tensor, to be told with its name."""
+    """An error in one tensor; the caller adds the tensor's name."""
 
 
 def invalid(message: str) -> ServingError:
@@ -80,7 +80,7 @@ def allowance_of(data: bytes) -> int:
 
 
 def decode_tensor(data: bytes) -> np.ndarray:
-    """Reads one serialized TensorProto. Raises ServingError (INVALID_ARGUMENT)."""
+    """Return the array of one serialized TensorProto. Raise ServingError (INVALID_ARGUMENT)."""
     try:
         return read_tensor(data, 0, len(data), allowance_of(data))[0]
     except BadTensorError as error:
@@ -88,7 +88,10 @@ def decode_tensor(data: bytes) -> np.ndarray:
 
 
 def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndarray, int]:
-    """The array of the TensorProto at [start, stop), and how much of `allowance`, in bytes, it takes."""
+    """Return the array of the TensorProto at [start, stop), and its share of `allowance` in bytes.
+
+    Raise BadTensorError.
+    """
     try:
         number, shape_span, held, (elements_start, elements_stop) = _walk_tensor(data, start, stop)
         shape = protos.TensorShapeProto.FromString(data[slice(*shape_span)])
@@ -109,7 +112,7 @@ def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.
     else:
         element = _element(number)
         dims, size = _dims(shape, element, allowance)
-        # Without elements TensorFlow looks at no values; and numpy refuses to view an empty buffer.
+        # Without elements, TensorFlow ignores the values, and numpy refuses to view an empty buffer.
         if not size or elements_start == elements_stop:
             values = np.empty(0, element.numpy)
         elif held == _CONTENT:
@@ -122,7 +125,10 @@ def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.
 
 
 def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, int], int, tuple[int, int]]:
-    """The dtype's number, where the shape lies, and the tag and the place of the content or of the dtype's list."""
+    """Return the dtype's number, the place of the shape, and tag and place of the content or the dtype's list.
+
+    Raise UnusualError for other forms.
+    """
     number = held = 0
     shape = elements = (0, 0)
     for tag, value, value_stop in fields(data, start, stop):
@@ -136,7 +142,7 @@ def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, in
         elif tag != _VERSION_NUMBER:
             raise UnusualError
     if held and held not in (_CONTENT, _PACKED.get(number)):
-        raise UnusualError  # another dtype's list counts for nothing, but has to be valid
+        raise UnusualError  # another dtype's list is ignored, but must be valid
     return number, shape, held, elements
 
 
@@ -149,9 +155,9 @@ def _element(number: int) -> DType:
 
 
 def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], int]:
-    """The dimensions of a TensorShapeProto, and their product; refuses what no array within `allowance` has.
+    """Return the dimensions of a TensorShapeProto and their product. Raise BadTensorError if they exceed `allowance`.
 
-    `unknown_rank` is not looked at, as in TensorFlow: the shape of a tensor is its dimensions, a scalar's without any.
+    `unknown_rank` is ignored, as in TensorFlow: a tensor's shape is its dimensions, and a scalar has none.
     """
     if len(shape.dim) > MAX_RANK:
         raise BadTensorError(f"the shape has {len(shape.dim)} dimensions, of which at most {MAX_RANK} are supported")
@@ -159,7 +165,7 @@ def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], 
     size = math.prod(dims)
     if dims and min(dims) < 0:
         raise BadTensorError(f"the shape {list(dims)} has a negative dimension")
-    # numpy, as TensorFlow, also refuses an empty array whose other dimensions overflow.
+    # Like TensorFlow, numpy also refuses an empty array whose other dimensions overflow.
     if size == 0 and math.prod(filter(None, dims)) * element.numpy.itemsize >= 2**63:
         raise BadTensorError(f"the shape {list(dims)} is too large")
     if size * element.numpy.itemsize > allowance:
@@ -184,7 +190,10 @@ def _from_content(data: bytes, start: int, stop: int, element: DType, size: int)
 
 
 def _from_string_content(content: bytes, size: int) -> np.ndarray:
-    """All the lengths as varints, then all the strings (`DecodeStringList` in TensorFlow's `tensor_coding.cc`)."""
+    """Return the strings in `content`: all lengths as varints, then all bytes.
+
+    Format: `DecodeStringList` in TensorFlow's `tensor_coding.cc`.
+    """
     lengths = []
     position = 0
     try:
@@ -206,17 +215,19 @@ def _from_string_content(content: bytes, size: int) -> np.ndarray:
 
 
 def _from_packed(data: bytes, start: int, stop: int, element: DType, size: int) -> np.ndarray:
-    """The first `size` elements of a list that is the array's memory, or all, if they are fewer."""
+    """Return the first `size` elements, or all if they are fewer, of a list that is the array's memory."""
     field, listed = _FIELDS[element.number]
     if (stop - start) % listed.itemsize:
         raise BadTensorError(f"{field} has {stop - start} bytes, not a multiple of its elements'")
-    count = min((stop - start) // element.numpy.itemsize, size)  # half of a complex number counts for nothing
+    count = min((stop - start) // element.numpy.itemsize, size)  # half of a complex number is ignored
     return np.frombuffer(data, element.numpy, count, start) if count else np.empty(0, element.numpy)
 
 
 def _from_list(message: Any, element: DType, size: int) -> np.ndarray:
-    """The first `size` elements of the list that belongs to `element`, or all, if they are fewer, from a parsed
-    TensorProto; the other lists are ignored."""
+    """Return the first `size` elements, or all if they are fewer, of the list for `element` in a parsed TensorProto.
+
+    The other lists are ignored.
+    """
     field, listed = _FIELDS[element.number]
     elements = getattr(message, field)
     parts = 2 if element.numpy.kind == "c" else 1
@@ -225,16 +236,16 @@ def _from_list(message: Any, element: DType, size: int) -> np.ndarray:
         return values.view(element.numpy)
     if field == "half_val":
         return values.astype("<u2").view(element.numpy)
-    return values.astype(element.numpy, copy=False)  # int_val to a narrower type wraps, as in TensorFlow
+    return values.astype(element.numpy, copy=False)  # int_val wraps in a narrower type, as in TensorFlow
 
 
 def _repeated(values: np.ndarray, size: int, allowance: int, dims: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """`values` with the last one repeated up to `size`; without any, zeros or empty strings."""
+    """Return `values` with the last one repeated up to `size`; if there are none, zeros or empty strings."""
     count = len(values)
     last: Any = values[-1] if count else b"" if values.dtype == object else 0
     used = size * values.itemsize
     if values.dtype == object:
-        # The copies share memory here, but are written out each on their way to the worker.
+        # The copies share memory here, but each is written out on the way to the worker.
         used += (size - count) * len(last)
         if used > allowance:
             raise BadTensorError(f"a string of {len(last)} bytes repeated {size - count} times is too large")
@@ -245,7 +256,7 @@ def _repeated(values: np.ndarray, size: int, allowance: int, dims: tuple[int, ..
 
 
 def encoded_tensor(array: np.ndarray, tensor_content: bool) -> tuple[bytes, bytes | memoryview]:
-    """A TensorProto in two parts: all up to its elements, and the elements, which may be the array's own memory."""
+    """Return a TensorProto in two parts: the start, and the elements, which may be the array's own memory."""
     try:
         element = of_array(array)
     except KeyError as error:
@@ -258,7 +269,7 @@ def encoded_tensor(array: np.ndarray, tensor_content: bool) -> tuple[bytes, byte
     if element is not STRING and tensor_content:
         tag = _CONTENT
     elif element.name == "bool":
-        tag = _BOOL_VAL  # a packed bool is one byte, 0 or 1, in memory too
+        tag = _BOOL_VAL  # a packed bool is one byte, 0 or 1, as in memory
     elif element.number in _PACKED:
         tag = _PACKED[element.number]
     else:

@@ -1,8 +1,8 @@
-"""Recorded warm-up requests: `assets.extra/tf_serving_warmup_requests` of a version folder, as calls of a backend.
+"""Reads recorded warm-up requests, `assets.extra/tf_serving_warmup_requests` in a version folder, as backend calls.
 
 The file is a TFRecord (`xla/tsl/lib/io/record_writer.h`: length, its checksum, data, its checksum) of
-`tensorflow.serving.PredictionLog`. What is run and what is refused follows TensorFlow Serving's
-`saved_model_warmup.cc` and `saved_model_warmup_util.cc`: any bad record, and any request that fails, fails the version.
+`tensorflow.serving.PredictionLog`. The rules for what is run and refused are TensorFlow Serving's
+(`saved_model_warmup.cc`, `saved_model_warmup_util.cc`): a bad record, or a request that fails, fails the version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from backends.crc32c import masked_crc32c
 __all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_cases", "recorded_requests", "records_path"]
 
 MAX_RECORDS = 1000
-_MAX_RECORD_BYTES = 2**31 - 1  # protobuf's
+_MAX_RECORD_BYTES = 2**31 - 1  # protobuf's limit
 # A context is repeated in every example, so a small record could ask for terabytes.
 _EXPANDED_BYTES = 64 << 20
 _EXPANDED_MULTIPLE = 16
@@ -39,7 +39,7 @@ _SESSION_RUN_FIELD = 5
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What `Backend.run` takes."""
+    """The arguments of one `Backend.run`."""
 
     signature: str
     inputs: Mapping[str, np.ndarray]
@@ -47,15 +47,15 @@ class Call:
 
 
 def records_path(version_path: str) -> str | None:
-    """The file of recorded requests of the version folder `version_path`, or None where there is none."""
+    """Return the file of recorded requests in the folder `version_path`; None if there is none."""
     path = os.path.join(version_path, "assets.extra", "tf_serving_warmup_requests")
     return path if os.path.lexists(path) else None
 
 
 def recorded_requests(path: str) -> Iterator[Any]:
-    """The `protos.PredictionLog` messages of the file at `path`, one at a time.
+    """Yield the `protos.PredictionLog` messages of the file at `path`.
 
-    Raises BackendError (DATA_LOSS, INVALID_ARGUMENT) that names the file and the record, counted from 1.
+    Raise BackendError (DATA_LOSS, INVALID_ARGUMENT), which names the file and the record, counted from 1.
     """
     try:
         # A named pipe would block the open for ever without O_NONBLOCK.
@@ -89,7 +89,7 @@ def _messages(file: BinaryIO, size: int, path: str) -> Iterator[Any]:
 def _record(file: BinaryIO, size: int, where: str) -> bytes:
     start = file.tell()
     head = file.read(12)
-    # The length is judged before anything of its size is asked for.
+    # Check the length before reading that many bytes.
     if len(head) == 12:
         length, checksum = struct.unpack("<QI", head)
         if masked_crc32c(head[:8]) != checksum:
@@ -111,8 +111,10 @@ def _data_loss(message: str) -> BackendError:
 
 
 def recorded_cases(version_path: str, signatures: Mapping[str, Signature]) -> dict[str, list[Mapping[str, np.ndarray]]]:
-    """The inputs of the recorded requests of a version folder, by signature: what `converters.job` proves on. There are
-    none without a file of them. Raises BackendError for a file that is none."""
+    """Return the inputs of the recorded requests of a version folder by signature, for the proof in `converters.job`.
+
+    Without a file there are none. At most 64 cases and 256 MiB are read. Raise BackendError for an invalid file.
+    """
     source = records_path(version_path)
     found: dict[str, list[Mapping[str, np.ndarray]]] = {}
     if source is None:
@@ -131,10 +133,11 @@ def recorded_cases(version_path: str, signatures: Mapping[str, Signature]) -> di
 
 
 def calls_of(log: Any, signatures: Mapping[str, Signature]) -> list[Call]:
-    """What the `protos.PredictionLog` asks to run: several calls for a MultiInference, none for a log of no kind, or of
-    a kind that TensorFlow Serving passes over. The model that a request names is not looked at: this version is meant.
+    """Return the calls that a `protos.PredictionLog` asks for.
 
-    Raises BackendError or ServingError for what cannot be run.
+    These are several for a MultiInference, and none for a log without a kind, or of a kind that TensorFlow Serving
+    skips. The model that a request names is ignored: the calls are for this version. Raise BackendError or ServingError
+    for a request that cannot be run.
     """
     kind = log.WhichOneof("log_type")
     if kind is None:
@@ -216,7 +219,10 @@ def _on_examples(name: str, signature: Signature, method: str, examples: np.ndar
 
 
 def _examples(message: Any) -> np.ndarray:
-    """[n] object. Raises ServingError where there are none, or where their context makes too much of them."""
+    """Return the examples, [n] object.
+
+    Raise ServingError if there are none, or if their repeated context is too large.
+    """
     examples = examples_of(message)
     examples.check(max(_EXPANDED_BYTES, _EXPANDED_MULTIPLE * message.ByteSize()))
     return examples.array()

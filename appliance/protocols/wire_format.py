@@ -1,4 +1,4 @@
-"""Protocol buffers' wire format, read and written by hand where their library's objects cost too much.
+"""Protocol buffers' wire format, read and written by hand where protobuf's objects would cost too much.
 
 Format: https://protobuf.dev/programming-guides/encoding.
 """
@@ -11,13 +11,13 @@ __all__ = ["UnusualError", "field", "fields", "long_varint", "varint"]
 
 
 class UnusualError(Exception):
-    """The walk met what it does not know: protobuf's parser has to look."""
+    """The walk met an unknown form: protobuf's parser must read the message."""
 
 
 def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of the message at [position, end): (tag, start, stop) for bytes, (tag, value, _) for a varint.
+    """Yield the fields of the message at [position, end): (tag, start, stop) for bytes, (tag, value, _) for a varint.
 
-    Fields above 15 and fixed-width ones are unusual here. Running off the data is an IndexError.
+    Raise UnusualError for field numbers above 15 and fixed-width fields, IndexError for truncated data.
     """
     while position < end:
         tag = data[position]
@@ -39,7 +39,7 @@ def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def long_varint(data: bytes, position: int, first: int) -> tuple[int, int]:
-    """The varint whose first byte was `first`, and the position after it."""
+    """Return the varint whose first byte was `first`, and the position after it."""
     value = first & 0x7F
     for shift in range(7, 64, 7):
         byte = data[position]
@@ -62,5 +62,5 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of bytes, text or a message; `number` is at most 15."""
+    """Return a serialized field of bytes, text or a message; `number` is at most 15."""
     return b"%c%b%b" % (number << 3 | 2, varint(len(content)), content)

@@ -1,8 +1,8 @@
 """TensorFlow Serving's protocol buffers: our own minimal definitions, in a descriptor pool of our own.
 
-The `.proto` files beside this one carry TensorFlow Serving's package, message and field numbers. `dropserve.binpb` is
-their compiled FileDescriptorSet with the well-known types they import; `make protos` writes it. The pool is private
-because TensorFlow registers the same names in protobuf's default pool, and a process may have both.
+The `.proto` files in this folder have TensorFlow Serving's package, message and field numbers. `dropserve.binpb` is
+their compiled FileDescriptorSet, with the well-known types that they import; `make protos` writes it. The pool is
+private because TensorFlow registers the same names in protobuf's default pool, and a process may have both.
 """
 
 from __future__ import annotations
