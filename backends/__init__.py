@@ -1,1 +1,1 @@
-"""Frameworks that can run a model version: one module each, behind the contract in `backends.contract`."""
+"""Frameworks that can run a model version: one module for each, behind the contract in `backends.contract`."""

@@ -1,7 +1,7 @@
-"""What a converter leaves in a folder: files of another framework, and `signatures.json`, which says what they are.
+"""A converted model in a folder: files of another framework, and `signatures.json`, which describes them.
 
-A backend that loads such a folder presents the signatures of the SavedModel that it was made of, word for word, and
-maps their names to the file's. Only the signatures that were converted are there.
+A backend that loads such a folder presents the signatures of the original SavedModel, word for word, and maps their
+names to the file's. Only the signatures that were converted are there.
 
     {"format": "onnx", "precision": "float32", "signatures": {"serving_default": {
         "file": "0.onnx", "signature": {...}, "inputs": {"x": "x:0"}, "outputs": {"y": "Identity:0"}}}}
@@ -36,11 +36,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,100})?")
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSignature:
-    """How `file` of the folder stands for `signature`.
+    """How `file` in the folder implements `signature`.
 
-    `inputs` and `outputs` lead from the signature's names to the file's. An input that the converted graph has no use
-    for may be missing in `inputs`: it is accepted, and not passed on. In a TF-Lite file, the names are those of its
-    table of signatures where that has exactly one, else the names of the tensors of its first graph.
+    `inputs` and `outputs` map the signature's names to the file's. An input that the converted graph does not use may
+    be missing in `inputs`: it is accepted, and not passed on. In a TF-Lite file, the names are those of its table of
+    signatures if that has exactly one, else the names of the tensors of its first graph.
     """
 
     file: str
@@ -61,7 +61,7 @@ class ArtifactSignature:
 class Artifact:
     """A converted model: its signatures by name. `precision` is that of its weights or of its arithmetic.
 
-    `unsupported` has the signatures of the SavedModel that no backend serves, each with its reason.
+    `unsupported` has the signatures of the SavedModel that no backend serves → the reason.
     """
 
     format: Format
@@ -70,7 +70,7 @@ class Artifact:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises BackendError where it cannot be served so."""
+        """Raise BackendError if the values are invalid."""
         if self.format not in FORMATS:
             raise _invalid(f"its format is {self.format!r}, not one of {', '.join(FORMATS)}")
         if self.precision not in PRECISIONS:
@@ -92,7 +92,7 @@ class Artifact:
 
     @classmethod
     def from_json(cls, value: Any) -> Artifact:
-        """Raises BackendError for what `to_json` would not return."""
+        """Return the artifact that `to_json` wrote. Raise BackendError for anything else."""
         try:
             return cls(
                 value["format"],
@@ -114,7 +114,7 @@ class Artifact:
 
 def _check(what: str, form: str, entry: ArtifactSignature) -> None:
     signature = entry.signature
-    # A plain name: it must not lead out of the folder. Not that of a model that somebody dropped as it is.
+    # A plain name, so that it cannot lead out of the folder, and not that of a model that was dropped there as it is.
     if (
         not isinstance(entry.file, str)
         or not _FILE_NAME.fullmatch(entry.file)
@@ -150,9 +150,9 @@ def _invalid(why: str) -> BackendError:
 
 
 def read_artifact(path: str) -> Artifact:
-    """The artifact in the folder `path`; its files are not looked at.
+    """Return the artifact in the folder `path`; its files are not checked.
 
-    Raises IncompleteError where `signatures.json` is missing or cut off, BackendError where it says something else.
+    Raise IncompleteError if `signatures.json` is missing or cut off, BackendError if its content is invalid.
     """
     with open_file(path, FILE) as reader:
         if reader.size > _MAX_BYTES:
@@ -166,14 +166,14 @@ def read_artifact(path: str) -> Artifact:
 
 
 def is_artifact(path: str, ready: str) -> bool:
-    """Whether the folder `path` holds a converted model, and not the file `ready`, which somebody dropped as it is."""
+    """Return whether the folder `path` holds a converted model, and not the file `ready`, a model dropped as it is."""
     return os.path.lexists(os.path.join(path, FILE)) and not os.path.lexists(os.path.join(path, ready))
 
 
 def model_files(path: str, ready: str) -> list[str]:
-    """The files of a framework in the folder `path`: the file `ready` alone, or those that its `signatures.json` names.
+    """Return the files of a framework in the folder `path`: `ready`, or those that its `signatures.json` names.
 
-    Raises what `read_artifact` does.
+    Raise what `read_artifact` raises.
     """
     if not is_artifact(path, ready):
         return [ready]
@@ -181,7 +181,7 @@ def model_files(path: str, ready: str) -> list[str]:
 
 
 def write_artifact(path: str, artifact: Artifact) -> None:
-    """Writes `signatures.json` of the folder `path`, at once: who reads it sees the whole of it. Raises OSError."""
+    """Write `signatures.json` in the folder `path`, atomically: a reader sees all of it or nothing. Raise OSError."""
     temporary = os.path.join(path, f".{FILE}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:

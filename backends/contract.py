@@ -1,4 +1,4 @@
-"""What a backend is: the only thing that the rest of the appliance knows of a framework."""
+"""The contract of a backend: all that the rest of the appliance knows of a framework."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from backends.dtypes import BY_NAME, DType
 
 DEFAULT_SIGNATURE = "serving_default"
-"""The signature of a request that names none, and of a model whose format has no names."""
+"""The signature of a request that names none, and of a model whose format has no signature names."""
 
 
 class Code(IntEnum):
@@ -39,7 +39,7 @@ class Code(IntEnum):
 
 
 class BackendError(Exception):
-    """A framework refused to load or to run a model: `code` and `message` go to the caller as they are."""
+    """A framework refused to load or run a model. `code` and `message` reach the client unchanged."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -48,17 +48,16 @@ class BackendError(Exception):
 
 
 class IncompleteError(Exception):
-    """A version folder is not all there (yet): the message names the file and what is missing of it."""
+    """A version folder is not complete (yet). The message names the file and what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of a signature.
 
-    `dtype` is a name of `backends.dtypes`; a dimension is -1 where any size fits; `shape` is None where the rank
-    is unknown too. `tensor_name` is the tensor in the graph ("serving_default_x:0"), "" where there is none.
-    `is_reference`: its exporter gave it the reference type of `dtype` (DT_FLOAT_REF), as variables of TensorFlow 1
-    have.
+    `dtype` is a name in `backends.dtypes`. A dimension is -1 if any size fits; `shape` is None if the rank is unknown
+    too. `tensor_name` is the tensor in the graph ("serving_default_x:0"), "" if there is none. `is_reference`: its
+    exporter gave it the reference type of `dtype` (DT_FLOAT_REF), which variables of TensorFlow 1 have.
     """
 
     dtype: str
@@ -111,50 +110,50 @@ class Signature:
 
 
 class Backend(Protocol):
-    """A loaded model version. `run` may be called from several threads at once."""
+    """A loaded model version. Several threads may call `run` at once."""
 
     @property
     def signatures(self) -> Mapping[str, Signature]: ...
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs `signature` on arrays that carry exactly its inputs' names and dtypes, and returns the arrays of
-        `outputs`, in that order. Inputs that have a default may be missing. The input arrays may be read-only, and are
-        dead after the call.
+        """Run `signature`, and return the arrays of `outputs` in that order.
 
-        Raises BackendError where the framework refuses the values.
+        `inputs` has arrays with exactly the signature's names and dtypes; inputs that have a default may be missing.
+        The arrays may be read-only, and must not be used after the call. Raise BackendError if the framework refuses
+        the values.
         """
         ...
 
 
 @runtime_checkable
 class Remarked(Protocol):
-    """A backend that tells more of itself."""
+    """A backend with remarks about itself."""
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What its operator should know, such as why it is not on the GPU."""
+        """What the operator should know, such as why the model is not on the GPU."""
         ...
 
 
 @runtime_checkable
 class Placed(Remarked, Protocol):
-    """A backend that chose what it runs on."""
+    """A backend that chose the device it runs on."""
 
     @property
     def device(self) -> str:
-        """cpu or cuda."""
+        """Either "cpu" or "cuda", the device that it runs on."""
         ...
 
 
 @runtime_checkable
 class Changing(Protocol):
-    """A backend of a model that may have signatures which change what lasts: variables, tables, files."""
+    """A backend whose model may have signatures that change lasting state: variables, tables, files."""
 
     @property
     def changing(self) -> frozenset[str]: ...
     @property
     def outside(self) -> Mapping[str, str]:
-        """Those of them that act outside of the process, as by writing a file: by which operator."""
+        """The changing signatures that act outside of the process, such as on a file → the operator that does."""
         ...
 
 
@@ -164,5 +163,5 @@ class Partial(Protocol):
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """Why, by the signature's name. None of them is in `signatures`."""
+        """The signatures that cannot be served → why. None of them is in `signatures`."""
         ...

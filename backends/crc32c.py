@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli) as TensorFlow stores it, without a native library: numpy works on many stretches at once.
+"""CRC-32C (Castagnoli) as TensorFlow stores it, without a native library: numpy computes many stretches at once.
 
 Sources: the polynomial and the bit order are RFC 3720's (12.1); the mask is `xla/tsl/lib/hash/crc32c.h`'s.
 """
@@ -10,19 +10,19 @@ import numpy as np
 __all__ = ["crc32c", "masked_crc32c"]
 
 _POLYNOMIAL = 0x82F63B78  # reflected
-_SHORT_BYTES = 2048  # up to here the plain loop is faster
-_CHUNK_BYTES = 4 << 20  # bounds the memory that one step takes to about three times as much
+_SHORT_BYTES = 2048  # up to this size the plain loop is faster
+_CHUNK_BYTES = 4 << 20  # bounds the memory of one step to about three times as much
 _LANES = 2048  # a power of two
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """The checksum of `data`, rotated and offset so that it may itself be checksummed."""
+    """Return the checksum of `data`, rotated and offset so that data that contains checksums can be checksummed."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The checksum of `data`: about 10 MB a second for short data, ten times as many for long."""
+    """Return the checksum of `data`: about 10 MB a second for short data, ten times as fast for long."""
     view = memoryview(data)
     crc = 0xFFFFFFFF
     for start in range(0, len(view), _CHUNK_BYTES):
@@ -53,11 +53,11 @@ def _loop(crc: int, data: memoryview) -> int:
 
 
 def _lanes(crc: int, data: memoryview) -> int:
-    """The register after `data`, of at least four bytes, from the register `crc` before it.
+    """Return the register after `data`, of at least four bytes, if it was `crc` before.
 
-    The register is linear in its start and in the data (over GF(2)). So stretches of equal length are worked off side
-    by side, each from 0, and joined in pairs: the left one moved on by as many zero bytes as the right one has, plus
-    the right one. Zeros in front of everything leave a register of 0 as it is; starting from `crc` is starting from 0
+    The register is linear in its start and in the data (over GF(2)). So stretches of equal length are computed side by
+    side, each from 0, and joined in pairs: the left one advanced by as many zero bytes as the right one has, plus the
+    right one. Zeros before the data leave a register of 0 unchanged; starting from `crc` is the same as starting from 0
     with `crc` added to the first four bytes.
     """
     doublings = max(0, (len(data) - 1).bit_length() - (_LANES - 1).bit_length())
@@ -81,7 +81,7 @@ def _lanes(crc: int, data: memoryview) -> int:
 
 
 def _moved(registers: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Each of `registers` after the zero bytes that `shift` stands for."""
+    """Return each of `registers` after the number of zero bytes that `shift` stands for."""
     result = np.zeros_like(registers)
     for bit in range(32):
         result ^= np.where(registers >> np.uint32(bit) & np.uint32(1), shift[bit], np.uint32(0))

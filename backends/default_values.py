@@ -1,4 +1,4 @@
-"""The values of inputs that a request may leave out, read without TensorFlow.
+"""Reads the default values of inputs without TensorFlow.
 
 Source of the format: `tensorflow/core/framework/tensor.proto`.
 """
@@ -17,7 +17,7 @@ from backends.contract import BackendError, Code, IncompleteError, Signature
 from backends.dtypes import BY_NAME, BY_NUMBER, STRING
 from backends.reading import BYTES, VARINT, Reader
 
-# By element type: the field of its values. Those of other types than these are 32-bit numbers, as int_val has them.
+# Element type → the field of its values. All other types use int_val, 32-bit numbers.
 _INT_VALUES = 7
 _STRING_VALUES = 8
 _FIELDS = {
@@ -33,7 +33,7 @@ _FIELDS = {
     "uint32": 16,
     "uint64": 17,
 }
-_FIXED = {5: "<f4", 6: "<f8", 9: "<f4", 12: "<f8"}  # complex numbers are two each; other fields are varints
+_FIXED = {5: "<f4", 6: "<f8", 9: "<f4", 12: "<f8"}  # a complex number is a pair; the other fields are varints
 _BITS_OF_HALF = frozenset({"float16", "bfloat16"})
 
 _MAX_BYTES = 256 << 20
@@ -41,7 +41,7 @@ _ALL_BITS = (1 << 64) - 1
 
 
 def default_arrays(signature: Signature) -> dict[str, np.ndarray]:
-    """The value of each input of `signature` that has a default. Raises BackendError where one cannot be read."""
+    """Return the value of each input of `signature` that has a default. Raise BackendError if one cannot be read."""
     arrays = {}
     for alias, data in signature.defaults.items():
         try:
@@ -60,7 +60,7 @@ def default_arrays(signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _array(reader: Reader) -> np.ndarray:
-    """A TensorProto: dtype 1, tensor_shape 2, tensor_content 4, and fields for the values of each type."""
+    """Return a TensorProto's array: dtype 1, tensor_shape 2, tensor_content 4, and a field of values for each type."""
     fields = list(reader.fields(0, reader.size))
     number = next((value for field, kind, value, _ in reversed(fields) if (field, kind) == (1, VARINT)), 0)
     element = BY_NUMBER.get(number)
@@ -89,7 +89,7 @@ def _array(reader: Reader) -> np.ndarray:
 
 
 def _values(reader: Reader, field: int, wire_type: int, value: int, stop: int) -> list[Any]:
-    """What one field says of the values; repeated numbers are packed, or a field each."""
+    """Return the values in one field; repeated numbers are packed, or in a field each."""
     found: list[Any] = []
     if field == _STRING_VALUES:
         if wire_type == BYTES:
@@ -108,14 +108,14 @@ def _values(reader: Reader, field: int, wire_type: int, value: int, stop: int) -
 
 
 def _filled(values: Sequence[Any], count: int, name: str) -> np.ndarray:
-    """`count` elements; the last value stands for all that follow it, and nothing for zeros."""
+    """Return `count` elements: the last value is repeated for the rest; without values, zeros or empty strings."""
     dtype = BY_NAME[name].numpy
     if name == STRING.name:
         array = np.full(count, values[-1] if values else b"", dtype)
     elif name in _BITS_OF_HALF:
         return _filled(values, count, "uint16").view(dtype)
     else:
-        # Varints of negative numbers are their 64 bits.
+        # The varint of a negative number has its 64 bits.
         if np.issubdtype(dtype, np.signedinteger):
             values = [struct.unpack("<q", struct.pack("<Q", value & _ALL_BITS))[0] for value in values]
         array = np.full(count, values[-1] if values else 0, dtype)
@@ -124,7 +124,7 @@ def _filled(values: Sequence[Any], count: int, name: str) -> np.ndarray:
 
 
 def _shape(reader: Reader, start: int, end: int) -> list[int]:
-    """A TensorShapeProto: dim 2 (size 1)."""
+    """Return the sizes of a TensorShapeProto: dim 2 (size 1). Raise ValueError for an unknown size."""
     sizes = []
     for dimension in list(reader.messages(start, end, 2)):
         size = next((n for field, kind, n, _ in reader.fields(*dimension) if (field, kind) == (1, VARINT)), 0)

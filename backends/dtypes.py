@@ -1,4 +1,4 @@
-"""The element types of tensors: one row each, shared by every protocol and every backend.
+"""The element types of tensors: one row each, shared by all protocols and backends.
 
 Source of names and numbers: `tensorflow/core/framework/types.proto`.
 """
@@ -15,9 +15,9 @@ import numpy as np
 class DType:
     """One element type.
 
-    `name` is TensorFlow's short name ("float32", "string"), `number` and `proto_name` are the value and the
-    name in the DataType enum, `label` is the word that TensorFlow Serving uses in error messages ("float"),
-    `numpy` is the little-endian array type: `object` (elements are `bytes`) for strings.
+    `name` is TensorFlow's short name ("float32", "string"), `number` and `proto_name` are the value and the name in the
+    DataType enum, `label` is TensorFlow Serving's word in error messages ("float"), `numpy` is the little-endian array
+    type: `object` (elements are `bytes`) for strings.
     """
 
     name: str
@@ -51,14 +51,11 @@ DTYPES: tuple[DType, ...] = (
 BY_NAME: dict[str, DType] = {d.name: d for d in DTYPES}
 BY_NUMBER: dict[int, DType] = {d.number: d for d in DTYPES}
 REFERENCE = 100
-"""What the number of a reference type is above that of its base type: DT_FLOAT_REF is 101."""
+"""The difference between the number of a reference type and that of its base type: DT_FLOAT_REF is 101."""
 
 BY_NUMPY: dict[np.dtype, DType] = {d.numpy: d for d in DTYPES}
 
 
 def of_array(array: np.ndarray) -> DType:
-    """The DType of `array`.
-
-    Raises KeyError for an element type that TensorFlow Serving does not carry.
-    """
+    """Return the DType of `array`. Raise KeyError for an element type that TensorFlow Serving does not carry."""
     return BY_NUMPY[array.dtype]

@@ -1,4 +1,4 @@
-"""What lies in a version folder in a model's place, and what to do about it: the end of "saved_model.pb is missing"."""
+"""Hints for a version folder without a model: what lies there instead, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import islice
 
 __all__ = ["hint"]
 
-# Bounds for folders that are no version at all.
+# Bounds for folders that are not versions at all.
 _MAX_ENTRIES = 1000
 _MAX_SUBFOLDERS = 100
 _MAX_NAME_CHARACTERS = 100
 
 _MODELS = ("saved_model.pb", "saved_model.pbtxt", "model.onnx", "model.tflite")
 
-# What a SavedModel holds besides: where one of them is there, the rest is still being copied.
+# Other parts of a SavedModel: if one of them is there, the rest is still being copied.
 _OF_A_SAVED_MODEL = frozenset({"variables", "assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb"})
 
 _EXPORT = "export(FOLDER), and serve FOLDER"
@@ -34,7 +34,7 @@ _GRAPH = (
 )
 _ARCHIVE = "is an archive: unpack it here"
 
-# The end of a name in lower case, and what to say of such a file: the first that fits counts.
+# The end of a name in lower case, and the hint for such a file: the first match counts.
 _KINDS = (
     (".weights.h5", "has weights and no model: build the model, load_weights(…), " + _EXPORT),
     (".keras", "is a Keras file: load it by keras.models.load_model(…), " + _EXPORT),
@@ -61,11 +61,14 @@ _KINDS = (
 
 
 def hint(path: str) -> str:
-    """What the version folder `path` holds instead of a model and how to make one of it, behind a semicolon; "" where
-    nothing there tells, or where a SavedModel seems to be on its way."""
+    """Return what the version folder `path` holds instead of a model, and how to make a model of it, after a semicolon.
+
+    Return "" if nothing there gives a hint, or if a SavedModel seems to be being copied. The text follows
+    "saved_model.pb is missing".
+    """
     try:
         with os.scandir(path) as entries:
-            # What is hidden may be a copy on its way, under the name that rsync gives it.
+            # A hidden file may be a copy in progress, under rsync's temporary name.
             names = sorted(entry.name for entry in islice(entries, _MAX_ENTRIES))
     except OSError:
         return ""
@@ -102,6 +105,6 @@ def _one_deeper(path: str, names: Iterable[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """`name` for messages and logs: printable, and not too long."""
+    """Return `name` for messages and logs: printable, and not too long."""
     text = name if name.isprintable() else ascii(name)[1:-1]
     return text if len(text) <= _MAX_NAME_CHARACTERS else text[:_MAX_NAME_CHARACTERS] + "…"

@@ -1,7 +1,6 @@
-"""Which signatures of a SavedModel change what lasts, and which of them act outside of their process. Without
-TensorFlow.
+"""Finds the signatures of a SavedModel that change lasting state or act outside of their process, without TensorFlow.
 
-A function counts as running all of its nodes, as TensorFlow runs all that have effects.
+All nodes of a function count as run, because TensorFlow runs all that have effects.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ __all__ = ["Effects", "acts_outside", "changes_state", "effects"]
 
 # Ops of TensorFlow 2.21 by name; tests/backends/test_graph_effects.py goes through all that it registers.
 
-# What a session keeps: variables, tables, queues, iterators, generators of random numbers. Not among them are
-# TensorScatter… and ScatterNd, which return a new tensor, and what lasts no longer than a request, as a TensorArray.
+# State that a session keeps: variables, tables, queues, iterators, random number generators. TensorScatter… and
+# ScatterNd are left out, because they return a new tensor, and so is what lasts no longer than a request, such as a
+# TensorArray.
 _CHANGING = re.compile(
     r"Assign(Add|Sub)?(VariableOp)?$|AssignVariableXlaConcatND$|(Resource)?StridedSliceAssign$"
     r"|(Resource)?(Sparse)?Apply[A-Z]|ResourceScatter|Scatter(Nd)?(Add|Sub|Mul|Div|Min|Max|Update)$|(Resource)?CountUpTo$"
@@ -36,7 +36,8 @@ _CHANGING = re.compile(
     r"|FlushQuantileSummaries|QuantileStreamResource(AddSummaries|Flush|Deserialize))$"
 )
 
-# Files, other processes and hosts, and what a whole process has one of: a second load of the model isolates none.
+# Files, other processes and hosts, and state that a whole process shares: a second load of the model does not isolate
+# it.
 _TO_A_FILE = "PrintV2 to a file"
 _OUTSIDE = re.compile(
     r"(Save|SaveV2|SaveSlices|DistributedSave|MergeV2Checkpoints|WriteFile|SaveDataset(V2)?|DumpTensor)$"
@@ -50,28 +51,28 @@ _OUTSIDE = re.compile(
 
 @functools.cache
 def changes_state(op: str) -> bool:
-    """Whether ops of this name change what a session keeps."""
+    """Return whether ops of this name change state that a session keeps."""
     return _CHANGING.match(op) is not None
 
 
 @functools.cache
 def acts_outside(op: str) -> bool:
-    """Whether ops of this name write files, or act otherwise on what is not the session's own."""
+    """Return whether ops of this name write files, or act on other things outside of the session."""
     return _OUTSIDE.match(op) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What signatures do besides answering."""
+    """The effects of signatures besides their answers."""
 
     changing: frozenset[str] = frozenset()
-    """Those that change what lasts, `outside` included."""
+    """Signatures that change lasting state, those in `outside` included."""
     outside: Mapping[str, str] = field(default_factory=dict)
-    """Those that act outside of the process: by which op."""
+    """Signatures that act outside of the process → the op that does."""
 
 
 def effects(graph: Any, signatures: Mapping[str, Signature]) -> Effects:
-    """What those of `signatures` of the `tensorflow.GraphDef` do that have effects."""
+    """Return the effects of `signatures` of a `tensorflow.GraphDef`."""
     functions = {function.signature.name: _called(function.node_def) for function in graph.library.function}
     changing, outside = _spread(functions, changes_state), _spread(functions, acts_outside)
     nodes = {node.name: node for node in graph.node}
@@ -87,9 +88,9 @@ def effects(graph: Any, signatures: Mapping[str, Signature]) -> Effects:
 
 
 def _called_by(signature: Signature, nodes: Mapping[str, Any]) -> set[str]:
-    """The names of the ops and functions that run for `signature`."""
+    """Return the names of the ops and functions that run for `signature`."""
     todo = [_node_of(spec.tensor_name) for spec in signature.outputs.values()]
-    # What is above an input does not run: that is fed.
+    # Nodes above an input do not run, because it is fed.
     seen = {_node_of(spec.tensor_name) for spec in signature.inputs.values()}
     called: set[str] = set()
     while todo:
@@ -103,7 +104,7 @@ def _called_by(signature: Signature, nodes: Mapping[str, Any]) -> set[str]:
 
 
 def _spread(functions: Mapping[str, set[str]], has_effect: Callable[[str], bool]) -> dict[str, str]:
-    """Those of `functions` that run an op with an effect, also by functions that they call: which op."""
+    """Return the `functions` that run an op with an effect, directly or in a function that they call → that op."""
     found: dict[str, str] = {}
     while True:
         others = {name: _effect(called, found, has_effect) for name, called in functions.items() if name not in found}
@@ -114,12 +115,12 @@ def _spread(functions: Mapping[str, set[str]], has_effect: Callable[[str], bool]
 
 
 def _effect(called: Iterable[str], functions: Mapping[str, str], has_effect: Callable[[str], bool]) -> str:
-    """The first op in alphabetical order that has an effect, "" for none; `functions` are known to have one."""
+    """Return the alphabetically first op with an effect; "" if none. `functions` are known to have effects."""
     return min((functions.get(name, name) for name in called if name in functions or has_effect(name)), default="")
 
 
 def _called(nodes: Iterable[Any]) -> set[str]:
-    """The names of the ops and functions of `nodes`, which share one name space."""
+    """Return the names of the ops and functions that `nodes` use; both share one name space."""
     called = set()
     for node in nodes:
         called.add(node.op)

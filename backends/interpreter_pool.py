@@ -1,4 +1,4 @@
-"""Lends out things that serve one thread at a time, such as interpreters; makes them when they are first needed."""
+"""A pool of objects that serve one thread at a time, such as interpreters, made when they are first needed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ T = TypeVar("T")
 
 
 class InterpreterPool(Generic[T]):
-    """At most `size` of what `make` makes, one more only when all others are lent; who finds none waits for `seconds`.
+    """Lends at most `size` objects that `make` makes; a borrower waits for at most `seconds`.
 
-    What was lent when the borrower failed is dropped: its state is unknown.
+    A new object is made only if all others are lent. An object whose borrower failed is dropped, because its state is
+    unknown.
     """
 
     def __init__(self, make: Callable[[], T], size: int, seconds: float) -> None:
         self._make = make
         self._size = size
         self._seconds = seconds
-        # Last in, first out, so that few are made and those stay in the caches. None stands for one not made yet.
+        # Last in, first out, so that few are made and those stay in the caches. None stands for one that is not made
+        # yet.
         self._idle: queue.LifoQueue[T | None] = queue.LifoQueue()
         for _ in range(size):
             self._idle.put(None)
 
     @contextmanager
     def borrow(self) -> Iterator[T]:
-        """One for the caller alone. Raises BackendError (RESOURCE_EXHAUSTED) where none becomes free in time."""
+        """Lend one object to the caller. Raise BackendError (RESOURCE_EXHAUSTED) if none is free in time."""
         try:
             found = self._idle.get(timeout=self._seconds)
         except queue.Empty:

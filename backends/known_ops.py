@@ -1,6 +1,6 @@
-"""Which library has an operator that TensorFlow has not, for the error of a model that needs it.
+"""The libraries of operators that TensorFlow lacks, for the error about a model that needs one.
 
-What each file registers was read from the packages named here (2026-11): TF-Text 2.21.1, Decision Forests 1.12.0
+The operators of each file were read from the packages named here (2026-11): TF-Text 2.21.1, Decision Forests 1.12.0
 (ydf-tf 2.21.0 has the same), I/O 0.37.1, Addons 0.23.0, Struct2Tensor 0.48.1, tf-sentencepiece 0.1.90.
 """
 
@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 
 __all__ = ["OpLibrary", "explained", "library_of", "missing_text"]
 
-_MAX_NAMED = 20  # operators that a message names
+_MAX_NAMED = 20  # the most operators that a message names
 
-# `OpNotFound` in tensorflow/core/framework/op.cc: where it was looked for, and what was to be done in TensorFlow 1.
+# `OpNotFound` in tensorflow/core/framework/op.cc: where it was looked for, and a remedy for TensorFlow 1.
 _NOT_REGISTERED = re.compile(r"Op type not registered '([^']+)' in binary running on [^\n]*")
 
 
 @dataclass(frozen=True, slots=True)
 class OpLibrary:
-    """A library of operators. `package` is its name on PyPI; `files` has the file in that package for each operator
-    whose name is known, and `prefixes` are how the names of all others of it begin."""
+    """A library of operators.
+
+    `package` is its name on PyPI. `files` has the file in that package for each operator whose name is known;
+    `prefixes` are the beginnings of the names of its other operators.
+    """
 
     name: str
     package: str
@@ -31,7 +34,7 @@ class OpLibrary:
 
 
 def _files(**ops: str) -> dict[str, str]:
-    """The file of each operator, from each file's operators."""
+    """Return the file of each operator, from each file's operators."""
     return {op: f"{file}.so" for file, names in ops.items() for op in names.split()}
 
 
@@ -70,7 +73,7 @@ _LIBRARIES = (
     ),
     OpLibrary(
         "TensorFlow Decision Forests",
-        # Its releases follow TensorFlow's; those of tensorflow-decision-forests ended at TensorFlow 2.19.
+        # Its releases follow TensorFlow's; tensorflow-decision-forests ended with TensorFlow 2.19.
         "ydf-tf",
         _files(
             inference="SimpleMLCreateModelResource SimpleMLInferenceLeafIndexOpWithHandle SimpleMLInferenceOp "
@@ -132,15 +135,17 @@ _LIBRARIES = (
 
 
 def library_of(op: str) -> OpLibrary | None:
-    """The library that has the operator `op`, where it is known."""
+    """Return the library that has the operator `op`; None if it is not known."""
     by_name = (library for library in _LIBRARIES if op in library.files)
     by_prefix = (library for library in _LIBRARIES if op.startswith(library.prefixes))
     return next(by_name, None) or next(by_prefix, None)
 
 
 def missing_text(ops: Collection[str], tensorflow: str, exporter: str = "") -> str:
-    """What to say of a model that needs `ops`, which are not registered: who has them, and what to do. `tensorflow` is
-    the version of this one, and `exporter` of the one that wrote the model, where that is known."""
+    """Return an error for a model that needs the unregistered operators `ops`: their libraries, and what to do.
+
+    `tensorflow` is the version of this TensorFlow, `exporter` that of the one that wrote the model, if known.
+    """
     ops = sorted(ops)
     parts = [f"Op type not registered {_listed(ops)}: {'it is' if len(ops) == 1 else 'they are'} not TensorFlow's own."]
     of_library: dict[str, list[str]] = {}
@@ -164,9 +169,9 @@ def missing_text(ops: Collection[str], tensorflow: str, exporter: str = "") -> s
 
 
 def explained(message: str, tensorflow: str, missing: Callable[[], tuple[Iterable[str], str]] | None = None) -> str:
-    """A message of TensorFlow's; where it says that an operator is not registered, what we know of that instead.
+    """Return TensorFlow's `message`, with "Op type not registered" replaced by what we know about that operator.
 
-    `missing` looks for all operators that are, and for the exporter's version.
+    `missing` returns all unregistered operators of the model, and the exporter's version.
     """
     found = _NOT_REGISTERED.search(message)
     if found is None:

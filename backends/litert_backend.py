@@ -1,6 +1,6 @@
 """Runs a TensorFlow Lite model by LiteRT, as TensorFlow Serving does: a pool of interpreters, one request on each.
 
-Only worker processes import this module: it imports LiteRT, and never TensorFlow.
+Only worker processes import this module, because it imports LiteRT. It never imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from backends.tflite_model import FILE, read, signatures_in_metadata
 
 
 def load(path: str, intra_op_threads: int = 0, interpreters: int = 0) -> LiteRTBackend:
-    """Loads `model.tflite` of the folder `path`, or the converted model that is there: at most `interpreters` (0: one
-    for each core) run at once of each file, each on `intra_op_threads` threads (0: one).
+    """Load `model.tflite` in the folder `path`, or the converted model that is there.
 
-    Raises BackendError where LiteRT refuses the model.
+    At most `interpreters` (0: one for each core) run at once of each file, each on `intra_op_threads` threads (0: one).
+    Raise BackendError if LiteRT refuses the model.
     """
     size = interpreters or len(os.sched_getaffinity(0))
     try:
@@ -50,7 +50,7 @@ def _load_model(path: str, threads: int, size: int) -> LiteRTBackend:
 
 
 def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> LiteRTBackend:
-    """A converted model: the signatures of the SavedModel, which share the interpreters of their files."""
+    """Load a converted model: the signatures of the SavedModel share the interpreters of their files."""
     if artifact.format != "tflite":
         raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {artifact.format}, not to tflite")
     by_file: dict[str, tuple[InterpreterPool[Slot], Plan]] = {}
@@ -73,7 +73,7 @@ def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> Li
 
 
 def _mapped(name: str, entry: ArtifactSignature, plan: Plan) -> Mapped:
-    """Raises BackendError where the file has not what the signature needs, or needs what the signature has not."""
+    """Return the plan of a converted signature. Raise BackendError if signature and file do not match."""
 
     def mismatch(why: str) -> BackendError:
         return BackendError(Code.INVALID_ARGUMENT, f"its signature {name!r} does not fit {entry.file}: {why}")
@@ -104,9 +104,9 @@ def _mapped(name: str, entry: ArtifactSignature, plan: Plan) -> Mapped:
 
 
 class LiteRTBackend:
-    """A TensorFlow Lite model; see `load`. Implements `backends.contract.Backend` and `Placed`.
+    """A TensorFlow Lite model; see `load`. Implements `backends.contract.Backend`, `Placed` and `Partial`.
 
-    `signatures` are those that can be served; `unsupported` says of each other one why not.
+    `signatures` are those that can be served; `unsupported` says why each other one is not.
     """
 
     device = "cpu"
@@ -125,7 +125,7 @@ class LiteRTBackend:
         self._plans = dict(plans)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs `signature`; see `Backend.run`.
+        """Run `signature`; see `Backend.run`.
 
         Shapes may differ from the signature's as far as `Declared.check` allows; the interpreter is resized to them.
         """

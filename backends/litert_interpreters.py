@@ -1,7 +1,7 @@
 """LiteRT's interpreters: how they are made, lent out and planned, and what their errors mean.
 
-An interpreter plans its memory for the shapes of its inputs: while the model loads for sizes that are made up, later
-for those of each request that brings others.
+An interpreter plans its memory for the shapes of its inputs: for made-up sizes while the model loads, later for those
+of each request that has other shapes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["Instance", "Slot", "new_pool", "plan_memory", "refusing"]
 
 _POOL_SECONDS = 60.0
 
-# For the sizes that a model leaves open: an image has some pixels, and audio may need a second, at 16 kHz.
+# For sizes that a model leaves open: an image needs some pixels, and audio may need a second at 16 kHz.
 _TRIED_SIZES = (1, 8, 32, 128, 256, 1024, 16_000)
-_MAX_TRIED_ELEMENTS = 1 << 20  # of an input: what nobody may ever send should not take memory
+_MAX_TRIED_ELEMENTS = 1 << 20  # of one input, so that trying large sizes does not take much memory
 
-_MAX_REFUSED_SHAPES = 1024  # that are remembered
+_MAX_REFUSED_SHAPES = 1024  # the most that are remembered
 
 _DELEGATE = "TfLiteXNNPackDelegate"
-# LiteRT appends which operator failed without a space in between.
+# LiteRT appends the failed operator without a space in between.
 _NODE = re.compile(r"(?<=\S)(?=Node number \d+ \()")
 _NO_OPERATOR = re.compile(r"unresolved custom op|Select TensorFlow op")
-# Element types are checked before LiteRT sees a request, so where a kernel lacks one it is the model that needs it.
+# Element types are checked before LiteRT sees a request, so if a kernel lacks one, the model needs it.
 _NO_TYPE = re.compile(
     r"\btypes?\b.*\b(unsupported|not\b.*\bsupported)|(\bunsupported|\bnot support|n't support)\b.*\btypes?\b",
     re.IGNORECASE,
@@ -43,7 +43,7 @@ _NO_VALUE = re.compile(r"\((READ_VARIABLE|HASHTABLE_FIND|HASHTABLE_SIZE)\) faile
 
 
 class Run(Protocol):
-    """What a slot needs of a plan (`backends.litert_plans.Plan`)."""
+    """The part of a plan that a slot needs (see `backends.litert_plans.Plan`)."""
 
     def run(self, instance: Instance, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]: ...
 
@@ -67,21 +67,23 @@ class Instance:
         return self._runners[key]
 
     def without_runners(self) -> Interpreter:
-        """The interpreter for direct use, which it refuses while a runner refers to it."""
+        """Return the interpreter for direct use, which it refuses while a runner refers to it."""
         self._runners.clear()
         return self.interpreter
 
     def shapes(self) -> dict[int, list[int]]:
-        """The shapes of the first graph's inputs by the numbers of their tensors, -1 for each unknown size. Empty where
-        LiteRT does not tell them."""
+        """Return the shapes of the first graph's inputs by tensor number, with -1 for each unknown size.
+
+        Empty if LiteRT does not report them.
+        """
         try:
             details = self.interpreter.get_input_details()
-        except ValueError:  # an element type that NumPy has not: see `backends.litert_signatures.details_of`
+        except ValueError:  # an element type that NumPy lacks: see `backends.litert_signatures._details_of`
             return {}
         return {detail["index"]: [int(size) for size in detail["shape_signature"]] for detail in details}
 
     def allocate(self, shapes: Mapping[int, Sequence[int]]) -> None:
-        """Plans memory for inputs of these shapes."""
+        """Plan memory for inputs of these shapes."""
         for index, shape in shapes.items():
             self.interpreter.resize_tensor_input(index, shape)
         self.interpreter.allocate_tensors()
@@ -89,8 +91,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A model, whether it `falls_back` (see `new_pool`), and what its interpreters have learned: the shapes of inputs
-    that XNNPACK refused and LiteRT's own kernels took."""
+    """A model file, and what its interpreters have learned.
+
+    `falls_back`: see `new_pool`. `refused_shapes` are the shapes of inputs that XNNPACK refused and LiteRT's own
+    kernels accepted.
+    """
 
     content: bytes
     threads: int
@@ -120,10 +125,10 @@ class Slot:
         return self._with_xnnpack
 
     def run(self, plan: Run, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs `plan`, by LiteRT's own kernels where XNNPACK does not take the shapes and the file `falls_back`.
+        """Run `plan`, by LiteRT's own kernels if XNNPACK refuses the shapes and the file `falls_back`.
 
-        For some shapes they have an answer, such as no frames for audio that is shorter than a window. What they refuse
-        too is the caller's to hear, in their words.
+        For some shapes these have an answer, such as no frames for audio that is shorter than a window. If they refuse
+        too, their error is raised.
         """
         refused = self._file.refused_shapes
         if not refused or _shapes(inputs) not in refused:
@@ -145,22 +150,23 @@ def _shapes(inputs: Mapping[str, np.ndarray]) -> tuple[tuple[str, tuple[int, ...
 
 
 def new_pool(content: bytes, threads: int, size: int, *, falls_back: bool) -> InterpreterPool[Slot]:
-    """At most `size` interpreters of one file at a time, each on `threads` threads. They share the weights as the file
-    has them; each has its tensors and its packed weights. One that has failed is dropped.
+    """Return a pool of at most `size` interpreters of one file, each on `threads` threads.
 
-    `falls_back`: where XNNPACK refuses a request's shapes, LiteRT's own kernels run it. Not so for a file that stands
-    for a SavedModel: its proof did not try them, and TensorFlow itself answers what it refuses.
+    They share the weights of the file; each has its own tensors and packed weights. One that has failed is dropped.
+
+    `falls_back`: if XNNPACK refuses a request's shapes, LiteRT's own kernels run it. Set it to false for a converted
+    SavedModel: its proof did not try these kernels, and TensorFlow itself answers what the file refuses.
     """
     file = _File(content, threads, falls_back)
     return InterpreterPool(lambda: Slot(file), size, _POOL_SECONDS)
 
 
 def plan_memory(pool: InterpreterPool[Slot]) -> str:
-    """Has an interpreter plan its memory, so that what LiteRT cannot run at all shows before the first request.
+    """Have an interpreter plan its memory, to find models that LiteRT cannot run before the first request.
 
-    Sizes that the model leaves open are made up. Where LiteRT can plan none of them the shapes of the first request
-    decide: "" or a remark that says so. Raises BackendError where no request could ever run: where an operator is
-    missing, or where all sizes are known.
+    Sizes that the model leaves open are made up. Return "", or a remark if LiteRT can plan none of them and the first
+    request's shapes decide. Raise BackendError if no request could ever run: an operator is missing, or all sizes are
+    known.
     """
     with refusing(Code.INTERNAL), pool.borrow() as slot:
         shapes = slot.instance().shapes()
@@ -175,10 +181,10 @@ def plan_memory(pool: InterpreterPool[Slot]) -> str:
             except BackendError as error:
                 if error.code is Code.UNIMPLEMENTED:
                     raise
-                refusal = error  # the last is of LiteRT's own kernels, which say what they need
+                refusal = error  # the last one comes from LiteRT's own kernels, whose message is clearer
             else:
                 return ""
-    assert refusal is not None  # something is always tried
+    assert refusal is not None  # at least one is always tried
     if not any(map(_is_open, shapes.values())):
         raise refusal
     sizes = ", ".join(map(str, _TRIED_SIZES[: len(tried)]))
@@ -189,12 +195,12 @@ def plan_memory(pool: InterpreterPool[Slot]) -> str:
 
 
 def _is_open(shape: Sequence[int]) -> bool:
-    """Whether a request may bring other sizes. Where all are 1, early converters meant unknown ones."""
+    """Return whether a request may have other sizes. If all are 1, early converters meant unknown sizes."""
     return -1 in shape or set(shape) == {1}
 
 
 def _made_shapes(shapes: Mapping[int, Sequence[int]]) -> list[dict[int, list[int]]]:
-    """Shapes to try, a set for each of the first of _TRIED_SIZES: a batch of 1, and this size for what else is open."""
+    """Return sets of shapes to try, one for each of the first _TRIED_SIZES: batch 1, that size for other open ones."""
     made: list[dict[int, list[int]]] = []
     for size in _TRIED_SIZES:
         found = {index: _made_shape(shape, size) for index, shape in shapes.items() if -1 in shape}
@@ -211,7 +217,7 @@ def _made_shape(shape: Sequence[int], size: int) -> list[int]:
 
 @contextmanager
 def refusing(code: Code = Code.INVALID_ARGUMENT) -> Iterator[None]:
-    """What LiteRT raises becomes a BackendError: of `code`, where its words do not say what it is."""
+    """Raise LiteRT's exceptions as BackendError, with `code` unless their message says whose fault it is."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -222,7 +228,7 @@ def refusing(code: Code = Code.INVALID_ARGUMENT) -> Iterator[None]:
 
 
 def _code(text: str) -> Code | None:
-    """What is the model's fault, or the server's, and never the input's."""
+    """Return the code of an error that is the model's or the server's fault; None if it may be the input's."""
     if _NO_OPERATOR.search(text) or _NO_KERNEL.search(text) or _NO_TYPE.search(text):
         return Code.UNIMPLEMENTED
     if _NO_VALUE.search(text):

@@ -1,4 +1,4 @@
-"""How a signature runs on an interpreter of LiteRT, and which shapes it takes."""
+"""How a signature runs on an interpreter of LiteRT, and which shapes it accepts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MAX_ELEMENTS = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The shape of an input as the model has it, -1 where any size fits."""
+    """The declared shape of an input, with -1 for any size."""
 
     shape: tuple[int, ...]
     strict: bool = False
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises BackendError for a shape that LiteRT must not see: it computes nonsense on some instead of refusing.
+        """Raise BackendError for a shape that LiteRT must not get, because it computes nonsense on some of them.
 
         A 1 may be any size, as in TensorFlow Serving: early converters wrote 1 for an unknown size, so its own example
-        feeds [3] to an input of [1, 1]. Where that leaves nothing fixed, the rank is free too. Not so where it is
-        `strict`: our own converters write -1.
+        feeds [3] to an input of [1, 1]. If that leaves no fixed size, the rank is free too. This does not hold if
+        `strict`, because our own converters write -1.
         """
         free = (-1,) if self.strict else (-1, 1)
         fixed = [(axis, size) for axis, size in enumerate(self.shape) if size not in free]
@@ -80,7 +80,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ByKey:
-    """A signature of the model's own table, which has a subgraph of its own: LiteRT's runner knows its tensors."""
+    """A signature in the model's own table, with its own subgraph: LiteRT's runner knows its tensors."""
 
     key: str
     signature: Signature
@@ -94,7 +94,7 @@ class ByKey:
 
 @dataclass(frozen=True, slots=True)
 class ByTensor:
-    """A signature of aliases for tensors (by number) of the first subgraph."""
+    """A signature whose aliases name tensors (by number) of the first subgraph."""
 
     signature: Signature
     declared: Mapping[str, Declared]
@@ -105,7 +105,7 @@ class ByTensor:
     def run(self, instance: Instance, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         interpreter = instance.without_runners()
         for name, array in inputs.items():
-            interpreter.resize_tensor_input(self.inputs[name], array.shape)  # nothing to do for the shape it has
+            interpreter.resize_tensor_input(self.inputs[name], array.shape)  # does nothing if the shape is the same
         interpreter.allocate_tensors()
         for name, array in inputs.items():
             interpreter.set_tensor(self.inputs[name], array)
@@ -115,7 +115,7 @@ class ByTensor:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A signature of the SavedModel that was converted: `inputs` and `outputs` lead to the names of `plan`."""
+    """A signature of the converted SavedModel: `inputs` and `outputs` map its names to those of `plan`."""
 
     plan: Plan
     signature: Signature

@@ -1,4 +1,4 @@
-"""The signatures of a TensorFlow Lite model, as LiteRT and its metadata tell them, and how each runs."""
+"""The signatures of a TensorFlow Lite model, from LiteRT and the model's metadata, and how each runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class UnsupportedError(Exception):
 def plans_of(
     interpreter: Interpreter, in_metadata: Mapping[str, NamedSignature]
 ) -> tuple[dict[str, Plan], dict[str, str]]:
-    """The signatures of a model, and of those that cannot be served the reasons.
+    """Return the plans of a model's signatures, and why each other signature cannot be served.
 
     In this order: TensorFlow Serving's own metadata; the model's table of signatures, which the converter has written
-    since TensorFlow 2.5; and, where neither has a serving_default, one that is named after the tensors. The
-    second is ours: TensorFlow Serving does not know the table.
+    since TensorFlow 2.5; and, if neither has a serving_default, one that is named after the tensors. The second is
+    ours: TensorFlow Serving does not know the table.
     """
     plans: dict[str, Plan] = {}
     unsupported: dict[str, str] = {}
@@ -51,7 +51,7 @@ def plans_of(
 
 
 def plan_of_file(interpreter: Interpreter) -> Plan:
-    """How to run a converted file, see `ArtifactSignature`: its one signature, or else its tensors by name."""
+    """Return the plan of a converted file, see `ArtifactSignature`: its one signature, or its tensors by name."""
     keys = list(interpreter.get_signature_list())
     if len(keys) == 1:
         return _key_plan(interpreter, keys[0])
@@ -86,13 +86,13 @@ def _named_plan(interpreter: Interpreter, named: NamedSignature) -> ByTensor:
     left_out = {d["name"] for d in _details_of(interpreter.get_input_details).values()} - {
         d["name"] for d in inputs.values()
     }
-    if left_out:  # they would keep what another request gave them
+    if left_out:  # they would keep the values of another request
         raise UnsupportedError(f"it leaves out the model's inputs {sorted(left_out)}")
     return _by_tensor(inputs, outputs, named.method_name or _PREDICT)
 
 
 def _tensor_plan(interpreter: Interpreter) -> ByTensor:
-    """The signature that TensorFlow Serving makes where there is none: the tensors' names without their ":0"."""
+    """Return the signature that TensorFlow Serving makes if there is none: the tensors' names without their ":0"."""
     inputs, outputs = _details_of(interpreter.get_input_details), _details_of(interpreter.get_output_details)
     return _by_tensor(_by_short_name(inputs), _by_short_name(outputs), _PREDICT)
 
@@ -115,10 +115,10 @@ def _by_tensor(
 
 
 def _details_of(get: Any) -> dict[str, dict[str, Any]]:
-    """What LiteRT says of the inputs or outputs, by name."""
+    """Return LiteRT's details of the inputs or outputs by name. Raise UnsupportedError."""
     try:
         found = get()
-    except ValueError as error:  # an element type that NumPy has not, such as bfloat16
+    except ValueError as error:  # an element type that NumPy lacks, such as bfloat16
         raise UnsupportedError(f"LiteRT cannot exchange one of its tensors: {error}") from error
     if isinstance(found, dict):
         return found
@@ -154,6 +154,6 @@ def _spec(alias: str, detail: dict[str, Any]) -> TensorSpec:
 
 
 def _shape(detail: dict[str, Any]) -> tuple[int, ...]:
-    # Without a signature of its shape, a tensor has the one of the file, in which unknown sizes are 1.
+    # If its shape signature is missing, a tensor has the shape of the file, in which unknown sizes are 1.
     found = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
     return tuple(int(size) for size in found)

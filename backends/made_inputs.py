@@ -1,7 +1,7 @@
-"""Inputs made from a signature alone: random values of the right names, element types and shapes.
+"""Makes inputs from a signature alone: random values of the right names, element types and shapes.
 
-Nothing says which values a model expects, so the ranges are those that most models take: whole numbers that are valid
-ids of a small vocabulary, floats near 1. The same arguments give the same arrays, on every machine.
+The values that a model expects are unknown, so the ranges are those that most models accept: whole numbers that are
+valid ids of a small vocabulary, floats near 1. The same arguments give the same arrays on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from backends.contract import Signature, TensorSpec
 __all__ = ["MAX_MADE_BYTES", "TooLargeError", "made_inputs", "made_shape"]
 
 MAX_MADE_BYTES = 256 << 20  # of all inputs of one call together
-_STRING_BYTES = 64  # what a string counts for in that bound: its slot, and a share of its object
+_STRING_BYTES = 64  # the estimated size of a string: its slot, and a share of its object
 
 
 class TooLargeError(ValueError):
@@ -35,17 +35,17 @@ def made_inputs(
     signed: bool = False,
     strings: Sequence[bytes] = (b"",),
 ) -> dict[str, np.ndarray]:
-    """Arrays for all inputs of `signature`, as `Backend.run` takes them.
+    """Return arrays for all inputs of `signature`, as `Backend.run` takes them.
 
-    Where a dimension is unknown it is `batch` if it is the first, else `unknown`; an input of unknown rank is [batch].
+    An unknown dimension is `batch` if it is the first, else `unknown`; an input of unknown rank is [batch].
 
-    - float, complex: uniform in [0, `float_range`), as probabilities, scaled pixels and what has a logarithm are; with
-      `signed` of the normal distribution of this deviation. Complex numbers are so in both parts. (Rounded to 16 bits,
-      they reach the upper end.)
-    - uint8: 0 to 255, as the bytes of an image. Other whole numbers: 0 to `id_range` - 1, as ids.
+    - float, complex: uniform in [0, `float_range`), like probabilities, scaled pixels and arguments of logarithms; with
+      `signed`, normally distributed with this deviation. Both parts of complex numbers are like that. (Rounded to 16
+      bits, values may reach the upper end.)
+    - uint8: 0 to 255, like the bytes of an image. Other integers: 0 to `id_range` - 1, like ids.
     - bool: either. string: one of `strings`.
 
-    Raises TooLargeError.
+    Raise TooLargeError.
     """
     shapes = {name: made_shape(spec, batch, unknown) for name, spec in signature.inputs.items()}
     nbytes = sum(
@@ -56,14 +56,14 @@ def made_inputs(
         raise TooLargeError(f"its inputs take {nbytes:,} bytes at batch size {batch}, more than {MAX_MADE_BYTES:,}")
     arrays = {}
     for name, spec in signature.inputs.items():
-        # A stream for each input: what one gets does not hang on which others there are.
+        # Each input has its own stream, so its values do not depend on the other inputs.
         random = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
         arrays[name] = _values(random, spec, shapes[name], id_range, float_range, signed, strings)
     return arrays
 
 
 def made_shape(spec: TensorSpec, batch: int, unknown: int) -> tuple[int, ...]:
-    """The shape that `made_inputs` gives an input of `spec`."""
+    """Return the shape that `made_inputs` gives an input of `spec`."""
     if spec.shape is None:
         return (batch,)
     return tuple(size if size >= 0 else batch if position == 0 else unknown for position, size in enumerate(spec.shape))

@@ -1,4 +1,4 @@
-"""The operators that a SavedModel needs and that this process's TensorFlow has not. Imports TensorFlow."""
+"""Finds the operators that a SavedModel needs and this process's TensorFlow lacks. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ __all__ = ["missing_ops"]
 
 
 def missing_ops(path: str, tags: Sequence[str]) -> tuple[list[str], str]:
-    """The operators of the graph with `tags`, and of all its functions, that are not registered; and the version of
-    TensorFlow that exported it ("": not known). Nothing where the graph cannot be read."""
+    """Return the unregistered operators of the graph with `tags` and of its functions, and the exporter's version.
+
+    The version of TensorFlow that exported it is "" if unknown. Both are empty if the graph cannot be read.
+    """
     try:
         saved_model = loader_impl.parse_saved_model(path)
     except (OSError, ValueError, RuntimeError):

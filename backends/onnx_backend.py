@@ -1,6 +1,6 @@
-"""Runs an ONNX model by ONNX Runtime, on the CPU or by CUDA: one session, on which requests run side by side.
+"""Runs an ONNX model by ONNX Runtime, on the CPU or by CUDA: requests run side by side on one session.
 
-Only worker processes import this module: it imports ONNX Runtime, and never TensorFlow.
+Only worker processes import this module, because it imports ONNX Runtime. It never imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from backends.onnx_session import OnnxSession, Port, SessionSettings
 
 
 def load(path: str, settings: SessionSettings) -> OnnxBackend:
-    """Loads `model.onnx` of the folder `path`, or the converted model that is there.
+    """Load `model.onnx` in the folder `path`, or the converted model that is there.
 
-    Raises BackendError where ONNX Runtime refuses it.
+    Raise BackendError if ONNX Runtime refuses it.
     """
     try:
         if is_artifact(path, onnx_model.FILE):
@@ -33,7 +33,7 @@ def load(path: str, settings: SessionSettings) -> OnnxBackend:
 
 
 class OnnxBackend:
-    """An ONNX model; see `load`. Implements `backends.contract.Backend` and `Placed`."""
+    """An ONNX model; see `load`. Implements `backends.contract.Backend`, `Placed` and `Partial`."""
 
     def __init__(
         self, plans: Mapping[str, _Plan], remarks: Sequence[str], unsupported: Mapping[str, str] | None = None
@@ -45,7 +45,7 @@ class OnnxBackend:
         self._plans = dict(plans)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs `signature`; see `Backend.run`. Only what `outputs` need is computed."""
+        """Run `signature`; see `Backend.run`. Only what `outputs` need is computed."""
         plan = self._plans.get(signature)
         if plan is None:
             reason = f" It cannot be served: {self.unsupported[signature]}" if signature in self.unsupported else ""
@@ -90,7 +90,7 @@ def _shape_text(shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A signature, and what its names are in its session. `defaults` are of inputs that a request may leave out."""
+    """A signature, and its names in its session. `defaults` are those of inputs that a request may leave out."""
 
     session: OnnxSession
     signature: Signature
@@ -100,7 +100,7 @@ class _Plan:
 
 
 def _load_model(path: str, settings: SessionSettings) -> OnnxBackend:
-    """A ready `model.onnx`: its one signature has the names of its inputs and outputs."""
+    """Load a ready `model.onnx`: its one signature has the names of its inputs and outputs."""
     session = OnnxSession(onnx_model.read(path), settings)
     remarks = list(session.remarks)
     for name, port in session.inputs.items():
@@ -130,7 +130,7 @@ def _spec(name: str, port: Port) -> TensorSpec:
 
 
 def _load_artifact(path: str, artifact: Artifact, settings: SessionSettings) -> OnnxBackend:
-    """A converted model: the signatures of the SavedModel, which share the sessions of their files."""
+    """Load a converted model: the signatures of the SavedModel share the sessions of their files."""
     if artifact.format != "onnx":
         raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {artifact.format}, not to onnx")
     sessions: dict[str, OnnxSession] = {}
@@ -145,7 +145,7 @@ def _load_artifact(path: str, artifact: Artifact, settings: SessionSettings) -> 
 
 
 def _plan(name: str, entry: ArtifactSignature, session: OnnxSession) -> _Plan:
-    """Raises BackendError where the session has not what the signature needs, or needs what the signature has not."""
+    """Return the plan of a converted signature. Raise BackendError if signature and session do not match."""
     signature = entry.signature
     for specs, names, ports, what in (
         (signature.inputs, entry.inputs, session.inputs, "input"),

@@ -1,6 +1,6 @@
-"""What ONNX Runtime's errors mean: whose fault they are, and their messages without its sources' paths.
+"""Classifies ONNX Runtime's errors by fault, and removes its source paths from their messages.
 
-Only worker processes import this module: it imports ONNX Runtime.
+Only worker processes import this module, because it imports ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ REFUSALS = tuple(
     if hasattr(state, name)
 )
 
-# What ONNX Runtime puts around the message of a kernel: its status, and where in its sources a condition was broken.
+# What ONNX Runtime adds to a kernel's message: its status, and the source line of a failed condition.
 _STATUS = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: )")
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _CONDITION = re.compile(r"\S*onnxruntime_src/\S+:\d+ .* was (?:false|true)\. (?=\S)")
 _SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ ")
-# What ONNX Runtime says while it loads a model that needs what it has not.
+# Messages about a model that needs what this ONNX Runtime lacks.
 _NOT_THERE = re.compile(
     r"No Op registered|is not a registered function/op|Could not find an implementation|Unsupported model IR version"
     r"|only \*guarantees\* support for models stamped with official released onnx opset versions"
@@ -54,17 +54,20 @@ _MAX_MESSAGE = 2000
 
 @contextmanager
 def refusing(code: Callable[[Exception], Code] | None = None) -> Iterator[None]:
-    """What ONNX Runtime raises becomes a BackendError, whose code is by default that of a run."""
+    """Raise ONNX Runtime's exceptions as BackendError, with the code that `code` returns, by default that of a run."""
     try:
         yield
-    except (*REFUSALS, RuntimeError, ValueError) as error:  # the last two as the bindings raise them
+    except (*REFUSALS, RuntimeError, ValueError) as error:  # the bindings raise the last two
         raise BackendError((code or code_of)(error), message_of(error)) from error
     except MemoryError as error:
         raise BackendError(Code.RESOURCE_EXHAUSTED, "there is not enough memory for these inputs") from error
 
 
 def code_of(error: Exception) -> Code:
-    """A kernel does not tell a refusal from a failure of its own: on the CPU it is the input nearly always."""
+    """Return the code of an error in a run.
+
+    A kernel does not tell invalid input from its own failure. On the CPU it is nearly always the input.
+    """
     text = str(error)
     if _NO_MEMORY.search(text):
         return Code.RESOURCE_EXHAUSTED
@@ -78,7 +81,7 @@ def code_of(error: Exception) -> Code:
 
 
 def code_of_load(error: Exception) -> Code:
-    """Nobody's input is to blame for what does not load."""
+    """Return the code of an error while loading, which is never a client's fault."""
     text = str(error)
     if _NO_MEMORY.search(text):
         return Code.RESOURCE_EXHAUSTED

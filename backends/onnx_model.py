@@ -1,8 +1,7 @@
-"""Whether an ONNX file and the files of weights that it names are all there, without ONNX Runtime: they may be
-half-copied, or hostile.
+"""Checks without ONNX Runtime whether an ONNX file and its files of weights are complete; they may be hostile.
 
-ONNX Runtime is the judge of what can be loaded. Here only two things are found: evidence that a copy is not finished,
-and which files of weights can be handed over in memory. What is not understood counts as unknown.
+ONNX Runtime decides what can be loaded. This module finds only two things: evidence that a copy is not finished, and
+the files of weights that can be handed over in memory. What it does not understand counts as unknown.
 
 Sources of the formats: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and its docs/ExternalData.md.
 """
@@ -21,16 +20,16 @@ from backends.reading import BYTES, VARINT, Reader, open_file
 
 FILE = "model.onnx"
 
-# Protobuf's own bound for a message.
+# Protobuf's own limit for a message.
 _MAX_BYTES = (1 << 31) - 1
 
-# Bounds for hostile files. Protobuf's parsers stop at 100 messages in one another.
+# Bounds for hostile files. Protobuf's parsers stop at 100 nested messages.
 _MAX_DEPTH = 100
 _MAX_RANK = 64
-_MAX_EXTERNAL_FILES = 10_000  # that are mapped and looked at
+_MAX_EXTERNAL_FILES = 10_000  # the most that are mapped and checked
 
 _Kind: TypeAlias = "dict[int, _Kind]"
-"""Which fields of a message hold messages that are walked, and of what kind. A graph holds graphs."""
+"""The fields of a message that hold messages to walk → their kind. A graph contains graphs."""
 
 _LEAF: _Kind = {}
 _TENSOR: _Kind = {13: _LEAF}  # external_data
@@ -44,7 +43,7 @@ _FUNCTION: _Kind = {7: _NODE, 11: _ATTRIBUTE}
 # graph, opset_import, metadata_props, functions
 _MODEL: _Kind = {7: _GRAPH, 8: _LEAF, 14: _LEAF, 25: _FUNCTION}
 
-# By TensorProto.DataType: the bits of an element, where they are told without a length.
+# TensorProto.DataType → the bits of an element, for weights without a stated length.
 _BITS = (
     {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
     | dict.fromkeys((17, 18, 19, 20, 24), 8)
@@ -54,11 +53,12 @@ _BITS = (
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """An ONNX file in memory. `weights` are the contents of the files that it names, by the names that it uses;
-    `without_shape` are its inputs and outputs of which it tells no shape.
+    """An ONNX file in memory.
 
-    `path` is the file, where ONNX Runtime must read it and what it names by itself: it has weights that cannot be
-    handed over, or something that was not understood. `doubt` is what looked unfinished or wrong about it, if anything.
+    `weights` has the contents of the files that it names, by the names that it uses; `without_shape` its inputs and
+    outputs without a declared shape. `path` is set if ONNX Runtime must read the file and its weights by itself: some
+    weights cannot be handed over, or something was not understood. `doubt` says what looks unfinished or wrong, if
+    anything.
     """
 
     content: bytes
@@ -70,8 +70,11 @@ class OnnxModel:
 
 @dataclass(slots=True)
 class _Found:
-    """What a walk found. `external` is how long each file of weights must be, `by_path` whether there is more than can
-    be handed over in memory: see `OnnxModel`."""
+    """The result of a walk.
+
+    `external` is the least length of each file of weights; `by_path`: not everything can be handed over in memory, see
+    `OnnxModel`.
+    """
 
     external: dict[str, int] = field(default_factory=dict)
     without_shape: set[str] = field(default_factory=set)
@@ -79,11 +82,11 @@ class _Found:
 
 
 def check_complete(path: str, name: str = FILE) -> None:
-    """Returns if ONNX Runtime would find a whole model in the file `name` of the folder `path`, and the weights beside.
+    """Return if the file `name` in the folder `path` and its weights look complete to ONNX Runtime.
 
-    Raises IncompleteError saying what is missing; damage is reported so too, because a file that is being written looks
-    the same. Zeros inside of weights cannot be told from weights. Raises BackendError for what no copying can mend and
-    ONNX Runtime refuses too, such as weights that are outside of the folder.
+    Raise IncompleteError, which says what is missing, also for damage, because a file that is being written looks the
+    same. Zeros inside of weights cannot be told from weights. Raise BackendError for what a finished copy cannot mend
+    and ONNX Runtime refuses too, such as weights outside of the folder.
     """
     try:
         with open_file(path, name) as reader:
@@ -97,10 +100,10 @@ def check_complete(path: str, name: str = FILE) -> None:
 
 
 def read(path: str, name: str = FILE) -> OnnxModel:
-    """The model, to be loaded; what looks unfinished about it is its `doubt`.
+    """Return the model to load; its `doubt` says what looks unfinished.
 
-    The weights beside the file are mapped: ONNX Runtime copies what it takes of them, so let go of them after it has.
-    Raises IncompleteError where the file itself cannot be read, and BackendError as `check_complete`.
+    The weights beside the file are mapped. ONNX Runtime copies what it takes of them, so drop them after loading. Raise
+    IncompleteError if the file itself cannot be read, and BackendError like `check_complete`.
     """
     found = _Found()
     weights: dict[str, mmap.mmap] = {}
@@ -141,7 +144,7 @@ def _too_large(reader: Reader) -> BackendError:
 
 
 def _inspect(reader: Reader, found: _Found) -> None:
-    """Walks the whole of the file, within the bounds for hostile ones."""
+    """Walk the whole file, within the bounds for hostile ones."""
     if reader.size > _MAX_BYTES:
         raise _too_large(reader)
     try:
@@ -149,7 +152,7 @@ def _inspect(reader: Reader, found: _Found) -> None:
     except BackendError as error:
         if error.code is not Code.RESOURCE_EXHAUSTED:
             raise
-        found.by_path = True  # more than is worth a look: the rest is unknown
+        found.by_path = True  # too much to check: the rest is unknown
 
 
 def _look(reader: Reader, found: _Found) -> None:
@@ -180,16 +183,16 @@ def _walk(reader: Reader, start: int, end: int, kind: _Kind, depth: int, found: 
         if number not in kind or wire_type != BYTES:
             continue
         if kind[number] is _TENSOR:
-            # From memory only the initializers of the graph that is not in another one (ONNX Runtime 1.26).
+            # From memory, ONNX Runtime 1.26 takes only the initializers of the outermost graph.
             _check_tensor(reader, value, stop, found, in_memory=kind is _GRAPH and number == 5 and depth == 1)
         else:
             _walk(reader, value, stop, kind[number], depth + 1, found)
 
 
 def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, in_memory: bool) -> None:
-    """A TensorProto: dims 1, data_type 2, external_data 13 (key 1, value 2), data_location 14 (EXTERNAL is 1).
+    """Check a TensorProto: dims 1, data_type 2, external_data 13 (key 1, value 2), data_location 14 (EXTERNAL is 1).
 
-    `in_memory`: whether ONNX Runtime would take its weights from memory.
+    `in_memory`: ONNX Runtime would take its weights from memory.
     """
     data_type = data_location = 0
     dims: list[int] = []
@@ -232,8 +235,11 @@ def _check_tensor(reader: Reader, start: int, end: int, found: _Found, *, in_mem
 
 
 def _is_plain(location: str) -> bool:
-    """Whether ONNX Runtime finds weights by this name in memory. It changes names such as "./w.bin" before it looks;
-    "*" begins its marks for what is in memory already, of which it would take the offset for an address."""
+    """Return whether ONNX Runtime finds weights by this name in memory.
+
+    It changes names such as "./w.bin" before it looks them up. "*" starts its marks for weights that are in memory
+    already, whose offset it would take for an address.
+    """
     return (
         location.isprintable()
         and "*" not in location
@@ -263,7 +269,10 @@ def _text(reader: Reader, start: int, end: int) -> str:
 
 
 def _number(reader: Reader, about: Mapping[str, str], key: str) -> int:
-    """The number of a file's extent. ONNX Runtime refuses what is none, too."""
+    """Return the number `key` of a file's extent.
+
+    Raise BackendError for anything else, which ONNX Runtime refuses too.
+    """
     text = about.get(key, "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise BackendError(Code.INVALID_ARGUMENT, f"{reader.name} has weights with the {key} {text[:100]!r}")
@@ -271,7 +280,7 @@ def _number(reader: Reader, about: Mapping[str, str], key: str) -> int:
 
 
 def _value_info(reader: Reader, start: int, end: int) -> tuple[str, bool]:
-    """A ValueInfoProto's name 1, and whether its type 2 is a tensor (1) with a shape (2)."""
+    """Return a ValueInfoProto's name 1, and whether its type 2 is a tensor (1) with a shape (2)."""
     name, has_shape = "", False
     for number, wire_type, value, stop in list(reader.fields(start, end)):
         if (number, wire_type) == (1, BYTES):
@@ -283,8 +292,12 @@ def _value_info(reader: Reader, start: int, end: int) -> tuple[str, bool]:
 
 
 def _open_weights(path: str, name: str, location: str, size: int) -> Reader:
-    """Opens a file of weights. As for ONNX Runtime, it must lie in the folder, or in that which a link from the model's
-    own file leads to (where Hugging Face's cache has all files); a link may lead to no other place."""
+    """Open a file of weights of at least `size` bytes.
+
+    As for ONNX Runtime, it must lie in the folder, or in the folder that a link from the model's own file leads to
+    (where Hugging Face's cache has all files); a link may lead to no other place. Raise IncompleteError or
+    BackendError.
+    """
     if os.path.isabs(location) or os.path.normpath(location).split("/")[0] == "..":
         raise BackendError(
             Code.INVALID_ARGUMENT,

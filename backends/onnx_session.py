@@ -1,6 +1,6 @@
-"""ONNX Runtime's session of one file, on the CPU or by CUDA, and the arrays that go in and out.
+"""ONNX Runtime's session of one file, on the CPU or by CUDA, and the conversion of its arrays.
 
-Only worker processes import this module: it imports ONNX Runtime.
+Only worker processes import this module, because it imports ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["OnnxSession", "Port", "SessionSettings", "why_no_cuda"]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 
-_SILENT = 4  # severity: fatal errors. Every other one is raised too, and most are a client's.
+_SILENT = 4  # severity: fatal errors. All others are raised as well, and most are a client's
 onnxruntime.set_default_logger_severity(_SILENT)
 
 _MAX_MESSAGE = 2000
 
-# By what NodeArg.type calls them; others are tensors that TensorFlow Serving does not carry, sequences and maps.
+# By the names in NodeArg.type. Others are tensors that TensorFlow Serving does not carry, sequences and maps.
 _ELEMENTS = {
     f"tensor({name})": BY_NAME[element]
     for name, element in {
@@ -47,8 +47,11 @@ _BFLOAT16_NUMBER = 16  # TensorProto.DataType
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How sessions are made. `intra_op_threads` 0: one for each core; `gpu_memory_limit_bytes` 0: none; `device`: cpu,
-    cuda, or auto, which is CUDA where there is a driver for it."""
+    """How sessions are made.
+
+    `intra_op_threads` 0: one for each core; `gpu_memory_limit_bytes` 0: no limit; `device`: "cpu", "cuda", or "auto",
+    which means CUDA if there is a driver for it.
+    """
 
     intra_op_threads: int = 0
     device: str = "auto"
@@ -57,7 +60,7 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of a session: `element` is None where it cannot be served, being a `type`."""
+    """An input or output of a session. `element` is None if it is of a `type` that cannot be served."""
 
     type: str
     element: DType | None
@@ -65,7 +68,7 @@ class Port:
 
 
 class OnnxSession:
-    """ONNX Runtime's session of one file. Raises BackendError where it cannot be made."""
+    """ONNX Runtime's session of one file. Raises BackendError if it cannot be made."""
 
     def __init__(self, model: onnx_model.OnnxModel, settings: SessionSettings) -> None:
         self.remarks: list[str] = []
@@ -73,18 +76,18 @@ class OnnxSession:
         self.on_cuda = _CUDA in self._session.get_providers()
         self.inputs = {arg.name: _port(arg, model.without_shape) for arg in self._session.get_inputs()}
         self.outputs = {arg.name: _port(arg, model.without_shape) for arg in self._session.get_outputs()}
-        # NumPy has no bfloat16: only values of ONNX Runtime's own carry it. They cannot be made of strings.
+        # NumPy has no bfloat16: only ONNX Runtime's own values carry it, and they cannot be made of strings.
         elements = [port.element for port in (*self.inputs.values(), *self.outputs.values())]
         self._bound = (self.on_cuda or _BFLOAT16 in elements) and STRING not in elements
 
     def _made(self, model: onnx_model.OnnxModel, settings: SessionSettings) -> Any:
-        """The session, on the GPU where that is wanted and works."""
+        """Return the session, on the GPU if that is wanted and works."""
         reason = why_no_cuda(settings.device)
         if reason is None:
             try:
                 session = _new_session(model, settings, [(_CUDA, _cuda_options(settings)), _CPU])
             except REFUSALS as error:
-                # What is wrong with the model itself is said again by the CPU.
+                # The CPU reports an error in the model itself again.
                 reason = message_of(error)
             else:
                 if _CUDA in session.get_providers():
@@ -105,8 +108,8 @@ class OnnxSession:
         self.remarks.append(f"it runs on the CPU, because CUDA cannot be used: {reason}")
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """The outputs by name; `feeds` has every input."""
-        if not outputs:  # ONNX Runtime would compute all
+        """Return the outputs by name; `feeds` has every input."""
+        if not outputs:  # ONNX Runtime would compute all outputs
             return {}
         if self._bound:
             return self._run_bound(feeds, outputs)
@@ -145,18 +148,18 @@ def _new_session(model: onnx_model.OnnxModel, settings: SessionSettings, provide
     )  # spinning threads doubled ResNet50's time on busy cores
     options.log_severity_level = _SILENT
     if model.weights:
-        # So that it opens no file itself, by a name that the model chose.
+        # So that ONNX Runtime opens no file by a name that the model chose.
         options.add_external_initializers_from_files_in_memory(
             list(model.weights), list(model.weights.values()), [len(mapped) for mapped in model.weights.values()]
         )
     session = _made_session(model.path or model.content, options, providers)
     session.disable_fallback()  # it would make another session while requests run on this one
-    session._model_bytes = None  # it keeps them for that only, beside the weights
+    session._model_bytes = None  # it keeps them only for that fallback, beside the weights
     return session
 
 
 def _made_session(source: str | bytes, options: Any, providers: list[Any]) -> Any:
-    """The session; once more where it lacked a locale that this process can be given."""
+    """Return the session; if a locale is missing that this process can be given, try once more."""
     try:
         return onnxruntime.InferenceSession(source, options, providers=providers)
     except REFUSALS as error:
@@ -167,10 +170,10 @@ def _made_session(source: str | bytes, options: Any, providers: list[Any]) -> An
 
 
 def _cuda_options(settings: SessionSettings) -> dict[str, str]:
-    """For the first GPU that CUDA shows: which one that is, the environment decides.
+    """Return the options for the first GPU that CUDA shows; the environment decides which one that is.
 
-    The arena grows by what is asked for, not by powers of two, because several models share the GPU. An exhaustive
-    search for the fastest convolution would run anew for every shape, so for every size of batch.
+    The arena grows by the requested size, not by powers of two, because several models share the GPU. An exhaustive
+    search for the fastest convolution would run again for every shape, so for every batch size.
     """
     options = {
         "device_id": "0",
@@ -183,7 +186,7 @@ def _cuda_options(settings: SessionSettings) -> dict[str, str]:
 
 
 def why_no_cuda(device: str) -> str | None:
-    """None where CUDA is to be tried, else why not: empty where nobody expects it."""
+    """Return None if CUDA should be tried, else why not; "" if CUDA is not expected."""
     if device == "cpu":
         return ""
     try:
@@ -193,7 +196,7 @@ def why_no_cuda(device: str) -> str | None:
     if _CUDA not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime is without it"
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints what it cannot load
+    with contextlib.redirect_stdout(said):  # it prints the libraries that it cannot load
         onnxruntime.preload_dlls()
     if missing := " ".join(said.getvalue().split()):
         return missing[:_MAX_MESSAGE]
@@ -201,7 +204,7 @@ def why_no_cuda(device: str) -> str | None:
 
 
 def _port(arg: Any, without_shape: frozenset[str]) -> Port:
-    """What ONNX Runtime says of an input or output. Its empty shape is a scalar's, or an unknown one."""
+    """Return the port of an input or output. ONNX Runtime's empty shape means a scalar or an unknown shape."""
     shape: tuple[int, ...] | None = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in arg.shape)
     if not shape and arg.name in without_shape:
         shape = None
@@ -209,7 +212,7 @@ def _port(arg: Any, without_shape: frozenset[str]) -> Port:
 
 
 def _value_of(array: np.ndarray, port: Port) -> Any:
-    """A value of ONNX Runtime that uses the array's memory."""
+    """Return a value of ONNX Runtime that uses the array's memory."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     if port.element is _BFLOAT16:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16_NUMBER)
@@ -226,7 +229,7 @@ def _array_of(value: Any, port: Port) -> np.ndarray:
 
 
 def _to_text(name: str, array: np.ndarray) -> np.ndarray:
-    """The same strings as `str`: of `bytes`, ONNX Runtime would take how they print."""
+    """Return the strings as `str`: of `bytes`, ONNX Runtime would take their printed form."""
     text = np.empty(array.size, object)
     try:
         text[:] = [element.decode() for element in array.reshape(-1)]

@@ -1,6 +1,6 @@
-"""Libraries of custom operators: whether a file may be trusted, and how TensorFlow takes it.
+"""Libraries of custom operators: whether a file may be trusted, and loading into TensorFlow.
 
-Such a library is native code that runs with the server's rights, so nobody else may be able to write it.
+Such a library is native code that runs with the server's rights, so no other user may be able to write it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class OpLibraryError(Exception):
-    """A file that is no library to load: `message` says what is wrong with it, `remedy` what to do."""
+    """A file that must not or cannot be loaded as a library: `message` says what is wrong, `remedy` what to do."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(f"{message}; {remedy}")
@@ -26,8 +26,11 @@ class OpLibraryError(Exception):
 
 
 def check(path: str) -> None:
-    """Raises OpLibraryError unless `path` is a regular file of root's or of this process's user that none but its owner
-    can write, or replace in a folder where everybody may write."""
+    """Raise OpLibraryError unless the library `path` can be trusted.
+
+    It must be a regular file that belongs to root or this process's user, that only its owner can write, and that
+    nobody else can replace in a folder writable by everybody.
+    """
     try:
         found = os.stat(path)
     except OSError as error:
@@ -46,7 +49,7 @@ def check(path: str) -> None:
             f"{path} may be written by others than its owner (mode {stat.S_IMODE(found.st_mode):04o})",
             f"chmod go-w {path}",
         )
-    # A link's own folder decides what it leads to.
+    # The folder of a link decides where the link leads.
     for folder in sorted({os.path.dirname(path), os.path.dirname(os.path.realpath(path))}):
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -59,8 +62,10 @@ def check(path: str) -> None:
 
 
 def load(paths: Sequence[str]) -> None:
-    """Has TensorFlow, in this process, load the libraries `paths`. Raises BackendError for the first that it cannot
-    take, or that may not be trusted any more."""
+    """Load the libraries `paths` into TensorFlow in this process.
+
+    Raise BackendError for the first that TensorFlow refuses, or that can no longer be trusted.
+    """
     if not paths:
         return
     import tensorflow as tf  # noqa: PLC0415 - only workers have it, and need it only with libraries

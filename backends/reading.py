@@ -1,4 +1,4 @@
-"""Reads files of a version folder, which may be half-copied or hostile, by position.
+"""Reads files of a version folder by position; they may be half-copied or hostile.
 
 Source of the protobuf wire format: https://protobuf.dev/programming-guides/encoding.
 """
@@ -14,20 +14,20 @@ from typing import BinaryIO
 from backends.contract import BackendError, Code, IncompleteError
 
 Schema = Mapping[int, "Schema"]
-"""Which fields of a message hold messages, and of those which."""
+"""The fields of a message that hold messages → their fields."""
 
 VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5  # wire types
 
 # A bound for hostile files. Pure Python walks about a million fields a second; real graphs have up to a few million.
 _MAX_FIELDS = 20_000_000
-_MAX_GROUPS = 100  # in one another, as protobuf's parsers
+_MAX_GROUPS = 100  # nested, as in protobuf's parsers
 
 
 class Reader:
     """A file, or a part of one in memory, read by position. `name` is its path in the model folder, for messages.
 
-    The files are read, not mapped: one that is truncated below a mapping kills the process (SIGBUS), and starting a
-    copy over again truncates.
+    Files are read, not mapped: a file that is truncated while it is mapped kills the process (SIGBUS), and a copy that
+    starts again truncates it.
     """
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
@@ -53,17 +53,17 @@ class Reader:
         return data
 
     def mapped(self) -> mmap.mmap:
-        """The whole file, mapped to be read. See the class: only what is short-lived may be mapped."""
+        """Return a read-only mapping of the whole file. Keep it only for a short time, for the reason in the class."""
         return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ)
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """The fields of the protobuf message in the bytes [start, end): (number, wire type, value, stop).
+        """Yield the fields of the protobuf message in the bytes [start, end): (number, wire type, value, stop).
 
-        `value` is the number itself of a varint, else the position of the bytes that end at `stop`. Groups are left
-        out: none of our messages has any, but a parser takes those that it does not know.
+        `value` is the number of a varint, else the position of the bytes that end at `stop`. Groups are skipped: our
+        messages have none, but a parser accepts unknown ones. Raise IncompleteError or BackendError.
         """
         at = start
-        groups: list[int] = []  # the numbers of those that are open
+        groups: list[int] = []  # the numbers of the open groups
         while at < end:
             self._fields_left -= 1
             if self._fields_left < 0:
@@ -97,13 +97,13 @@ class Reader:
             at = stop
 
     def messages(self, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-        """Where the values (messages, strings) of the field `number` begin and end."""
+        """Yield start and end of each value (message or string) of the field `number`."""
         for field, wire_type, value, stop in self.fields(start, end):
             if field == number and wire_type == BYTES:
                 yield value, stop
 
     def walk(self, start: int, end: int, schema: Schema) -> None:
-        """Raises unless the bytes [start, end) are a message in which every message of `schema` is well-formed."""
+        """Raise IncompleteError unless the bytes [start, end) are a message whose `schema` messages are well-formed."""
         for number, wire_type, value, stop in self.fields(start, end):
             if number in schema and wire_type == BYTES:
                 self.walk(value, stop, schema[number])
@@ -130,9 +130,9 @@ class Reader:
 
 
 def open_file(root: str, name: str) -> Reader:
-    """Opens the regular file `name` of the version folder `root`.
+    """Open the regular file `name` in the version folder `root`.
 
-    Raises IncompleteError where it is missing or cannot be read, BackendError where it is something else.
+    Raise IncompleteError if it is missing or cannot be read, BackendError if it is not a regular file.
     """
     # A named pipe would block the open for ever without O_NONBLOCK.
     try:

@@ -1,4 +1,4 @@
-"""The backends by name: a new one is a module and a line here. Frameworks are imported on first use only."""
+"""The backends by name: a new one is a module and a line here. Frameworks are imported only on first use."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["BACKENDS", "FORKED", "MODEL_FILES", "backend_for", "check_complete",
 BACKENDS = ("tensorflow", "litert", "onnx")
 
 FORKED = frozenset({"tensorflow"})
-"""The backends that run in a process forked from one that has imported their framework; others start afresh."""
+"""The backends that run in a process forked from one that has imported their framework; others start a new process."""
 
 _SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 
 MODEL_FILES = (*_SAVED_MODEL_FILES, tflite_model.FILE, onnx_model.FILE)
-"""The names by which a folder is known to hold a model."""
+"""The file names that show that a folder holds a model."""
 
 
 def backend_for(names: Collection[str], prefer_tflite: bool) -> str:
-    """The backend for a version folder with the files `names`: TensorFlow Lite's file where it is preferred; else the
-    SavedModel, the ONNX file, TensorFlow Lite's file, whichever is there first.
+    """Return the backend for a version folder with the files `names`.
 
-    A folder that holds none is TensorFlow's, which says what is missing.
+    TensorFlow Lite's file comes first if it is preferred; else the SavedModel, the ONNX file, TensorFlow Lite's file. A
+    folder without a model belongs to TensorFlow, which says what is missing.
     """
     if tflite_model.FILE in names and prefer_tflite:
         return "litert"
@@ -40,9 +40,9 @@ def backend_for(names: Collection[str], prefer_tflite: bool) -> str:
 
 
 def check_complete(backend: str, path: str) -> None:
-    """Raises IncompleteError where the version folder at `path` is not all there, BackendError where it is broken.
+    """Raise IncompleteError if the version folder at `path` is not complete, BackendError if it is broken.
 
-    The folder of a converted model (`backends.artifact`) is complete where its files are.
+    The folder of a converted model (`backends.artifact`) is complete if its files are.
     """
     if backend == "tensorflow":
         check_saved_model(path)
@@ -67,11 +67,11 @@ def load(
     device: str = "auto",
     gpu_memory_limit_bytes: int = 0,
 ) -> Backend:
-    """Loads the version folder at `path`. Thread counts of 0 leave the choice to the framework; `session_config_file`
-    and `libraries`, of custom operators, are for TensorFlow; `interpreters` bounds LiteRT's, 0: one for each core; the
-    rest is for ONNX Runtime's.
+    """Load the version folder at `path`. Raise BackendError with the reason.
 
-    Raises BackendError with the reason.
+    Thread counts of 0 leave the choice to the framework. `session_config_file` and `libraries` (of custom operators)
+    are for TensorFlow; `interpreters` bounds LiteRT's, 0: one for each core; `device` and `gpu_memory_limit_bytes` are
+    for ONNX Runtime.
     """
     if backend == "tensorflow":
         from backends import tensorflow_backend  # noqa: PLC0415 - costs 1.5 s and 500 MB
@@ -93,16 +93,16 @@ def load(
 
 
 def has_profiler(backend: str) -> bool:
-    """Whether the framework of `backend` can trace itself."""
+    """Return whether the framework of `backend` can trace itself."""
     return backend == "tensorflow"
 
 
 def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int]) -> dict[str, Any]:
-    """Traces what this process's framework does for `seconds`, or until `end_profile`, and writes the XSpace (a
-    serialized protocol buffer) to the new file `path`: its "bytes", and whether it "has_events". `levels` are the
-    framework's options by name.
+    """Trace this process's framework for `seconds`, or until `end_profile`, into the new file `path`.
 
-    Raises BackendError: UNIMPLEMENTED where `backend` has no profiler, ALREADY_EXISTS where a trace runs already.
+    The file gets the XSpace (a serialized protocol buffer). `levels` are the framework's options by name. Return its
+    "bytes", and whether it "has_events". Raise BackendError: UNIMPLEMENTED if `backend` has no profiler, ALREADY_EXISTS
+    if a trace is running.
     """
     if backend == "tensorflow":
         from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
@@ -112,7 +112,7 @@ def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int
 
 
 def end_profile(backend: str, *, path: str) -> dict[str, Any]:
-    """Ends the trace of this process to `path` early."""
+    """End the trace of this process to `path` early."""
     if backend == "tensorflow":
         from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
 

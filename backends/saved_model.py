@@ -1,8 +1,8 @@
-"""Whether a SavedModel folder is all there, without TensorFlow: the folder may be half-copied, or hostile.
+"""Checks without TensorFlow whether a SavedModel folder is complete: it may be half-copied, or hostile.
 
-TensorFlow's loader is the judge of a model. This look only finds what a copy that has not ended leaves behind: a file
-that is missing or too short, zeros or an end where more must come, a checksum that does not match. What it does not
-understand, or what is over its bounds, is unknown and passes.
+TensorFlow's loader decides about a model. This check finds only what an unfinished copy leaves: a file that is missing
+or too short, zeros or an end where more must come, a checksum that does not match. What it does not understand, or what
+is over its bounds, is unknown and passes.
 
 Sources of the formats: `tensorflow/core/protobuf/saved_model.proto`, `meta_graph.proto` and `tensor_bundle.proto`;
 https://protobuf.dev/programming-guides/encoding.
@@ -21,8 +21,8 @@ from backends.contract import BackendError, IncompleteError
 from backends.folder_hints import hint
 from backends.reading import VARINT, Reader, Schema, open_file
 
-# Which fields of which message hold messages worth descending into. A file that was allocated but not yet written is
-# zeros somewhere inside: no tag is zero, so a walk finds them in every message that is listed, even as {}.
+# The fields of each message that hold messages to walk. A file that was allocated but not yet written has zeros
+# somewhere inside: no tag is zero, so a walk finds them in every listed message, even in one listed as {}.
 _NODE: Schema = {}
 _FUNCTION: Schema = {1: {}, 3: _NODE}  # signature, node_def
 _GRAPH: Schema = {1: _NODE, 2: {1: _FUNCTION}, 4: {}}  # node, library.function, versions
@@ -30,18 +30,18 @@ _COLLECTION: Schema = {1: {}, 2: {}, 5: {1: {}}}  # node_list, bytes_list, any_l
 _META_GRAPH: Schema = {1: {}, 2: _GRAPH, 3: {}, 4: {2: _COLLECTION}, 5: {2: {}}, 6: {}, 7: {1: {}}}
 _SAVED_MODEL: Schema = {2: _META_GRAPH}
 
-_MAX_ASSET_NAME_BYTES = 4096  # a path is no longer
+_MAX_ASSET_NAME_BYTES = 4096  # the longest path
 
-# What the first generation of checkpoints is called, which has no index.
+# The files of the first generation of checkpoints, which has no index.
 _OLD_VARIABLES = re.compile(r"variables(-\d{5}-of-\d{5})?")
 
 
 def check_complete(path: str) -> None:
-    """Returns if nothing shows that the copy of the SavedModel folder `path` has not ended.
+    """Return if nothing shows that the copy of the SavedModel folder `path` is unfinished.
 
-    Raises IncompleteError naming the file and what is missing of it; damage is reported so too, because a file that is
-    being written looks the same. Not compared are the checksums of the variables, which TensorFlow does on loading
-    (DATA_LOSS). Raises BackendError where a file is something else, such as a named pipe, that no loader reads.
+    Raise IncompleteError, which names the file and what is missing, also for damage, because a file that is being
+    written looks the same. The checksums of the variables are not compared; TensorFlow does that on loading
+    (DATA_LOSS). Raise BackendError for a file that no loader reads, such as a named pipe.
     """
     if not os.path.isdir(path):
         raise IncompleteError(f"{path} is not a folder")
@@ -57,17 +57,17 @@ def _check(path: str) -> None:
     if os.path.lexists(os.path.join(path, "saved_model.pb")):
         with open_file(path, "saved_model.pb") as reader, contextlib.suppress(BackendError):  # it has too many fields
             assets, has_saver = _check_graph(reader)
-    # TensorFlow's loader reads this form if there is no other. It is rare: only that it was written is checked.
+    # TensorFlow's loader reads this form if there is no other. It is rare, so only its end is checked.
     elif os.path.lexists(os.path.join(path, "saved_model.pbtxt")):
         with open_file(path, "saved_model.pbtxt") as reader:
             if not reader.read(max(0, reader.size - 1), min(1, reader.size)).strip(b"\0"):
                 raise IncompleteError("saved_model.pbtxt ends in nothing: it is not written to its end")
-    elif not os.path.lexists(os.path.join(path, "saved_model.cpb")):  # which the loader refuses, with a reason
+    elif not os.path.lexists(os.path.join(path, "saved_model.cpb")):  # the loader refuses it, with a reason
         raise IncompleteError(f"saved_model.pb is missing{hint(path)}")
     for asset in assets:
         _check_asset(path, asset)
     # TensorFlow 2 writes a saver (unless told experimental_skip_saver) and variables/; for a graph without variables,
-    # TensorFlow 1 writes no saver and an empty variables/. The loader restores wherever there is a saver.
+    # TensorFlow 1 writes no saver and an empty variables/. The loader restores whenever there is a saver.
     listed = _listed(os.path.join(path, "variables"))
     is_old = "variables.index" not in listed and any(map(_OLD_VARIABLES.fullmatch, listed))
     if (has_saver or listed) and not is_old:
@@ -76,7 +76,7 @@ def _check(path: str) -> None:
 
 
 def _listed(folder: str) -> list[str]:
-    """What the folder holds; itself, where it is something that cannot be listed: why shows when it is read."""
+    """Return the entries of a folder; the folder itself if it cannot be listed, so that reading it reports why."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -84,7 +84,7 @@ def _listed(folder: str) -> list[str]:
 
 
 def _check_graph(reader: Reader) -> tuple[list[bytes], bool]:
-    """Checks saved_model.pb. Returns the names of its assets, and whether it has a saver, which restores variables."""
+    """Check saved_model.pb. Return the names of its assets, and whether it has a saver, which restores variables."""
     reader.walk(0, reader.size, _SAVED_MODEL)
     assets: list[bytes] = []
     has_saver = False
@@ -101,7 +101,7 @@ def _check_graph(reader: Reader) -> tuple[list[bytes], bool]:
 
 
 def _collected_assets(reader: Reader, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The AssetFileDefs of a meta graph of early TensorFlow 1: Any messages in the collection saved_model_assets."""
+    """Yield the AssetFileDefs of early TensorFlow 1 graphs: Any messages in the collection saved_model_assets."""
     for entry in reader.messages(start, end, 4):
         if any(reader.read(a, min(b - a, 64)) == b"saved_model_assets" for a, b in reader.messages(*entry, 1)):
             for collection in reader.messages(*entry, 2):
@@ -111,8 +111,8 @@ def _collected_assets(reader: Reader, start: int, end: int) -> Iterator[tuple[in
 
 
 def _check_asset(path: str, asset: bytes) -> None:
-    # isprintable: the name goes into messages and logs; of bytes that are not UTF-8, what replaces them does not pass.
-    # What TensorFlow does with other names, and with paths that leave the folder, is its business.
+    # isprintable, because the name goes into messages and logs; the replacements of bytes that are not UTF-8 fail it.
+    # Other names, and paths that leave the folder, are left to TensorFlow.
     name = asset.decode("utf-8", "surrogateescape")
     is_odd = not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/"))
     if is_odd or len(asset) > _MAX_ASSET_NAME_BYTES:
@@ -122,12 +122,11 @@ def _check_asset(path: str, asset: bytes) -> None:
 
 
 def _check_variables(path: str) -> None:
-    """Checks the index, and that each shard is as long as the index says.
+    """Check the index, and that each shard is as long as the index says.
 
-    The index is a table from the names of variables to BundleEntryProtos; the first entry, of the empty name, is the
-    BundleHeaderProto (`tensorflow/core/util/tensor_bundle/tensor_bundle.h`).
-
-    Raises UnknownFormatError where the index is written in another way.
+    The index is a table from names of variables to BundleEntryProtos; the first entry, with an empty name, is the
+    BundleHeaderProto (`tensorflow/core/util/tensor_bundle/tensor_bundle.h`). Raise UnknownFormatError if the index has
+    another format.
     """
     shards = 0
     needed: dict[int, int] = {}
@@ -151,9 +150,9 @@ def _check_variables(path: str) -> None:
 
 
 def _numbers(message: bytes) -> dict[int, int]:
-    """The varints of a protocol buffer, by their fields' numbers."""
+    """Return the varints of a protocol buffer by field number."""
     reader = Reader(io.BytesIO(message), "an entry", len(message))
     try:
         return {number: n for number, kind, n, _ in reader.fields(0, len(message)) if kind == VARINT}
-    except IncompleteError as error:  # its block has matched its checksum: it was written so
+    except IncompleteError as error:  # its block has matched its checksum, so it was written like this
         raise table.UnknownFormatError(str(error)) from error

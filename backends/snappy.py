@@ -1,4 +1,4 @@
-"""Decodes Snappy's raw format, as blocks of TensorFlow's tables may be written.
+"""Decodes Snappy's raw format, in which blocks of TensorFlow's tables may be written.
 
 Source of the format: https://github.com/google/snappy/blob/main/format_description.txt
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def decoded(data: bytes, most: int) -> bytes:
-    """Returns what `data` holds. Raises ValueError where it is no Snappy, or says that it holds over `most` bytes."""
+    """Return the decoded `data`. Raise ValueError if it is not Snappy, or states a size over `most` bytes."""
     size, at = _varint(data)
     if size > most:
         raise ValueError(f"it holds {size:,} bytes, over {most:,}")
@@ -17,7 +17,7 @@ def decoded(data: bytes, most: int) -> bytes:
         tag = data[at]
         at += 1
         kind = tag & 3
-        if kind == 0:  # a literal: its length less one in the tag, or in the 1 to 4 bytes after it
+        if kind == 0:  # a literal: its length minus one is in the tag, or in the 1 to 4 bytes after it
             length = tag >> 2
             if length >= 60:
                 extra = length - 59
@@ -29,7 +29,7 @@ def decoded(data: bytes, most: int) -> bytes:
                 raise ValueError("a literal ends outside")
             result += data[at:stop]
             at = stop
-        else:  # a copy of what lies `back` bytes before the end
+        else:  # a copy of the output from `back` bytes before its end
             if kind == 1:
                 length, extra, high = (tag >> 2 & 7) + 4, 1, tag >> 5 << 8
             else:
@@ -39,7 +39,7 @@ def decoded(data: bytes, most: int) -> bytes:
             if at > end or not 0 < back <= len(result):
                 raise ValueError("a copy begins outside")
             start = len(result) - back
-            # One that is longer than what lies behind it repeats that.
+            # A copy that is longer than `back` repeats these bytes.
             result += (
                 result[start : start + length] if back >= length else (result[start:] * -(-length // back))[:length]
             )
@@ -51,7 +51,7 @@ def decoded(data: bytes, most: int) -> bytes:
 
 
 def _varint(data: bytes) -> tuple[int, int]:
-    """The number at the beginning, of at most five bytes, and where it ends."""
+    """Return the number at the beginning, of at most five bytes, and the position after it."""
     value = 0
     for at, byte in enumerate(data[:5]):
         value |= (byte & 0x7F) << 7 * at

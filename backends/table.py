@@ -1,4 +1,4 @@
-"""Reads TensorFlow's tables (LevelDB's), in which the index of a SavedModel's variables is written.
+"""Reads TensorFlow's tables (LevelDB's), the format of a SavedModel's variables index.
 
 Sources of the format: `xla/tsl/lib/io/format.cc` and `table_format.txt`.
 """
@@ -22,19 +22,19 @@ _TRAILER_BYTES = 5
 
 _PLAIN, _SNAPPY = 0, 1  # how a block is compressed
 
-# Bounds for hostile files: of the file, and of all its blocks when they are decompressed.
+# Bounds for hostile files: of the file, and of all its decompressed blocks.
 _MAX_BYTES = 64 << 20  # about 100 bytes for each variable
 
 
 class UnknownFormatError(Exception):
-    """A file is written to its end, but not in a way that is known here: whether it is good, its own reader says."""
+    """The file is complete, but in a format that is unknown here: only its own reader can judge it."""
 
 
 def entries(reader: Reader) -> Iterator[tuple[int, bytes]]:
-    """The entries of a table, in order: the length of the key (nothing here needs the keys), and the value.
+    """Yield the entries of a table in order: the length of the key (the keys are not needed), and the value.
 
-    Raises IncompleteError where the file is cut off, or a block is not what was written (its checksum says so);
-    UnknownFormatError where what was written is not understood, or too large to be read here.
+    Raise IncompleteError if the file is cut off, or a block does not match its checksum; UnknownFormatError if the
+    content is not understood, or too large to be read here.
     """
     if reader.size < _FOOTER_BYTES:
         raise IncompleteError(
@@ -51,7 +51,7 @@ def entries(reader: Reader) -> Iterator[tuple[int, bytes]]:
     free = 0
     for _, handle in _parsed(_block(reader, offset, size, left)):
         offset, size = _varints(_part(handle), 0, 2)
-        if offset < free:  # the same block a million times over would keep us busy
+        if offset < free:  # a million references to one block would take very long
             raise UnknownFormatError(f"{reader.name}: blocks overlap")
         free = offset + size
         block = _block(reader, offset, size, left)
@@ -71,7 +71,7 @@ def _varints(part: Reader, at: int, count: int) -> list[int]:
 
 
 def _block(reader: Reader, offset: int, size: int, most: int) -> bytes:
-    """The block at `offset`, decompressed; `size` leaves out the trailer: type of compression, masked crc32c."""
+    """Return the block at `offset`, decompressed. `size` excludes the trailer: type of compression, masked crc32c."""
     if offset + size + _TRAILER_BYTES > reader.size - _FOOTER_BYTES:
         raise reader.damaged(min(offset, reader.size), "a block does not fit in front of the footer")
     data = reader.read(offset, size + _TRAILER_BYTES)
@@ -89,7 +89,7 @@ def _block(reader: Reader, offset: int, size: int, most: int) -> bytes:
 
 
 def _parsed(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The entries of a block. It has matched its checksum: what does not fit was written so."""
+    """Yield the entries of a block. It has matched its checksum, so what does not fit was written like this."""
     # After the entries: the offsets of restart points, and their number, 32 bits each.
     restarts = struct.unpack_from("<I", data, len(data) - 4)[0] if len(data) >= 4 else len(data)
     end = len(data) - 4 - 4 * restarts
@@ -98,7 +98,8 @@ def _parsed(data: bytes) -> Iterator[tuple[int, bytes]]:
     block = _part(data[:end])
     at = key_bytes = 0
     while at < end:
-        # An entry: how much of the last key it shares, the lengths of the rest of its key and of its value, both.
+        # An entry: the length that its key shares with the last key, the lengths of the rest of its key and of its
+        # value, then both.
         shared, unshared, value_bytes = _varints(block, at, 3)
         if shared > key_bytes:
             raise UnknownFormatError("a key shares more than its predecessor has")

@@ -1,6 +1,6 @@
 """Runs a SavedModel by TensorFlow, as TensorFlow Serving does: the graph in a Session, one callable per signature.
 
-Only worker processes import this module: it imports TensorFlow.
+Only worker processes import this module, because it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from backends.dtypes import BY_NUMBER, REFERENCE
 from backends.graph_effects import effects
 from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
 
-# A callable holds compiled executors, and clients choose output filters: without a bound, they would choose our memory.
+# A callable holds compiled executors, and clients choose output filters: without a bound they could fill the memory.
 _MAX_CALLABLES = 64
 
-# Every front knows the defaults of every signature: they are metadata.
+# Defaults are metadata, which every front holds for every signature.
 _MAX_DEFAULTS_BYTES = 16 << 20
 
 
@@ -35,12 +35,11 @@ def load(
     inter_op_threads: int = 0,
     session_config_file: str = "",
 ) -> TensorFlowBackend:
-    """Loads the graph of the SavedModel in the folder `path` that carries exactly `tags`; runs its initialisers.
+    """Load the graph with exactly `tags` of the SavedModel in the folder `path`, and run its initialisers.
 
-    What `backends.tensorflow_loading` does beyond TensorFlow Serving's way, the backend's remarks tell. 0 threads leave
-    the number to `session_config_file` (a ConfigProto in protobuf's text format), and without it to
-    TensorFlow: one for each core. The first load of a process decides for all.
-    Raises BackendError where TensorFlow refuses the model.
+    The backend's remarks tell if `backends.tensorflow_loading` had to deviate from TensorFlow Serving's way. 0 threads
+    leave the number to `session_config_file` (a ConfigProto in protobuf's text format), and without it to TensorFlow:
+    one for each core. The first load in a process decides for all. Raise BackendError if TensorFlow refuses the model.
     """
     found = opened(path, tags, _session_config(session_config_file, intra_op_threads, inter_op_threads))
     return TensorFlowBackend(found.session, found.meta_graph, found.remarks, found.kept)
@@ -49,7 +48,7 @@ def load(
 def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> config_pb2.ConfigProto:
     config = config_pb2.ConfigProto(
         allow_soft_placement=True,
-        # The workers of several models share one GPU; the default lets the first take all of its memory.
+        # The workers of several models share one GPU; by default, the first would take all of its memory.
         gpu_options=config_pb2.GPUOptions(allow_growth=True),
     )
     if file:
@@ -70,11 +69,12 @@ def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> 
 
 
 class TensorFlowBackend:
-    """A SavedModel in a session of its own; see `load`. Implements `backends.contract.Backend` and `Remarked`.
+    """A SavedModel in its own session; see `load`.
 
-    `signatures` are those that can be served; `unsupported` says of each other one why not: sparse tensors and element
-    types outside `backends.dtypes`, which TensorFlow Serving cannot carry either. `changing` and `outside`: see
-    `contract.Changing`.
+    Implements `backends.contract.Backend`, `Remarked`, `Partial`, `Changing`.
+
+    `signatures` are those that can be served; `unsupported` says why each other one is not: sparse tensors and element
+    types outside `backends.dtypes`, which TensorFlow Serving cannot carry either.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class TensorFlowBackend:
         found_effects = effects(meta_graph.graph_def, self.signatures)
         self.changing, self.outside = found_effects.changing, found_effects.outside
         self._session = session
-        self._kept = kept  # what has to live as long as the session
+        self._kept = kept  # must live as long as the session
         self._plan = functools.lru_cache(_MAX_CALLABLES)(self._make_plan)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs `signature`; see `Backend.run`. Shapes are the graph's business, not the signature's.
+        """Run `signature`; see `Backend.run`. Shapes are checked by the graph, not against the signature.
 
-        TensorFlow Serving does not compare shapes with the signature either: its own example feeds [3] to a
-        signature that says [-1, 1].
+        TensorFlow Serving does not compare shapes with the signature either: its own example feeds [3] to a signature
+        that says [-1, 1].
         """
         plan = self._plan(signature, tuple(outputs))
         if inputs.keys() != plan.inputs.keys():
-            # Copies: what is fed is the runtime's.
+            # Copies, because the runtime owns what is fed.
             inputs = {**{name: array.copy() for name, array in self._defaults[signature].items()}, **inputs}
         if inputs.keys() != plan.inputs.keys():
             raise BackendError(
@@ -124,10 +124,10 @@ class TensorFlowBackend:
                 raise backend_error(error) from error
             except UnicodeDecodeError as error:
                 # The runtime's message quotes bytes of an input, and TensorFlow's binding fails to decode it; the
-                # status code is lost on the way.
+                # status code is lost.
                 raise BackendError(Code.INVALID_ARGUMENT, error.object.decode(errors="replace")) from error
-        # TensorFlow feeds 64-byte aligned arrays without a copy, and passes them through Identity and Reshape: such
-        # an output is the caller's input buffer, which is dead after this call.
+        # TensorFlow feeds 64-byte aligned arrays without a copy, and passes them through Identity and Reshape: such an
+        # output is the caller's input buffer, which must not be used after this call.
         results = [
             value.copy() if any(np.may_share_memory(value, feed) for feed in feeds) else value for value in fetched
         ]
@@ -170,11 +170,11 @@ class TensorFlowBackend:
         return _Plan(signature.inputs, execute, tuple(echoes), tuple(references))
 
     def _make_callable(self, feeds: Sequence[str], fetches: Sequence[str]) -> Any:
-        """A function from one array per feed to one value per fetch.
+        """Return a function from one array for each feed to one value for each fetch.
 
         Session.make_callable with feeds only wraps Session.run: 155 µs a call on y = x / 2 + 2, against 21 µs here
-        (2026-11, TensorFlow 2.21, which setup pins). It also compares shapes and rewrites messages in Python, which
-        the C++ runtime, and so TensorFlow Serving, does not.
+        (2026-11, TensorFlow 2.21, which setup pins). It also compares shapes and rewrites messages in Python, which the
+        C++ runtime, and so TensorFlow Serving, does not.
         """
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         try:
@@ -187,8 +187,8 @@ class TensorFlowBackend:
 class _Plan:
     """How to run one choice of outputs: `execute` (None: nothing to fetch) takes the arrays of `inputs` in order.
 
-    An echo (position, input) is an output that is the fed tensor itself. `references` are the places, among what is
-    fetched, of variables' own tensors.
+    An echo (position, input) is an output that is the fed tensor itself. `references` are the positions, among the
+    fetched values, of variables' own tensors.
     """
 
     inputs: Mapping[str, TensorSpec]
@@ -198,7 +198,7 @@ class _Plan:
 
 
 class _UnsupportedTensorError(Exception):
-    """A tensor of a signature that no protocol of ours can carry; the message says which and why."""
+    """A tensor of a signature that our protocols cannot carry; the message says which and why."""
 
 
 def _signature(signature_def: meta_graph_pb2.SignatureDef) -> Signature:
@@ -211,7 +211,7 @@ def _signature(signature_def: meta_graph_pb2.SignatureDef) -> Signature:
 
 
 def _default_arrays(signature_def: meta_graph_pb2.SignatureDef, signature: Signature) -> dict[str, np.ndarray]:
-    """The value of each input that has a default."""
+    """Return the value of each input that has a default."""
     arrays = {}
     for alias in signature.inputs.keys() & signature.defaults.keys():
         try:
@@ -255,7 +255,7 @@ def _type_name(number: int) -> str:
 
 
 def _as_array(value: Any) -> np.ndarray:
-    """The session returns arrays, but scalars as numpy scalars, and a string scalar as bytes."""
+    """Return a fetched value as an array: the session gives scalars as numpy scalars, and a string scalar as bytes."""
     if isinstance(value, np.ndarray):
         return value
     array = np.empty((), object if isinstance(value, bytes) else value.dtype)

@@ -1,4 +1,4 @@
-"""Loads a SavedModel into a session whose variables have values: see `opened`.
+"""Loads a SavedModel into a session in which all variables have values: see `opened`.
 
 Only processes that have imported TensorFlow import this module.
 """
@@ -28,13 +28,13 @@ OP_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
 _Lacking = Mapping[str, Mapping[str, Read]]
 
-_NAMED = 5  # variables that a message names
+_NAMED = 5  # the most variables that a message names
 
-# What the Python of TensorFlow's loaders raises is nowhere specified: OSError, RuntimeError and ValueError were seen,
-# the others are what Python raises on a graph that contradicts itself.
+# The exceptions of TensorFlow's Python loaders are not specified: OSError, RuntimeError and ValueError were seen; the
+# others are what Python raises on a graph that contradicts itself.
 _LOADERS_ERRORS = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
-# What Session.run puts around the message of the C++ runtime (python/framework/error_interpolation.py).
+# What Session.run adds to the message of the C++ runtime (python/framework/error_interpolation.py).
 _PYTHON_TRACE = re.compile(
     r"^Graph execution error:\s*"
     r"|^Detected at node .*? defined at \(most recent call last\):.*?(?=^Node: |\Z)"
@@ -46,8 +46,10 @@ _PYTHON_TRACE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session, and the MetaGraphDef of its graph, whose signatures name its tensors. `remarks` tell how it was loaded
-    where that was not the usual way; `kept` has to live as long as the session."""
+    """A session, and the MetaGraphDef of its graph, whose signatures name its tensors.
+
+    `remarks` tell how it was loaded if not in the usual way; `kept` must live as long as the session.
+    """
 
     session: Any
     meta_graph: Any
@@ -56,21 +58,21 @@ class Opened:
 
 
 def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None = None) -> Opened:
-    """Loads the graph of the SavedModel in the folder `path` that carries exactly `tags`; runs its initialisers.
+    """Load the graph with exactly `tags` of the SavedModel in the folder `path`, and run its initialisers.
 
-    First as TensorFlow Serving does. Where this leaves variables unset that a signature reads, they get their values
-    from their copies (`backends.tensorflow_variables`); where there are none, the model is loaded by its object graph,
-    as `tf.saved_model.load` does, into another session.
+    First as TensorFlow Serving does. If this leaves variables unset that a signature reads, they get the values of
+    their copies (`backends.tensorflow_variables`); if there are no copies, the model is loaded by its object graph, as
+    `tf.saved_model.load` does, into another session.
 
-    Raises BackendError where TensorFlow refuses the model, or where every signature reads a variable without a value.
+    Raise BackendError if TensorFlow refuses the model, or if every signature reads a variable without a value.
     """
-    # Each load would log that loader.load is deprecated and which file it restores.
+    # Each load would log that loader.load is deprecated, and which file it restores.
     tf.get_logger().setLevel("ERROR")
     session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     try:
         meta_graph = tf.compat.v1.saved_model.loader.load(session, list(tags), path)
     except tf.errors.FailedPreconditionError as error:
-        # An initialiser has read what the restore has left without a value.
+        # An initialiser has read a variable that the restore left without a value.
         session.close()
         refusal = backend_error(error, f"cannot load {path}: ")
         try:
@@ -90,8 +92,8 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
     found = Opened(session, meta_graph)
     try:
         return _with_values(found, path, tags, config)
-    except (*_LOADERS_ERRORS, tf.errors.OpError) as error:  # RuntimeErrors: functions that are nested too deep
-        # TensorFlow has loaded it, and that is what counts.
+    except (*_LOADERS_ERRORS, tf.errors.OpError) as error:  # RuntimeErrors: functions nested too deeply
+        # Loading succeeded, so the model can be served without this check.
         return replace(found, remarks=(f"its variables could not be looked at: {type(error).__name__}: {error}",))
     except BaseException:
         session.close()
@@ -101,13 +103,13 @@ def opened(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None
 def backend_error(
     error: tf.errors.OpError, context: str = "", missing: Callable[[], tuple[Iterable[str], str]] | None = None
 ) -> BackendError:
-    """Return what TensorFlow says, after `context`; `missing` looks for operators that it lacks (`known_ops`)."""
+    """Return TensorFlow's error after `context`; `missing` finds the operators that it lacks (`known_ops`)."""
     message = _PYTHON_TRACE.sub("", error.message).strip()
     return BackendError(Code(error.error_code), context + explained(message, tf.__version__, missing))
 
 
 def _with_values(found: Opened, path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None) -> Opened:
-    """`found`, or what is loaded in its place, so that its signatures find the values of the variables they read."""
+    """Return `found`, or another load in its place, such that its signatures' variables have values if possible."""
     meta_graph = found.meta_graph
     reads = Reads(meta_graph.graph_def)
     set_on_load = reads.assigned(_on_load(found))
@@ -134,7 +136,7 @@ def _with_values(found: Opened, path: str, tags: Sequence[str], config: config_p
 
 
 def _by_object_graph(path: str, tags: Sequence[str], config: config_pb2.ConfigProto | None, why: str) -> Opened:
-    """As `tf.saved_model.load` does, but in a graph and a session: signatures are called and fail as they do there."""
+    """Load as `tf.saved_model.load` does, but into a graph and a session; signatures are called and fail as there."""
     graph = tf.Graph()
     session = tf.compat.v1.Session(graph=graph, config=config)
     try:
@@ -171,8 +173,10 @@ def _meta_graph(path: str, tags: Sequence[str]) -> Any:
 
 
 def _called(loaded: Any, written: Any) -> Any:
-    """A MetaGraphDef, without its graph, of calls of the signatures of `loaded`, in the default graph; `written` is
-    that of the file."""
+    """Return a MetaGraphDef, without its graph, of calls of the signatures of `loaded` in the default graph.
+
+    `written` is the MetaGraphDef of the file.
+    """
     meta_graph = meta_graph_pb2.MetaGraphDef()
     for name, signature in written.signature_def.items():
         if name in OP_SIGNATURES or name not in loaded.signatures:
@@ -180,9 +184,9 @@ def _called(loaded: Any, written: Any) -> Any:
         entry = meta_graph.signature_def[name]
         entry.CopyFrom(signature)
         if any(info.WhichOneof("encoding") != "name" for info in (*entry.inputs.values(), *entry.outputs.values())):
-            continue  # sparse: no protocol can carry it
+            continue  # sparse: our protocols cannot carry it
         inputs = {
-            # Of the name in the file, which GetModelMetadata tells.
+            # The name in the file, which GetModelMetadata reports.
             alias: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape), info.name.partition(":")[0])
             for alias, info in signature.inputs.items()
         }
@@ -193,11 +197,11 @@ def _called(loaded: Any, written: Any) -> Any:
     return meta_graph
 
 
-# -- what has no value
+# -- variables without a value
 
 
 def _on_load(found: Opened) -> list[str]:
-    """The operations that the loader has run: what restores, and what initialises."""
+    """Return the operations that the loader has run: the restore, and the initialiser."""
     with found.session.graph.as_default():
         initialise = loader_impl.get_init_op(found.meta_graph)
     names = [found.meta_graph.saver_def.restore_op_name, "" if initialise is None else initialise.name]
@@ -205,14 +209,14 @@ def _on_load(found: Opened) -> list[str]:
 
 
 def _held(reads: Reads, meta_graph: Any) -> dict[str, frozenset[str]]:
-    """By signature: the variables that it hangs on."""
+    """Return the variables that each signature depends on, by signature."""
     return {name: reads.variables(*_tensors(definition)) for name, definition in _served(meta_graph).items()}
 
 
 def _lacking(
     found: Opened, reads: Reads, held: Mapping[str, frozenset[str]], suspects: Collection[str]
 ) -> Mapping[str, Mapping[str, Read]]:
-    """By signature: those of the variables `suspects` without a value that it reads, or may read."""
+    """Return for each signature those of the variables `suspects` without a value that it reads, or may read."""
     lacking: dict[str, dict[str, Read]] = {}
     without = unset(found.session, sorted(suspects))
     for name, definition in _served(found.meta_graph).items():
@@ -228,7 +232,7 @@ def _served(meta_graph: Any) -> dict[str, Any]:
 
 
 def _tensors(signature: Any) -> tuple[list[str], list[str]]:
-    """The names of the tensors that are fed and fetched."""
+    """Return the names of the tensors that are fed, and of those that are fetched."""
     feeds, fetches = (
         [
             name
@@ -251,7 +255,7 @@ def _names(lacking: _Lacking) -> list[str]:
 
 
 def _pairs(graph_def: Any, names: Collection[str], with_values: Collection[str]) -> dict[str, str]:
-    """For each of the variables `names` that has one copy `with_values`, that copy."""
+    """Return the copy of each of the variables `names` that has exactly one copy in `with_values`."""
     found = {
         name: [copy for copy in candidates if copy in with_values]
         for name, candidates in copies(graph_def, names).items()
@@ -260,9 +264,9 @@ def _pairs(graph_def: Any, names: Collection[str], with_values: Collection[str])
 
 
 def _judged(found: Opened, lacking: _Lacking, path: str) -> Opened:
-    """`found` with remarks on the signatures that lack values. Raises BackendError where none can run.
+    """Return `found` with remarks on the signatures that lack values. Raise BackendError if no signature can run.
 
-    What reads a variable only in a branch, or gives it a value itself, may run.
+    A signature that reads a variable only in a branch, or sets it itself, may run.
     """
     if not lacking:
         return found

@@ -16,27 +16,27 @@ from tensorflow.python.profiler.internal import _pywrap_profiler
 from backends.contract import BackendError, Code
 from backends.reading import open_file
 
-_one = threading.Lock()  # the runtime has one profiler a process
+_one = threading.Lock()  # the runtime has one profiler for each process
 _ending = threading.Condition()
-_ended: deque[str] = deque(maxlen=1)  # the path of the trace that was ended last, which may come before its start
+_ended: deque[str] = deque(maxlen=1)  # the path of the trace that was ended last, perhaps before it started
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a trace gave: `has_events` is false where nothing ran, and TensorFlow's own server calls that empty."""
+    """The result of a trace. `has_events` is false if nothing ran, which TensorFlow's own server calls empty."""
 
     bytes: int
     has_events: bool
 
 
 def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
-    """Traces for `seconds`, or until `end_profile(path)`, and writes the XSpace (tsl/profiler/protobuf/xplane.proto)
-    to the new file `path`. `levels` are TensorFlow's options by name.
+    """Trace for `seconds`, or until `end_profile(path)`, and write the XSpace to the new file `path`.
 
-    Requests are served meanwhile: the runtime traces, and writes, without the interpreter's lock. The session's
-    `stop()` is no way to the XSpace: it converts to the trace viewer's format, and drops all else.
+    Format: tsl/profiler/protobuf/xplane.proto. `levels` are TensorFlow's options by name. Requests are served
+    meanwhile, because the runtime traces and writes without the GIL. The session's `stop()` cannot give the XSpace: it
+    converts to the trace viewer's format, and drops the rest.
 
-    Raises BackendError: ALREADY_EXISTS while another trace runs, INTERNAL where the profiler fails.
+    Raise BackendError: ALREADY_EXISTS while another trace runs, INTERNAL if the profiler fails.
     """
     if not _one.acquire(blocking=False):
         raise BackendError(Code.ALREADY_EXISTS, "another trace runs already; wait for its end")
@@ -60,15 +60,17 @@ def profile(seconds: float, path: str, levels: Mapping[str, int]) -> Traced:
 
 
 def end_profile(path: str) -> None:
-    """Ends the trace to `path`: what it has by now is what it gives."""
+    """End the trace to `path`: it returns what it has so far."""
     with _ending:
         _ended.append(path)
         _ending.notify_all()
 
 
 def _has_events(path: str) -> bool:
-    """Whether the XSpace in the file `path` has a plane (field 1) with a line (3) with an event (4); it looks no
-    further than the first."""
+    """Return whether the XSpace in the file `path` has a plane (field 1) with a line (3) with an event (4).
+
+    It stops at the first event.
+    """
     with open_file(*os.path.split(path)) as file:
         return any(
             True

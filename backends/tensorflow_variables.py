@@ -1,10 +1,10 @@
-"""Which variables a signature of a graph reads, which of them have no value, and where one can be had.
+"""Finds the variables that a signature of a graph reads, which of them have no value, and a copy that has it.
 
 A SavedModel that Keras 3 wrote by `tf.saved_model.save` holds each variable twice (`_export_to_saved_model_graph` in
 keras/src/backend/tensorflow/core.py): its functions read the original, its checkpoint has the copy, and the copy's
 initialiser reads the original. TensorFlow's loader for sessions, and so TensorFlow Serving, leaves the original unset.
 
-Only worker processes import this module: it imports TensorFlow.
+Only worker processes import this module, because it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Read", "Reads", "copies", "copy_values", "unset"]
 _RESOURCES = frozenset({"VarHandleOp"})
 _REFERENCES = frozenset({"VariableV2", "Variable", "AutoReloadVariable"})
 
-# What hands a variable on as it is. The value of a reference variable is read by Identity, that of a resource is not.
+# Ops that pass a variable on unchanged. Identity reads the value of a reference variable, but not of a resource.
 _PASSING = frozenset({"Enter", "RefEnter", "RefIdentity", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration"})
 _PASSING_RESOURCES = _PASSING | {"Identity", "IdentityN"}
 
@@ -30,13 +30,16 @@ _NEUTRAL = frozenset({"VarIsInitializedOp", "IsVariableInitialized", "DestroyRes
 _READING = ("ReadVariableOp", "VariableShape", "AssignAdd", "AssignSub", "ResourceGather", "ResourceScatter")
 _CALLING = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _BRANCHING = {"If": 1, "StatelessIf": 1, "Case": 1, "StatelessCase": 1, "While": 0, "StatelessWhile": 0}
-"""How many inputs come before those that the functions get."""
+"""The number of inputs before those that are passed to the functions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """How a function uses a variable: whether no call can do without its value, whether one may read it, and whether
-    it gives it a value itself (perhaps before it reads it)."""
+    """How a function uses a variable.
+
+    `always`: no call can do without its value. `perhaps`: a call may read it. `assigned`: it sets the value itself,
+    perhaps before it reads it.
+    """
 
     always: bool = False
     perhaps: bool = False
@@ -54,34 +57,33 @@ class Read:
 
 
 _Ports = Mapping[str, Collection[int]]
-"""Some outputs of some nodes, by number."""
+"""Some outputs of some nodes: node's name → output numbers."""
 
 
 class Reads:
-    """Looks into `graph_def`, a GraphDef, without running anything."""
+    """Analyses `graph_def`, a GraphDef, without running anything."""
 
     def __init__(self, graph_def: Any) -> None:
         self._nodes = {node.name: node for node in graph_def.node}
         self._functions = {function.signature.name: function for function in graph_def.library.function}
         self._uses = functools.cache(self._uses_in_function)
         self._takes = functools.cache(self._taken_by_function)
-        self._open: set[str] = set()  # the functions that are being looked into: one may call itself
+        self._open: set[str] = set()  # the functions that are being analysed, because one may call itself
 
     def variables(self, feeds: Iterable[str], fetches: Iterable[str]) -> frozenset[str]:
-        """The names of the variables that the tensors `fetches` hang on if the tensors `feeds` are given, whether they
-        are read or not."""
+        """Return the names of the variables that the tensors `fetches` depend on if `feeds` are given, read or not."""
         reached = self._reached(self._nodes, fetches, frozenset(feeds))
         return frozenset(
             name for name in reached if name in self._nodes and self._nodes[name].op in _RESOURCES | _REFERENCES
         )
 
     def assigned(self, operations: Iterable[str]) -> frozenset[str]:
-        """The names of the variables to which `operations`, names of nodes, give a value."""
+        """Return the names of the variables that `operations` (names of nodes) set."""
         names = list(operations)
         return frozenset(name for name, read in self.of(self.variables((), names), (), names).items() if read.assigned)
 
     def of(self, variables: Iterable[str], feeds: Iterable[str], fetches: Sequence[str]) -> dict[str, Read]:
-        """How `variables` are used by what the tensors `fetches` hang on."""
+        """Return how `variables` are used by the nodes that the tensors `fetches` depend on, if `feeds` are given."""
         given = frozenset(feeds)
         run = self._reached(self._nodes, fetches, given)
         needed = self._reached(self._nodes, fetches, given, by_data=True)
@@ -91,9 +93,12 @@ class Reads:
     def _uses_of(
         self, nodes: Mapping[str, Any], run: Collection[str], needed: _Ports, sources: frozenset[str]
     ) -> dict[str, Read]:
-        """How the variables, or the arguments, `sources` are used by `nodes`. Of these, `run` may run; only what is
-        `needed` is sure to: TensorFlow prunes reads whose values go nowhere."""
-        # Of TensorFlow 1's cond and while_loop, it is not told what runs only perhaps.
+        """Return how `nodes` use the variables, or the arguments, `sources`.
+
+        The nodes in `run` may run; only those in `needed` are certain to, because TensorFlow prunes reads whose values
+        are unused.
+        """
+        # In TensorFlow 1's cond and while_loop, the nodes of a branch cannot be told from the others.
         has_branches = any(nodes[name].op in ("Switch", "RefSwitch") for name in run if name in nodes)
         found: dict[str, Read] = {}
         for name, node in nodes.items():
@@ -113,7 +118,7 @@ class Reads:
         return found
 
     def _read_by(self, node: Any, position: int, is_reference: bool, ports: Collection[int]) -> Read:
-        """How `node`, of whose outputs `ports` are needed, uses the variable that is its input at `position`."""
+        """Return how `node`, whose outputs `ports` are needed, uses the variable that is its input at `position`."""
         op = node.op
         if op in _ASSIGNING and position == 0:
             return Read(assigned=True)
@@ -139,7 +144,7 @@ class Reads:
         return uses[position] if 0 <= position < len(uses) else Read()
 
     def _uses_in_function(self, name: str, ports: frozenset[int]) -> tuple[Read, ...]:
-        """How the function `name`, of whose results `ports` are needed, uses each of its arguments."""
+        """Return how the function `name`, whose results `ports` are needed, uses each of its arguments."""
         function = self._functions[name]
         arguments = [argument.name for argument in function.signature.input_arg]
         results = [function.ret[output.name] for output in function.signature.output_arg]
@@ -155,7 +160,7 @@ class Reads:
         return tuple(found.get(argument, Read()) for argument in arguments)
 
     def _taken_by_function(self, name: str, port: int) -> frozenset[int]:
-        """The positions of the arguments on which the result `port` of the function `name` hangs."""
+        """Return the positions of the arguments that the result `port` of the function `name` depends on."""
         signature = self._functions[name].signature
         if name in self._open or not 0 <= port < len(signature.output_arg):
             return frozenset()
@@ -177,8 +182,10 @@ class Reads:
         *,
         by_data: bool = False,
     ) -> dict[str, set[int]]:
-        """The nodes, and the arguments, that `tensors` hang on, without what lies above the tensors `feeds`, and which
-        outputs of them; only where values flow, if `by_data`."""
+        """Return the nodes and arguments that `tensors` depend on → the outputs of them that are used.
+
+        Nodes above the tensors `feeds` are left out. `by_data`: follow only values, not control inputs.
+        """
         reached: dict[str, set[int]] = {}
         waiting = list(tensors)
         while waiting:
@@ -198,13 +205,13 @@ class Reads:
         return reached
 
     def _called(self, node: Any) -> str:
-        """The function that `node` only calls, "" where it does something else."""
+        """Return the function that `node` merely calls; "" if it does something else."""
         name = node.attr["f"].func.name if node.op in _CALLING else node.op
         return name if name in self._functions else ""
 
 
 def _source(nodes: Mapping[str, Any], reference: str, sources: frozenset[str]) -> str | None:
-    """The one of `sources` that `reference` is, perhaps handed on by others."""
+    """Return the one of `sources` that `reference` refers to, perhaps passed on by other nodes; None if none."""
     for _ in range(100):
         if reference.startswith("^"):
             return None
@@ -224,8 +231,10 @@ def _node_of(reference: str) -> str:
 
 
 def _port(reference: str) -> int:
-    """Of `node`, `node:1` in a graph, `node:name:1` in a function. There the number counts within one output of that
-    name: for calls, all outputs have one."""
+    """Return the output number of `node` (0), `node:1` in a graph, or `node:name:1` in a function.
+
+    In a function, the number counts within one named output; for calls, all outputs have one name.
+    """
     last = reference.rpartition(":")[2]
     return int(last) if last.isdecimal() else 0
 
@@ -235,7 +244,7 @@ def _with_port(reference: str) -> str:
 
 
 def copies(graph_def: Any, variables: Iterable[str]) -> dict[str, list[str]]:
-    """For each of `variables`, resources, the variables of the same type and shape whose initialiser reads it."""
+    """Return for each of `variables` (resources) those of the same type and shape whose initialiser reads it."""
     nodes = {node.name: node for node in graph_def.node}
     wanted = frozenset(variables)
     handles = frozenset(name for name, node in nodes.items() if node.op in _RESOURCES)
@@ -258,7 +267,7 @@ def copies(graph_def: Any, variables: Iterable[str]) -> dict[str, list[str]]:
 
 
 def unset(session: Any, variables: Sequence[str]) -> frozenset[str]:
-    """Those of `variables` that have no value in `session`, asked in one run."""
+    """Return those of `variables` that have no value in `session`, asked in one run."""
     if not variables:
         return frozenset()
     asked = tf.compat.v1.GraphDef()
@@ -274,7 +283,7 @@ def unset(session: Any, variables: Sequence[str]) -> frozenset[str]:
 
 
 def copy_values(session: Any, pairs: Mapping[str, str]) -> None:
-    """Gives each variable, a resource, the value of the one that it leads to. The two share their memory."""
+    """Give each variable in `pairs` (resources) the value of the one that it maps to. The two share their memory."""
     copying = tf.compat.v1.GraphDef()
     for number, (name, source) in enumerate(pairs.items()):
         value = f"value_{number}"
@@ -293,8 +302,10 @@ def _type_of(graph: Any, variable: str) -> int:
 
 
 def _added(graph: Any, nodes: Any, inputs: Iterable[str]) -> list[Any]:
-    """The operations that `nodes`, a GraphDef on the nodes `inputs` of `graph`, become there, in their order. Made so,
-    they cost a tenth of what TensorFlow's functions for single operations cost."""
+    """Add the nodes of the GraphDef `nodes`, with `inputs` of `graph`, to it; return the operations in their order.
+
+    This costs a tenth of TensorFlow's functions for single operations.
+    """
     with graph.as_default():
         tensors = {name: graph.get_operation_by_name(name).outputs[0] for name in inputs}
         added: list[Any] = tf.graph_util.import_graph_def(

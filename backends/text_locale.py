@@ -1,9 +1,9 @@
-"""The locale that ONNX Runtime's StringNormalizer asks the C library for, by name: without it no such model loads.
+"""Provides the locale en_US.UTF-8, which ONNX Runtime's StringNormalizer needs: without it no such model loads.
 
-It takes nothing from it but how letters are made lower or upper case, which the tables of C.UTF-8 say alike: glibc
-builds both from one file. So where en_US.UTF-8 is missing and C.UTF-8 is there, as in small containers, that is given
-the other name. Rejected: localedef, because its sources are in a package that such machines have not either; another
-name in the model, because ONNX Runtime asks for en_US.UTF-8 where the model names none.
+It uses only the rules for lower and upper case, which C.UTF-8 has too: glibc builds both from one file. So if
+en_US.UTF-8 is missing and C.UTF-8 is there, as in small containers, the latter gets the other name. Rejected:
+localedef, because its sources are in a package that such machines lack too; another name in the model, because ONNX
+Runtime asks for en_US.UTF-8 if the model names none.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ ENGLISH = "en_US.UTF-8"
 
 _CATEGORIES = 0x1FBF  # LC_ALL_MASK of glibc
 _NAMED = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
-# English names alone: other languages have letters of their own, as Turkish its i without a dot.
+# Only English names, because other languages have letters of their own, such as Turkish its dotless i.
 _ENGLISH = re.compile(r"en_[A-Z]{2}(\.(UTF-8|utf8))?")
-# The packaged runtime has its own, which alone fits its C library.
+# The packaged runtime has its own folder, the only one that fits its C library.
 _FOLDERS = (os.path.join(sys.base_prefix, "lib", "locale"), "/usr/lib/locale")
 _NEUTRAL = ("C.utf8", "C.UTF-8")
 
-_held: list[int] = []  # locales that stay loaded, so that their folder may go
+_held: list[int] = []  # locales that stay loaded after their folder is gone
 
 
 def named_in(message: str) -> str:
-    """The locale that ONNX Runtime says it could not have; "" where it says nothing of the kind."""
+    """Return the locale that ONNX Runtime's message says is missing; "" if it says nothing of the kind."""
     found = _NAMED.search(message)
     return found[1] if found else ""
 
 
 def remedy(name: str = ENGLISH) -> str:
-    """What an operator does about a locale that is missing."""
+    """Return what an operator can do about a missing locale."""
     place = name.partition(".")[0]
     return (
         f"install the locale {name}: on Debian and Ubuntu by apt-get install locales and localedef -i {place} -f UTF-8 "
@@ -46,7 +46,7 @@ def remedy(name: str = ENGLISH) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether the C library has the locale."""
+    """Return whether the C library has the locale."""
     locale = _new_locale(name)
     if locale:
         _libc().freelocale(ctypes.c_void_p(locale))
@@ -54,15 +54,15 @@ def exists(name: str) -> bool:
 
 
 def borrowed_from() -> str:
-    """The folder of a locale that can stand in for an English one; "" where there is none."""
+    """Return the folder of a locale that can replace an English one; "" if there is none."""
     paths = [os.path.join(folder, name) for folder in _FOLDERS for name in _NEUTRAL]
     return next((path for path in paths if os.path.isfile(os.path.join(path, "LC_CTYPE"))), "")
 
 
 def provide(name: str) -> bool:
-    """Lets the C library find the English locale `name` in this process, by the tables of C.UTF-8. Whether it does.
+    """Let the C library find the English locale `name` in this process, by C.UTF-8's tables; return whether it does.
 
-    From then on it looks for others only where LOCPATH says and in its own folder, not in its archive.
+    From then on it looks for other locales only where LOCPATH says and in its own folder, not in its archive.
     """
     source = borrowed_from()
     if not source or not _ENGLISH.fullmatch(name):

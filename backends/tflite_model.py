@@ -1,8 +1,7 @@
-"""Whether a TensorFlow Lite file is all there, and what its metadata says, without LiteRT: it may be half-copied, or
-hostile.
+"""Checks without LiteRT whether a TensorFlow Lite file is complete, and reads its metadata; it may be hostile.
 
-Sources of the formats: https://flatbuffers.dev/internals (FlatBuffers and FlexBuffers); `schema.fbs` of TensorFlow
-Lite (LiteRT: `tflite/schema/schema.fbs`); `tensorflow/lite/tools/signature/signature_def_util.h`;
+Sources of the formats: https://flatbuffers.dev/internals (FlatBuffers and FlexBuffers); `schema.fbs` of TensorFlow Lite
+(LiteRT: `tflite/schema/schema.fbs`); `tensorflow/lite/tools/signature/signature_def_util.h`;
 `tensorflow/core/protobuf/meta_graph.proto`.
 """
 
@@ -23,7 +22,7 @@ _IDENTIFIER = b"TFL3"
 _SIGNATURES = b"signature_defs_metadata"
 _VERSION = 3
 
-# Offsets are signed 32-bit numbers: tables end below this. Larger files have weights behind it.
+# Offsets are signed 32-bit numbers, so tables end below this. Larger files have weights after it.
 _MAX_TABLE_BYTES = 1 << 31
 
 # A bound for hostile files, in which a million references may lead to one table; LiteRT's own verifier has the same.
@@ -33,7 +32,7 @@ _MAX_TABLES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """A vector of numbers, or a string: elements of so many bytes."""
+    """A vector of numbers, or a string, with elements of that size."""
 
     element_bytes: int
     is_text: bool = False
@@ -46,13 +45,13 @@ class _Tables:
     fields: _Table
 
 
-# By field number. Fields of the table itself (numbers) are not listed: they lie inside the bytes that a walk checks.
+# By field number. Numeric fields of a table are not listed: they lie inside the bytes that a walk checks.
 _Table: TypeAlias = "Mapping[int, _Vector | _Tables | _Table]"
 
 _STRING = _Vector(1, is_text=True)
 _BYTE_VECTOR = _Vector(1)
 _INT_VECTOR = _Vector(4)
-_ANY: _Table = {}  # a table of an unknown kind: builtin options
+_ANY: _Table = {}  # a table of an unknown kind, such as builtin options
 _OPERATOR_CODE: _Table = {1: _STRING}
 _QUANTIZATION: _Table = {0: _INT_VECTOR, 1: _INT_VECTOR, 2: _INT_VECTOR, 3: _Vector(8), 5: _ANY}
 _SPARSITY: _Table = {0: _INT_VECTOR, 1: _INT_VECTOR, 2: _Tables(_ANY)}
@@ -90,8 +89,7 @@ _MODEL: _Table = {
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A tensor by its name. `shape` is what the signature says of it, None where the rank is unknown, if it `has_shape`
-    at all."""
+    """A tensor by its name. If it `has_shape`, `shape` is the signature's shape, None if the rank is unknown."""
 
     name: str
     has_shape: bool = False
@@ -108,10 +106,10 @@ class NamedSignature:
 
 
 def check_complete(path: str, name: str = FILE) -> None:
-    """Returns if LiteRT would find a whole model in the file `name` of the folder `path`.
+    """Return if the file `name` in the folder `path` looks like a complete model to LiteRT.
 
-    Raises IncompleteError saying what is missing; damage is reported so too, because a file that is being written looks
-    the same. Zeros inside of weights cannot be told from weights. Raises BackendError for what no copying can mend.
+    Raise IncompleteError, which says what is missing, also for damage, because a file that is being written looks the
+    same. Zeros inside of weights cannot be told from weights. Raise BackendError for what a finished copy cannot mend.
     """
     try:
         with open_file(path, name) as reader:
@@ -123,24 +121,23 @@ def check_complete(path: str, name: str = FILE) -> None:
 
 
 def read(path: str, name: str = FILE) -> bytes:
-    """The whole file, to be loaded.
+    """Return the bytes of the whole file, to be loaded. Raise IncompleteError, BackendError.
 
-    It is not mapped, as LiteRT would do with a path: who overwrites a mapped file changes, or kills, a running model.
-    Raises IncompleteError, BackendError.
+    It is not mapped, as LiteRT would do with a path: overwriting a mapped file changes, or kills, a running model.
     """
     with open_file(path, name) as reader:
         return reader.read(0, reader.size)
 
 
 def signatures_in_metadata(data: bytes) -> dict[str, NamedSignature]:
-    """The SignatureDefs that tools of TensorFlow Serving write as metadata, by their keys; most models have none.
+    """Return the SignatureDefs that tools of TensorFlow Serving write as metadata, by key; most models have none.
 
-    `data` is a file that has passed `check_complete`. Raises BackendError where they cannot be read.
+    `data` is a file that has passed `check_complete`. Raise BackendError if they cannot be read.
     """
     serialized = _FlatBuffer(data, len(data)).metadata(_SIGNATURES)
     if serialized is None:
         return {}
-    from flatbuffers import flexbuffers  # noqa: PLC0415 - for such models only
+    from flatbuffers import flexbuffers  # noqa: PLC0415 - only for such models
 
     try:
         root = flexbuffers.GetRoot(bytearray(serialized)).AsMap
@@ -150,7 +147,7 @@ def signatures_in_metadata(data: bytes) -> dict[str, NamedSignature]:
         return {key: _parse_signature(key, value) for key, value in found.items()}
     except IncompleteError as error:
         raise BackendError(Code.INVALID_ARGUMENT, f"Invalid SignatureDefs found in TfLite model: {error}") from error
-    except Exception as error:  # what its reader raises on damaged bytes is nowhere specified
+    except Exception as error:  # the exceptions of its reader on damaged bytes are not specified
         raise BackendError(
             Code.INVALID_ARGUMENT,
             f"Invalid SignatureDefs found in TfLite model: {type(error).__name__}: {error}",
@@ -158,7 +155,7 @@ def signatures_in_metadata(data: bytes) -> dict[str, NamedSignature]:
 
 
 class _FlatBuffer:
-    """A model's tables; `size` is that of the file, of which `data` may be the beginning."""
+    """A model's tables. `size` is the file's, of which `data` may be only the beginning."""
 
     def __init__(self, data: bytes, size: int, name: str = FILE) -> None:
         self._name = name
@@ -167,7 +164,7 @@ class _FlatBuffer:
         self._tables_left = _MAX_TABLES
 
     def check(self) -> None:
-        """Raises IncompleteError unless every table, vector and string is inside of the file."""
+        """Raise IncompleteError unless every table, vector and string is inside of the file."""
         if self._size < 8:
             raise IncompleteError(f"{self._name} is cut off: it has {self._size:,} bytes")
         if self._data[4:8] != _IDENTIFIER:
@@ -191,7 +188,7 @@ class _FlatBuffer:
             raise IncompleteError(f"{self._name} has {self._size:,} bytes, but no graph")
 
     def metadata(self, name: bytes) -> bytes | None:
-        """The bytes of the metadata entry `name`."""
+        """Return the bytes of the metadata entry `name`; None if there is none."""
         root = self._follow(0)
         entries, buffers = self._field(root, 6), self._field(root, 4)
         if entries is None or buffers is None:
@@ -224,7 +221,7 @@ class _FlatBuffer:
                 continue
             if isinstance(field, _Vector):
                 start, count = self._vector(at, field.element_bytes)
-                # A file that was allocated but not yet written is zeros somewhere.
+                # A file that was allocated but not yet written has zeros somewhere.
                 if field.is_text and count and not self._data[start + count - 1]:
                     raise self._damaged(start, "a text of zeros")
             elif isinstance(field, _Tables):
@@ -237,17 +234,17 @@ class _FlatBuffer:
             self._check_outside(table)
 
     def _check_outside(self, buffer: int) -> None:
-        """Weights that are not in a table, but behind the last one."""
+        """Check weights that are not in a table, but after the last one."""
         at, length_at = self._field(buffer, 1), self._field(buffer, 2)
         if at is None or length_at is None:
             return
         (offset,) = self._unpack("<Q", at)
         (length,) = self._unpack("<Q", length_at)
-        if offset > 1 and offset + length > self._size:  # 1: a placeholder
+        if offset > 1 and offset + length > self._size:  # 1 is a placeholder
             raise self._cut_off(offset + length)
 
     def _field(self, table: int, number: int) -> int | None:
-        """Where the field `number` of the table at `table` is; None where it has its default. Checks the table."""
+        """Return the position of the field `number` of the table at `table`; None for the default. Check the table."""
         (back,) = self._unpack("<i", table)
         layout = table - back
         if layout < 0 or back == 0:
@@ -266,7 +263,7 @@ class _FlatBuffer:
         return table + offset if offset else None
 
     def _vector(self, at: int, element_bytes: int) -> tuple[int, int]:
-        """Where the elements of the vector that `at` refers to begin, and how many there are."""
+        """Return the position of the first element of the vector that `at` refers to, and the number of elements."""
         start = self._follow(at)
         count = self._uint32(start)
         end = start + 4 + count * element_bytes
@@ -301,7 +298,7 @@ class _FlatBuffer:
 
 
 def _parse_signature(key: str, data: bytes) -> NamedSignature:
-    """A serialized SignatureDef: inputs 1, outputs 2 (maps to TensorInfo), method_name 3."""
+    """Return the signature in a serialized SignatureDef: inputs 1, outputs 2 (maps to TensorInfo), method_name 3."""
     reader = Reader(io.BytesIO(data), f"signature {key!r}", len(data))
     sides: tuple[dict[str, NamedTensor], dict[str, NamedTensor]] = ({}, {})
     for side, number in zip(sides, (1, 2), strict=True):
@@ -311,7 +308,7 @@ def _parse_signature(key: str, data: bytes) -> NamedSignature:
 
 
 def _parse_tensor(reader: Reader, start: int, end: int) -> NamedTensor:
-    """The TensorInfo (field 2) of a map's entry: name 1, tensor_shape 3."""
+    """Return the tensor in the TensorInfo (field 2) of a map's entry: name 1, tensor_shape 3."""
     name, has_shape, shape = "", False, None
     for info in list(reader.messages(start, end, 2)):
         name = _parse_text(reader, *info, 1)
@@ -321,13 +318,13 @@ def _parse_tensor(reader: Reader, start: int, end: int) -> NamedTensor:
 
 
 def _parse_text(reader: Reader, start: int, end: int, number: int) -> str:
-    """The string in the field `number` of a message; of several, as always, the last."""
+    """Return the string in the field `number` of a message; the last one counts."""
     found = list(reader.messages(start, end, number))
     return reader.read(found[-1][0], found[-1][1] - found[-1][0]).decode() if found else ""
 
 
 def _parse_shape(reader: Reader, start: int, end: int) -> tuple[int, ...] | None:
-    """A TensorShapeProto: dim 2 (size 1), unknown_rank 3."""
+    """Return the shape in a TensorShapeProto: dim 2 (size 1), unknown_rank 3."""
     dimensions: list[int] = []
     for number, wire_type, value, stop in reader.fields(start, end):
         if number == 3 and wire_type == VARINT and value:
