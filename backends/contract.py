@@ -67,6 +67,7 @@ class TensorSpec:
 
     @property
     def element(self) -> DType:
+        """The element type named by `dtype`."""
         return BY_NAME[self.dtype]
 
     def to_json(self) -> list[Any]:

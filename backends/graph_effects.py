@@ -17,8 +17,8 @@ __all__ = ["Effects", "acts_outside", "changes_state", "effects"]
 
 # Ops of TensorFlow 2.21 by name; tests/backends/test_graph_effects.py goes through all that it registers.
 
-# State that a session keeps: variables, tables, queues, iterators, random number generators. TensorScatter… and
-# ScatterNd are left out, because they return a new tensor, and so is what lasts no longer than a request, such as a
+# State that a session keeps: variables, tables, queues, iterators, random number generators. Left out are
+# TensorScatter… and ScatterNd, which return a new tensor, and state that lasts no longer than a request, such as a
 # TensorArray.
 _CHANGING = re.compile(
     r"Assign(Add|Sub)?(VariableOp)?$|AssignVariableXlaConcatND$|(Resource)?StridedSliceAssign$"

@@ -62,6 +62,7 @@ class Instance:
         self._runners: dict[str, Any] = {}
 
     def runner(self, key: str) -> Any:
+        """Return the runner of the signature `key`."""
         if key not in self._runners:
             self._runners[key] = self.interpreter.get_signature_runner(key)
         return self._runners[key]
@@ -103,6 +104,7 @@ class _File:
     refused_shapes: set[tuple[tuple[str, tuple[int, ...]], ...]] = field(default_factory=set)
 
     def instance(self, *, plain: bool) -> Instance:
+        """Return an interpreter of the file; `plain`: without XNNPACK."""
         return Instance(self.content, self.threads, plain=plain)
 
 
@@ -116,6 +118,7 @@ class Slot:
         self._plain: Instance | None = None
 
     def instance(self, *, plain: bool = False) -> Instance:
+        """Return the slot's interpreter, made at the first call; `plain`: the one without XNNPACK."""
         if plain:
             if self._plain is None:
                 self._plain = self._file.instance(plain=True)
@@ -165,8 +168,8 @@ def plan_memory(pool: InterpreterPool[Slot]) -> str:
     """Have an interpreter plan its memory, to find models that LiteRT cannot run before the first request.
 
     Sizes that the model leaves open are made up. Return "", or a remark if LiteRT can plan none of them and the first
-    request's shapes decide. Raise BackendError if no request could ever run: an operator is missing, or all sizes are
-    known.
+    request's shapes decide. Raise BackendError if no request could ever run, because an operator is missing, or LiteRT
+    fails although all sizes are known.
     """
     with refusing(Code.INTERNAL), pool.borrow() as slot:
         shapes = slot.instance().shapes()

@@ -91,6 +91,7 @@ def code_of_load(error: Exception) -> Code:
 
 
 def message_of(error: Exception) -> str:
+    """Return the message of an error for clients, with a remedy for a missing locale."""
     text = _STATUS.sub("", str(error))
     text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
     text = " ".join(_SOURCE.sub("", _CONDITION.sub("", text)).split())

@@ -43,9 +43,11 @@ class Reader:
         self._file.close()
 
     def damaged(self, at: int, what: str) -> IncompleteError:
+        """Return the error for damage at byte `at`."""
         return IncompleteError(f"{self.name} is damaged, or not written yet, at byte {at:,} of {self.size:,}: {what}")
 
     def read(self, at: int, size: int) -> bytes:
+        """Return `size` bytes from byte `at`. Raise IncompleteError if the file ends before."""
         self._file.seek(at)
         data = self._file.read(size)
         if len(data) < size:
@@ -109,10 +111,12 @@ class Reader:
                 self.walk(value, stop, schema[number])
 
     def varints(self, at: int, count: int) -> list[int]:
+        """Return `count` varints from byte `at`. Raise IncompleteError."""
         self._file.seek(at)
         return [self._varint() for _ in range(count)]
 
     def position(self) -> int:
+        """Return the position after what was read last."""
         return self._file.tell()
 
     def _varint(self) -> int:

@@ -49,10 +49,12 @@ class Read:
         return Read(self.always or other.always, self.perhaps or other.perhaps, self.assigned or other.assigned)
 
     def in_branch(self) -> Read:
+        """Return the same use, but in a branch that may not run."""
         return Read(False, self.always or self.perhaps, self.assigned)
 
     @property
     def cannot_be_unset(self) -> bool:
+        """Whether a call fails if the variable has no value."""
         return self.always and not self.assigned
 
 

@@ -35,9 +35,11 @@ class FrontSettings:
     monitoring_path: str = ""  # the path of TensorFlow Serving's metrics; "": not served
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return `base` with these settings added as `VARIABLE`."""
         return {**base, VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_environment(cls) -> FrontSettings:
+        """Return the settings that `environment` has written into this process's environment."""
         values = json.loads(os.environ[VARIABLE])
         return cls(**{**values, "options": options_from_json(Options, values["options"])})

@@ -191,12 +191,15 @@ class ModelOptions:
 
     @property
     def precisions(self) -> tuple[str, ...]:
+        """The precisions in `acceleration_precisions`."""
         return parse_precisions(self.acceleration_precisions)
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """The tags in `saved_model_tags`."""
         return tuple(tag.strip() for tag in self.saved_model_tags.split(",") if tag.strip())
 
     @property
     def policy(self) -> VersionPolicy:
+        """The version policy in `version_policy`."""
         return parse_version_policy(self.version_policy)

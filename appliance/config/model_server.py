@@ -77,6 +77,7 @@ class CommandLine:
 
     @property
     def version(self) -> bool:
+        """Whether `--version` was given."""
         return bool(self.flags.get("version"))
 
 

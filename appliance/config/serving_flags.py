@@ -51,6 +51,7 @@ class Flag:
 
     @property
     def shown_default(self) -> str:
+        """The default as `--help` and docs/conformance.md show it."""
         if self.kind == "bool":
             return str(self.default).lower()
         return f"{self.default:g}" if self.kind == "float" else str(self.default)

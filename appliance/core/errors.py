@@ -46,6 +46,7 @@ class ServingError(Exception):
 
     @property
     def http_status(self) -> int:
+        """The HTTP status of the error's code."""
         return HTTP_STATUS[self.code]
 
 

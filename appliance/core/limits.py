@@ -8,4 +8,4 @@ MAX_HEADER_BYTES = 65536
 """The largest size of a request's headers, in REST and in gRPC."""
 
 SHARED_MEMORY_BYTES = 256 << 20
-"""The most shared memory between a front and a version, each way; larger payloads go through their socket."""
+"""The most shared memory between a front and a version, each way; payloads without room go through their socket."""

@@ -1,7 +1,7 @@
 """Questions from one process to another over their control connection: plain JSON values, each with a deadline.
 
 A question is {"ask": ID, "method": M, "params": {…}}. Its answer is {"answer_to": ID} with a "result", or with the
-"code" and "message" of an error. Answers may come in any order. ID 0 is a notification: it is never answered.
+"code" and "message" of an error. Answers may come in any order. ID 0 is a notification: an answer to it is ignored.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class VersionRoute:
 
     @property
     def available(self) -> bool:
+        """Whether clients may use the version."""
         return self.public_state is PublicState.AVAILABLE
 
     def why_not(self, signature: str) -> str:

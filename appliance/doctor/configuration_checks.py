@@ -17,6 +17,7 @@ _SHOWN = 20  # the most model folders, and processes on a port, that are listed
 
 
 def configuration(facts: Facts) -> Found:
+    """Yield whether the configuration can be used, and its warnings."""
     configuration = facts.configuration
     if configuration.error:
         yield Level.FAILED, configuration.error, "correct it; dropserve serve would not start"
@@ -30,6 +31,7 @@ def configuration(facts: Facts) -> Found:
 
 
 def user(facts: Facts) -> Found:
+    """Yield which user has run the checks, because the service's user may have fewer rights."""
     machine = facts.machine
     if machine.uid == 0 and machine.service_user:
         yield (
@@ -42,6 +44,7 @@ def user(facts: Facts) -> Found:
 
 
 def ports(facts: Facts) -> Found:
+    """Yield for each port whether it can be used, and what listens on it."""
     for port in facts.ports:
         names = [name for _, name in port.holders]
         listed = ", ".join(f"{name} (process {pid})" for pid, name in port.holders[:_SHOWN])
@@ -59,6 +62,7 @@ def ports(facts: Facts) -> Found:
 
 
 def folders(facts: Facts) -> Found:
+    """Yield whether the model folders exist, can be read, and are safe from other users."""
     fine: list[str] = []
     told = 0
     for folder in facts.model_folders:
@@ -96,6 +100,7 @@ def folders(facts: Facts) -> Found:
 
 
 def models(facts: Facts) -> Found:
+    """Yield which model folders have problems or remarks."""
     told = {folder.path for folder in facts.model_folders if folder.problem}
     wrong = [model for model in facts.models if (model.problem or model.remarks) and model.base_path not in told]
     for model in wrong[:_SHOWN]:
@@ -123,6 +128,7 @@ def _written(folder: Folder, user: int) -> Iterator[str]:
 
 
 def cache(facts: Facts) -> Found:
+    """Yield whether converted models can be kept."""
     folder, options = facts.cache, facts.configuration.options
     where = f"cache_dir {folder.path}"
     for problem in _written(folder, facts.machine.uid):
@@ -141,6 +147,7 @@ def cache(facts: Facts) -> Found:
 
 
 def runtime(facts: Facts) -> Found:
+    """Yield whether the folder for sockets can be made and used."""
     folder, user = facts.runtime, facts.machine.uid
     where = f"runtime_dir {folder.path}"
     if not folder.exists and os.path.dirname(folder.path) == "/run":
@@ -161,6 +168,7 @@ def runtime(facts: Facts) -> Found:
 
 
 def shared_memory(facts: Facts) -> Found:
+    """Yield whether large tensors can travel through shared memory."""
     folder, wanted = facts.shared_memory, SHARED_MEMORY_BYTES
     if folder.problem or not folder.writable:
         problem = folder.problem or "it may not be written by this user"

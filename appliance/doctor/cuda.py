@@ -12,6 +12,7 @@ _PROVIDER = "libonnxruntime_providers_cuda.so"
 
 
 def main() -> None:
+    """Print why ONNX Runtime cannot use CUDA, or nothing, and exit."""
     import onnxruntime  # noqa: PLC0415 - only this process may load its libraries
 
     from backends.onnx_session import why_no_cuda  # noqa: PLC0415

@@ -118,6 +118,8 @@ class Graphics:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
+    """All facts that the checks judge."""
+
     configuration: Configuration
     machine: Machine
     graphics: Graphics

@@ -9,6 +9,7 @@ __all__ = ["cuda", "driver"]
 
 
 def driver(facts: Facts) -> Found:
+    """Yield whether NVIDIA's driver answers, and whether its GPUs do."""
     status = facts.graphics.status
     wanted = _wants_cuda(facts)
     if status.error:
@@ -28,6 +29,7 @@ def driver(facts: Facts) -> Found:
 
 
 def cuda(facts: Facts) -> Found:
+    """Yield whether ONNX Runtime can use CUDA."""
     problem = facts.graphics.cuda_problem
     if not facts.graphics.status.gpus:
         yield Level.OK, "not looked at: no GPU answers", ""

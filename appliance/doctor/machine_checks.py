@@ -23,6 +23,7 @@ _ODD_LABELS = ("default_t", "unlabeled_t", "user_home_t", "admin_home_t", "user_
 
 
 def cpu(facts: Facts) -> Found:
+    """Yield whether the CPU has the instructions that TensorFlow needs."""
     flags = facts.machine.cpu_flags
     if flags is None:
         yield Level.WARNING, "/proc/cpuinfo does not tell what the CPU can do", "is /proc mounted?"
@@ -38,6 +39,7 @@ def cpu(facts: Facts) -> Found:
 
 
 def memory(facts: Facts) -> Found:
+    """Yield whether enough memory is available."""
     available, total = facts.machine.memory_available_bytes, facts.machine.memory_total_bytes
     if available is None or total is None:
         yield Level.WARNING, "/proc/meminfo does not tell how much memory there is", "is /proc mounted?"
@@ -50,6 +52,7 @@ def memory(facts: Facts) -> Found:
 
 
 def clock(facts: Facts) -> Found:
+    """Yield whether the wall clock is plausible and the monotonic clock moves."""
     machine = facts.machine
     year = time.gmtime(machine.wall_seconds).tm_year
     before, after = machine.monotonic_seconds
@@ -68,6 +71,7 @@ def clock(facts: Facts) -> Found:
 
 
 def kernel(facts: Facts) -> Found:
+    """Yield whether the kernel is new enough, and which fallbacks are in use."""
     release = facts.machine.kernel
     found = re.match(r"(\d+)\.(\d+)", release)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -88,6 +92,7 @@ def kernel(facts: Facts) -> Found:
 
 
 def open_files(facts: Facts) -> Found:
+    """Yield whether a process may open enough files for `max_connections`."""
     soft, hard = facts.machine.open_files
     if facts.configuration.path == SERVICE_CONFIG and facts.machine.unit_open_files is not None:
         soft = hard = facts.machine.unit_open_files  # this shell's limit says nothing about the service
@@ -101,6 +106,7 @@ def open_files(facts: Facts) -> Found:
 
 
 def inotify(facts: Facts) -> Found:
+    """Yield whether file events are available for all version folders."""
     machine = facts.machine
     poll = f"changes are found by the rescan every {facts.configuration.options.file_system_poll_wait_seconds:g} s"
     # A version folder has three folders: itself, variables and assets.
@@ -121,6 +127,7 @@ def inotify(facts: Facts) -> Found:
 
 
 def selinux(facts: Facts) -> Found:
+    """Yield whether SELinux lets a service run the program and read its folders."""
     machine = facts.machine
     if machine.selinux != "enforcing":
         yield Level.OK, f"SELinux is {machine.selinux}", ""
@@ -148,6 +155,7 @@ def _type(label: str) -> str:
 
 
 def libraries(facts: Facts) -> Found:
+    """Yield whether the packaged runtime has mapped libraries of the host."""
     machine = facts.machine
     if machine.foreign_libraries:
         text = f"libraries of the host are mapped: {', '.join(machine.foreign_libraries[:5])}"
@@ -157,6 +165,7 @@ def libraries(facts: Facts) -> Found:
 
 
 def locale(facts: Facts) -> Found:
+    """Yield whether ONNX models that need an English locale can be loaded."""
     machine = facts.machine
     missing = f"the locale {text_locale.ENGLISH} is missing"
     if machine.english_locale:

@@ -32,6 +32,7 @@ class Claim:
 
     @property
     def open_bytes(self) -> int:
+        """The bytes that are promised but not allocated yet."""
         return max(self.promised_bytes - self.allocated_bytes, 0)
 
 

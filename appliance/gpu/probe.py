@@ -206,6 +206,7 @@ def _read() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
+    """Report the driver's start, then answer each line with the GPUs until the client closes the socket."""
     die_with_parent(int(os.environ[PARENT_VARIABLE]))
     set_name("ds-gpu")
     control = socket.socket(fileno=_CONTROL_DESCRIPTOR)

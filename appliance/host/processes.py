@@ -89,6 +89,7 @@ class Reaper:
         self._early: dict[int, int] = {}
 
     def start(self) -> None:
+        """Start to wait for children whenever SIGCHLD arrives."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     def stop(self) -> None:

@@ -123,6 +123,7 @@ class Router:
         self.on_inflight(self._inflight_bytes)
 
     def release(self, nbytes: int) -> None:
+        """Stop counting `nbytes` that `reserve` has counted."""
         self._inflight_bytes -= nbytes
         self.on_inflight(self._inflight_bytes)
 

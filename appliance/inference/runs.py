@@ -24,6 +24,7 @@ class Run(NamedTuple):
 
     @classmethod
     def of(cls, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Run:
+        """Return a run with its inputs packed for the connection."""
         return cls(signature, inputs, outputs, pack_arrays(inputs.items()))
 
 

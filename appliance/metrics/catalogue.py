@@ -13,6 +13,8 @@ import orjson
 
 
 class Type(Enum):
+    """The types of metrics, by Prometheus's names."""
+
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"

@@ -27,9 +27,11 @@ class MetricsKeeper:
         self._folding = False
 
     def worker_restarted(self, model: str) -> None:
+        """Count a worker that died while it served."""
         self._recorder.counter(WORKER_RESTARTS, model).add()
 
     def demoted(self, model: str) -> None:
+        """Count a form that was given up."""
         self._recorder.counter(DEMOTIONS, model).add()
 
     async def fold(self) -> None:

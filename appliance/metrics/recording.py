@@ -63,6 +63,8 @@ class _Series:
 
 
 class Counter(_Series):
+    """A total that only grows."""
+
     __slots__ = ()
 
     def add(self, amount: float = 1.0) -> None:
@@ -71,6 +73,8 @@ class Counter(_Series):
 
 
 class Gauge(_Series):
+    """A current value."""
+
     __slots__ = ()
 
     def set(self, value: float) -> None:
@@ -78,9 +82,12 @@ class Gauge(_Series):
 
 
 class Histogram(_Series):
+    """Counts of values by bucket, and their sum."""
+
     __slots__ = ()
 
     def observe(self, value: float) -> None:
+        """Count one value."""
         with self._lock:
             _observe(self, value)
 
@@ -114,12 +121,15 @@ class Recorder:
         values[at + 1] = time.time()
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
+        """Return the counter of `metric` with `labels`."""
         return self._get(Counter, metric, labels)
 
     def gauge(self, metric: Metric, *labels: str) -> Gauge:
+        """Return the gauge of `metric` with `labels`."""
         return self._get(Gauge, metric, labels)
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
+        """Return the histogram of `metric` with `labels`."""
         return self._get(Histogram, metric, labels)
 
     def _get(self, series: type[S], metric: Metric, labels: tuple[str, ...]) -> S:
@@ -225,12 +235,14 @@ class WorkerMetrics:
         self._latency: dict[str, Histogram] = {}
 
     def loaded(self, path: str, seconds: float) -> None:
+        """Record a successful load of the version folder `path` in `seconds`."""
         self._recorder.counter(LOADS, self._model, "ok").add()
         self._recorder.histogram(LOAD_DURATION, self._model).observe(seconds)
         self._recorder.counter(TF_LOAD_ATTEMPTS, path, "success").add()
         self._recorder.counter(TF_LOAD_LATENCY, path).add(round(seconds * 1e6))
 
     def load_failed(self, path: str) -> None:
+        """Record a failed load of the version folder `path`."""
         self._recorder.counter(LOADS, self._model, "failed").add()
         self._recorder.counter(TF_LOAD_ATTEMPTS, path, "fail").add()
 

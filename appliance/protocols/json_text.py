@@ -57,6 +57,7 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 
 def not_an_object(body: bytes) -> ServingError:
+    """Return the error for a body that is JSON, but not an object."""
     return refusal(f"JSON Value: {start(body)} Is not object")
 
 
@@ -145,6 +146,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def refusal(message: str, remedy: str = "") -> ServingError:
+    """Return an INVALID_ARGUMENT error."""
     return ServingError(Code.INVALID_ARGUMENT, message, remedy)
 
 
@@ -164,4 +166,5 @@ def start(body: bytes) -> str:
 
 
 def cut(text: str) -> str:
+    """Return `text`, cut to the length of a quotation."""
     return text if len(text) <= _EXCERPT_CHARACTERS else text[:_EXCERPT_CHARACTERS] + "..."

@@ -118,6 +118,7 @@ def _is_named(value: Any) -> bool:
 
 
 def is_base64(value: dict[str, Any]) -> bool:
+    """Return whether `value` has the form {"b64": "…"}; the text is not checked."""
     return len(value) == 1 and type(value.get("b64")) is str
 
 

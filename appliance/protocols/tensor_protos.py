@@ -72,10 +72,12 @@ class BadTensorError(Exception):
 
 
 def invalid(message: str) -> ServingError:
+    """Return an INVALID_ARGUMENT error."""
     return ServingError(Code.INVALID_ARGUMENT, message)
 
 
 def allowance_of(data: bytes) -> int:
+    """Return the most bytes that the arrays of the request `data` may take."""
     return max(EXPANDED_BYTES, EXPANDED_MULTIPLE * len(data))
 
 

@@ -51,6 +51,7 @@ def long_varint(data: bytes, position: int, first: int) -> tuple[int, int]:
 
 
 def varint(value: int) -> bytes:
+    """Return the varint of `value`, which is not negative."""
     if value < 0x80:
         return b"%c" % value
     encoded = bytearray()

@@ -39,6 +39,7 @@ class _OneWrite:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
+        """Send `data`; keep a response's head for a moment, to send it with the body."""
         if self._head and len(data) <= _JOINED_BYTES:
             self._transport.write(self._head + data)
             self._head = b""
@@ -52,6 +53,7 @@ class _OneWrite:
             self._transport.write(data)
 
     def flush(self) -> None:
+        """Send a head that is kept."""
         if self._head:
             self._transport.write(self._head)
             self._head = b""

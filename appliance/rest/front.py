@@ -149,6 +149,7 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:predict."""
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
@@ -171,9 +172,11 @@ class RestFront:
             resp.data = encode_predict(answered.outputs[0], row_format)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:classify."""
         await self._classify_or_regress(exchange, req, resp, match, Method.CLASSIFY)
 
     async def regress(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:regress."""
         await self._classify_or_regress(exchange, req, resp, match, Method.REGRESS)
 
     async def _classify_or_regress(
@@ -193,6 +196,7 @@ class RestFront:
         return time.monotonic_ns() + int(self._options.rest_api_timeout_in_ms * 1e6)
 
     async def models(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /v1/models: all models, with the state of each version and its reason."""
         snapshot = self.router.snapshot
         resp.data = _json(
             {
@@ -222,6 +226,7 @@ class RestFront:
         )
 
     async def status(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET of a model or version with TensorFlow Serving's status."""
         versions = self.router.snapshot.status(_asked(exchange, match))
         resp.data = _json(
             {
@@ -237,15 +242,18 @@ class RestFront:
         )
 
     async def metadata(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET …/metadata with the signatures."""
         model, version = self.router.snapshot.resolve(_asked(exchange, match))
         resp.data = _json(metadata_json(model.name, version.version, version.signatures))
 
     async def nameless(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Refuse a path without a model's name."""
         raise ServingError(
             Code.INVALID_ARGUMENT, "Missing model name in request.", "write /v1/models/NAME; GET /v1/models lists them"
         )
 
     async def metrics(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /metrics with our own metrics."""
         resp.data = await self._own_metrics()
         resp.content_type = CONTENT_TYPE
 
@@ -261,6 +269,7 @@ class RestFront:
         resp.content_type = TENSORFLOW_SERVING_CONTENT_TYPE
 
     async def acceleration(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET …/acceleration with the report of a version's conversion."""
         spec = _asked(exchange, match)
         (version,) = self.router.snapshot.status(spec)
         params = {"model": spec.model, "version": version.version}
@@ -270,6 +279,7 @@ class RestFront:
         resp.data = _json({**about, **(known or nothing)})
 
     async def gpu(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /v1/gpu."""
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
@@ -283,9 +293,11 @@ class RestFront:
             )
 
     async def healthz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /healthz: the process is alive."""
         resp.data = _json({"status": "alive"})
 
     async def readyz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /readyz: 200 if the server is ready, else 503."""
         ready = self.router.snapshot.ready
         resp.status = "200" if ready else "503"
         resp.data = _json({"status": "ready" if ready else "not ready; see GET /v1/models"})

@@ -73,6 +73,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 
 
 def main() -> None:
+    """Run gunicorn's master."""
     settings = FrontSettings.from_environment()
     options = settings.options
     die_with_parent(settings.supervisor)

@@ -26,6 +26,7 @@ class ScanThreads:
         self._count = 0
 
     async def call(self, function: Callable[[], T]) -> T:
+        """Return the result of `function`, called in a thread."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 

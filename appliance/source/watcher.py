@@ -58,7 +58,13 @@ _EVENTS: list[type[FileSystemEvent]] = [
 
 
 class Listener(Protocol):
-    """Receives what the source sees. Called in the event loop."""
+    """Receives what the source sees, in the event loop.
+
+    `loaded_versions` returns the versions that need no fingerprint. `model_appeared` is called for a new sub-folder of
+    the root, and returns its `settle_seconds`; `model_vanished` when it is gone. `versions_observed` gets each scan's
+    version folders and a remark about ignored entries. `base_path_lost` gets the reason why a folder cannot be scanned;
+    nothing must be unloaded then.
+    """
 
     def loaded_versions(self, name: str) -> frozenset[int]: ...
     def model_appeared(self, name: str, base_path: str) -> float: ...
@@ -104,9 +110,11 @@ class Source:
         target.task = asyncio.create_task(self._follow(name, target, Settler(settle_seconds)))
 
     def follows(self, name: str) -> bool:
+        """Return whether the model `name` is followed."""
         return name in self._targets
 
     def remove(self, name: str) -> None:
+        """Stop following the model `name`."""
         in_root = name in self._in_root
         self._in_root.discard(name)
         target = self._targets.pop(name)
@@ -122,6 +130,7 @@ class Source:
         self._watch(root)
 
     def stop(self) -> None:
+        """Stop following all folders."""
         for target in [*self._targets.values(), self._root]:
             if target is not None and target.task is not None:
                 target.task.cancel()

@@ -86,6 +86,7 @@ class Channel:
         return True
 
     def close(self) -> None:
+        """Close the socket and all descriptors that were received but not taken."""
         self.sock.close()
         while self.descriptors:
             os.close(self.descriptors.popleft())

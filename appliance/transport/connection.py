@@ -64,6 +64,8 @@ Arrays = dict[str, np.ndarray]
 
 
 class Pending:
+    """A request without an answer yet: the future of its answer, and the number of its segment, if it has one."""
+
     __slots__ = ("future", "segment")
 
     def __init__(self, future: asyncio.Future[Arrays], segment: int | None) -> None:

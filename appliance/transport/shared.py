@@ -31,6 +31,7 @@ class Segment:
     announced: bool = False
 
     def write(self, chunks: Iterable[tuple[int, Buffer]]) -> None:
+        """Write `chunks` (offset in bytes, data) into the segment."""
         for offset, data in chunks:
             view = memoryview(data)
             while view:
@@ -92,6 +93,7 @@ class SegmentPool:
             self._free.append(segment)
 
     def close(self) -> None:
+        """Close all segments."""
         for segment in [*self._free, *self._used.values()]:
             self._close(segment)
         self._free.clear()

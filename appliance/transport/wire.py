@@ -44,6 +44,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Kind(IntEnum):
+    """The kinds of frames, and the contents of their meta."""
+
     PREDICT = 1  # front → worker: meta = signature and wanted outputs, table
     RESULT = 2  # worker → front: meta = table
     ERROR = 3  # worker → front: meta = code u8, message
@@ -80,6 +82,7 @@ class Packed(NamedTuple):
 def header(
     kind: Kind, meta_bytes: int, payload_bytes: int, request_id: int = 0, deadline_ns: int = 0, flags: int = 0
 ) -> bytes:
+    """Return a frame's header. `deadline_ns` is in CLOCK_MONOTONIC nanoseconds; 0 means none."""
     return HEADER.pack(MAGIC, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns)
 
 
