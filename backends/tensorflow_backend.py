@@ -71,7 +71,7 @@ def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> 
 class TensorFlowBackend:
     """A SavedModel in its own session; see `load`.
 
-    Implements `backends.contract.Backend`, `Remarked`, `Partial`, `Changing`.
+    Implements `backends.contract.Backend`, `Remarked`, `Partial` and `Changing`.
 
     `signatures` are those that can be served; `unsupported` says why each other one is not: sparse tensors and element
     types outside `backends.dtypes`, which TensorFlow Serving cannot carry either.

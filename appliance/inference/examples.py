@@ -53,9 +53,7 @@ class Inference:
     ) -> bytes:
         """Answer a serialized ClassificationRequest or RegressionRequest with a serialized response.
 
-        Raise ServingError.
-
-        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds.
+        `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raise ServingError.
         """
         request = decode_request(data)
         exchange.model = request.spec.model

@@ -149,7 +149,6 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer POST …:predict."""
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
@@ -172,11 +171,9 @@ class RestFront:
             resp.data = encode_predict(answered.outputs[0], row_format)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer POST …:classify."""
         await self._classify_or_regress(exchange, req, resp, match, Method.CLASSIFY)
 
     async def regress(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer POST …:regress."""
         await self._classify_or_regress(exchange, req, resp, match, Method.REGRESS)
 
     async def _classify_or_regress(
@@ -226,7 +223,6 @@ class RestFront:
         )
 
     async def status(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer GET of a model or version with TensorFlow Serving's status."""
         versions = self.router.snapshot.status(_asked(exchange, match))
         resp.data = _json(
             {
@@ -242,7 +238,6 @@ class RestFront:
         )
 
     async def metadata(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer GET …/metadata with the signatures."""
         model, version = self.router.snapshot.resolve(_asked(exchange, match))
         resp.data = _json(metadata_json(model.name, version.version, version.signatures))
 
@@ -253,7 +248,6 @@ class RestFront:
         )
 
     async def metrics(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer GET /metrics with our own metrics."""
         resp.data = await self._own_metrics()
         resp.content_type = CONTENT_TYPE
 
@@ -279,7 +273,6 @@ class RestFront:
         resp.data = _json({**about, **(known or nothing)})
 
     async def gpu(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer GET /v1/gpu."""
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
@@ -293,7 +286,6 @@ class RestFront:
             )
 
     async def healthz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        """Answer GET /healthz: the process is alive."""
         resp.data = _json({"status": "alive"})
 
     async def readyz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:

@@ -92,7 +92,6 @@ class GrpcFront:
         )
 
     async def predict(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer Predict."""
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         with Reservation(self.router) as reserved:
             reserved.add(len(data))
@@ -123,11 +122,9 @@ class GrpcFront:
             )
 
     async def classify(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer Classify."""
         return await self._classify_or_regress(exchange, data, ExamplesMethod.CLASSIFY, seconds)
 
     async def regress(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer Regress."""
         return await self._classify_or_regress(exchange, data, ExamplesMethod.REGRESS, seconds)
 
     async def _classify_or_regress(
@@ -139,14 +136,12 @@ class GrpcFront:
             return await self._inference.classify_or_regress(data, method, exchange, reserved, deadline_ns)
 
     async def multi_inference(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer MultiInference."""
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         with Reservation(self.router) as reserved:
             reserved.add(len(data))
             return await self._inference.multi_inference(data, exchange, reserved, deadline_ns)
 
     async def get_model_metadata(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer GetModelMetadata with the signatures."""
         request = _parse(protos.GetModelMetadataRequest, data)
         spec = _spec_of(exchange, request)
         if not request.metadata_field:
@@ -168,7 +163,6 @@ class GrpcFront:
         return bytes(response.SerializeToString())
 
     async def get_model_status(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        """Answer GetModelStatus."""
         spec = _spec_of(exchange, _parse(protos.GetModelStatusRequest, data))
         versions = self.router.snapshot.status(model_spec(spec))
         response = protos.GetModelStatusResponse()
