@@ -1,10 +1,8 @@
 """Translates the command line of `tensorflow_model_server` to our options, and checks it as TensorFlow Serving does.
 
-Pure.
-
-TensorFlow Serving's rules are in its `model_servers/main.cc` and TensorFlow's `tsl/util/command_line_flags.cc`: it
-accepts `--name=value`, and `--name` for true; an unknown argument is reported and ignored, and the server starts. We
-also accept `--name value` and every option of dropserve.
+Pure. TensorFlow Serving's rules are in its `model_servers/main.cc` and TensorFlow's `tsl/util/command_line_flags.cc`:
+it accepts `--name=value`, and `--name` for true; an unknown argument is reported and ignored, and the server starts.
+We also accept `--name value` and every option of dropserve.
 """
 
 from __future__ import annotations

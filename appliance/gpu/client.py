@@ -36,7 +36,7 @@ _IDLE_SECONDS = 60.0
 _NO_DRIVER_SECONDS = 60.0  # a driver may be installed while we serve
 _KEPT_SECONDS = 60.0  # older values say nothing about the GPU's current state
 _MAX_BACKOFF_SECONDS = 60.0
-# NVML reports a lost GPU as lost, and one that is back as missing, until it is initialised again.
+# Until it is initialised again, NVML keeps a lost GPU lost, and does not find one that is back.
 _RENEWED_SECONDS = 10.0
 _MAX_LINE_BYTES = 2**20
 

@@ -134,7 +134,8 @@ def inline(packed: Packed) -> list[Buffer]:
 def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
     """Return the named arrays of a table and its payload.
 
-    Numeric arrays are views of `payload`; strings are bytes objects. Raise WireError if the table does not describe the payload.
+    Numeric arrays are views of `payload`; strings are bytes objects. Raise WireError if the table does not describe the
+    payload.
     """
     table = bytes(table)
     layout = _layout(table) if len(table) <= _MAX_KEPT_BYTES else _layout.__wrapped__(table)
