@@ -67,7 +67,7 @@ def folders(facts: Facts) -> Found:
     told = 0
     for folder in facts.model_folders:
         if told == _SHOWN:
-            yield Level.WARNING, "more folders are not told of", "correct those above first"
+            yield Level.WARNING, "the remaining model folders are not listed", "correct those above first"
             return
         told += 1
         where = f"{folder.option} {folder.path}"

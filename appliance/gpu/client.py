@@ -151,7 +151,7 @@ class GpuClient:
         wrong = "; ".join([status.error, *(f"GPU {gpu.index}: {gpu.error}" for gpu in status.gpus if gpu.error)])
         wrong = wrong.strip("; ")
         if wrong and wrong != self._logged:
-            logger.warning("the state of the GPUs is not known in full: %s", wrong)
+            logger.warning("the state of the GPUs is only partly known: %s", wrong)
         elif self._logged and not wrong:
             logger.info("the state of the GPUs is known again")
         self._logged = wrong

@@ -150,5 +150,5 @@ async def _inflated(body: bytes, limit: int, reserved: Reservation) -> bytes:
     except zlib.error as error:
         raise ServingError(Code.INVALID_ARGUMENT, f"The body is not gzip: {error}") from None
     if inflater.unused_data:
-        raise ServingError(Code.INVALID_ARGUMENT, "There is something behind the gzip body", "send one gzip member")
+        raise ServingError(Code.INVALID_ARGUMENT, "The body goes on after its gzip data", "send one gzip member")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
