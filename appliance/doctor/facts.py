@@ -278,11 +278,11 @@ def _in_root(root: str) -> tuple[list[str], tuple[str, ...]]:
     try:
         _, names = scan_root(root)
         odd = sorted(name for name in os.listdir(root) if ":" in name and not name.startswith("."))
-        itself = [part for part in scan_base_path(root).remark.split("; ") if part.endswith(" itself")]
+        held = scan_base_path(root).held
     except OSError:
         return [], ()
     ignored = [f"{os.path.join(root, name)} is ignored: a model's name has no colon" for name in odd[:3]]
-    moved = [f"{text}, which is no model's name; move it to {root}/NAME/1" for text in itself]
+    moved = [f"{held}, which is no model's name; move it to {root}/NAME/1"] if held else []
     return names, (*ignored, *moved)
 
 

@@ -62,7 +62,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
         ignored.append(f"{base_path} holds {min(held)} itself; {remedy}")
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
-    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes)
+    what = f"{base_path} holds {min(held)} itself" if held and not versions else ""
+    return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes, what)
 
 
 def fingerprint(path: str) -> Fingerprint:

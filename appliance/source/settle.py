@@ -27,7 +27,7 @@ class Scan:
     """One scan of a base path: its device, its version folders, and a remark about ignored entries.
 
     A fingerprint is None if it was not asked for: the version is loaded, and only its folder's existence and inode
-    matter.
+    matter. `held` says which model lies in the base path itself, where no version is looked for; "" if none does.
     """
 
     device: int
@@ -35,6 +35,7 @@ class Scan:
     paths: Mapping[int, str]
     remark: str = ""
     inodes: Mapping[int, int] = field(default_factory=dict)
+    held: str = ""
 
 
 @dataclass(slots=True)

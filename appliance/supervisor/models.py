@@ -270,9 +270,9 @@ class Models:
             logger.info("model %s: its folder is gone", name)
             self._controller.post(partial(_remove, name))
 
-    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str) -> None:
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str, holds_model: bool) -> None:
         if name in self._candidates:
-            if not observed and " itself; " not in remark:
+            if not observed and not holds_model:
                 return
             base_path = self._candidates.pop(name)
             logger.info("model %s: found at %s", name, base_path)
