@@ -11,14 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from appliance import __version__
 from appliance.config.batching_parameters import check_batching
-from appliance.config.front_settings import GRPC_ENVIRONMENT, FrontSettings
-from appliance.config.model_server import announcements
 from appliance.config.models import ConfiguredModel
 from appliance.config.monitoring_config import read_monitoring_config
 from appliance.config.op_libraries import check_op_libraries
-from appliance.config.options import effective
 from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError
@@ -28,13 +24,14 @@ from appliance.core.servable import Form, ServableId
 from appliance.gpu.client import GpuClient
 from appliance.gpu.values import GpuStatus
 from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
-from appliance.host.processes import Reaper, become_subreaper, set_name, spawn
+from appliance.host.processes import Reaper, become_subreaper, set_name
 from appliance.host.service_manager import Notifier
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.metrics.keeper import MetricsKeeper
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
+from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models, log_warnings
 from appliance.supervisor.odd_shapes import OddShapes
@@ -151,7 +148,15 @@ class Supervisor:
             self._profiler = Profiler(self._workers, self._tasks, directory)
             control_path = os.path.join(directory, "control")
             control = await self._fronts.listen(control_path)
-            self._later = self._front_programs(control_path)
+            self._later = front_programs(
+                self._options,
+                self._cores,
+                self._listener,
+                None if self._grpc_holder is None else self._grpc_holder.getsockname()[1],
+                control_path=control_path,
+                metrics_directory=self._metrics_directory,
+                monitoring_path=self._monitoring_path,
+            )
             if not options.listen_when_loaded or options.model_root:
                 self._start_fronts()
             self._models.start(models)
@@ -370,63 +375,12 @@ class Supervisor:
         if self._announced or not expected <= self._serving:
             return
         self._announced = True
-        host = self._options.bind_address
-        shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
         rest = None if self._listener is None else self._listener.getsockname()[1]
         grpc = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
-        places = [
-            *([] if rest is None else [f"REST on http://{shown}:{rest}"]),
-            *([] if grpc is None else [f"gRPC on {shown}:{grpc}"]),
-            *([f"gRPC on unix:{self._options.grpc_socket_path}"] if self._options.grpc_socket_path else []),
-        ]
-        if self._options.listen_when_loaded:  # as the command tensorflow_model_server does
-            for text in announcements(host, grpc, self._options.grpc_socket_path, rest):
-                logger.info("%s", text)
-        logger.info(
-            "dropserve %s serves %s",
-            __version__,
-            " and ".join(places),
-            extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
-        )
+        log_serving(self._options, rest, grpc)
         if not self._leaving and not self._stopping:
             self._notifier.say("READY=1")
             self._notifier.status(self._status())
-
-    def _front_programs(self, control_path: str) -> list[Program]:
-        options = self._options
-        rest = effective(options.rest_workers, self._cores, 2, 4)
-        grpc = effective(options.grpc_workers, self._cores, 2, 4)
-        port = None if self._grpc_holder is None else self._grpc_holder.getsockname()[1]
-
-        def settings(index: int, workers: int) -> FrontSettings:
-            return FrontSettings(
-                options=options,
-                supervisor=os.getpid(),
-                control_path=control_path,
-                metrics_directory=self._metrics_directory,
-                monitoring_path=self._monitoring_path,
-                workers=workers,
-                index=index,
-                port=port,
-                max_inflight_bytes=options.max_inflight_bytes // (rest + grpc),
-            )
-
-        def start_rest() -> int:
-            environment = settings(0, rest).environment(os.environ)
-            assert self._listener is not None
-            return spawn("appliance.rest.process", environment, [self._listener.fileno()])
-
-        def start_grpc(index: int) -> Callable[[], int]:
-            def start() -> int:
-                environment = settings(index, 1).environment(GRPC_ENVIRONMENT | os.environ)
-                return spawn("appliance.rpc.server", environment)
-
-            return start
-
-        programs = [] if self._listener is None else [Program("rest", start_rest)]
-        if port is None:
-            grpc = 1 if options.grpc_socket_path else 0  # one process owns the Unix socket
-        return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,83 @@
+"""The programs that answer clients, as the supervisor starts them; and the lines that say where they listen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from appliance import __version__
+from appliance.config.front_settings import GRPC_ENVIRONMENT, FrontSettings
+from appliance.config.model_server import announcements
+from appliance.config.options import Options, effective
+from appliance.host.processes import spawn
+from appliance.supervisor.programs import Program
+
+__all__ = ["front_programs", "log_serving"]
+
+logger = logging.getLogger(__name__)
+
+
+def front_programs(
+    options: Options,
+    cores: int,
+    listener: socket.socket | None,
+    port: int | None,
+    *,
+    control_path: str,
+    metrics_directory: str,
+    monitoring_path: str,
+) -> list[Program]:
+    """Return the programs of REST, which serves on `listener`, and of gRPC, which serves on TCP port `port`; None: not
+    served."""
+    rest = effective(options.rest_workers, cores, 2, 4)
+    grpc = effective(options.grpc_workers, cores, 2, 4)
+
+    def settings(index: int, workers: int) -> FrontSettings:
+        return FrontSettings(
+            options=options,
+            supervisor=os.getpid(),
+            control_path=control_path,
+            metrics_directory=metrics_directory,
+            monitoring_path=monitoring_path,
+            workers=workers,
+            index=index,
+            port=port,
+            max_inflight_bytes=options.max_inflight_bytes // (rest + grpc),
+        )
+
+    def start_rest() -> int:
+        assert listener is not None
+        return spawn("appliance.rest.process", settings(0, rest).environment(os.environ), [listener.fileno()])
+
+    def start_grpc(index: int) -> Callable[[], int]:
+        def start() -> int:
+            return spawn("appliance.rpc.server", settings(index, 1).environment(GRPC_ENVIRONMENT | os.environ))
+
+        return start
+
+    programs = [] if listener is None else [Program("rest", start_rest)]
+    if port is None:
+        grpc = 1 if options.grpc_socket_path else 0  # one process owns the Unix socket
+    return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+
+
+def log_serving(options: Options, rest: int | None, grpc: int | None) -> None:
+    """Log where requests are taken: by REST and gRPC on these TCP ports (None: not served)."""
+    host = options.bind_address
+    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    places = [
+        *([] if rest is None else [f"REST on http://{shown}:{rest}"]),
+        *([] if grpc is None else [f"gRPC on {shown}:{grpc}"]),
+        *([f"gRPC on unix:{options.grpc_socket_path}"] if options.grpc_socket_path else []),
+    ]
+    if options.listen_when_loaded:  # as the command tensorflow_model_server does
+        for text in announcements(host, grpc, options.grpc_socket_path, rest):
+            logger.info("%s", text)
+    logger.info(
+        "dropserve %s serves %s",
+        __version__,
+        " and ".join(places),
+        extra={"fields": {"rest_api_port": rest, "port": grpc, "event": "serving"}},
+    )
