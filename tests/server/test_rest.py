@@ -242,14 +242,6 @@ def test_options_without_an_origin_is_refused(open_server: Server) -> None:
     assert CORS.items() <= headers.items()
 
 
-def test_compression_can_be_switched_off(open_server: Server) -> None:
-    body = json.dumps({"instances": [1.0] * 10_000}).encode()
-    for accepted in ("gzip", "gzip, identity;q=0"):
-        _, answer, headers = open_server.http("POST", "/v1/models/m:predict", body, {"Accept-Encoding": accepted})
-        assert len(answer["predictions"]) == 10_000
-        assert "content-encoding" not in headers
-
-
 @pytest.mark.parametrize(("label", "version", "y"), [("stable", "1", 2.5), ("a%20b", "2", 3.5)])
 def test_a_label_in_the_path_is_the_version_that_answers(
     open_server: Server, label: str, version: str, y: float
