@@ -100,6 +100,9 @@ class RestFront:
         except asyncio.CancelledError:
             exchange.code = Code.CANCELLED
             raise
+        except Exception:
+            resp.status = "500"  # as `make_app` answers
+            raise
         finally:
             exchange.response_bytes = len(resp.data or b"")
             self._accounting.account(exchange, lambda: _access(exchange, req, resp, path))
