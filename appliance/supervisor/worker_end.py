@@ -14,7 +14,12 @@ from appliance.worker.run_record import read_record
 __all__ = ["WorkerEnd", "end_of", "what_was_fatal"]
 
 _CHECK = "Check failed: "  # before it, a line has the time, the thread and the file
-_NO_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory", re.IGNORECASE)
+# As the C library and TensorFlow say that the machine lacks something: a thread, a descriptor, memory.
+_WANT = re.compile(
+    "bad_alloc|out of memory|cannot allocate memory|pthread_create|resource temporarily unavailable"
+    "|too many open files",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,9 @@ def end_of(status: int, words: str, socket_path: str, record_path: str) -> Worke
 
 def what_was_fatal(status: int, words: str) -> str:
     """Return the signal that a process raised by what it ran, with the reason that its last words give; "" if it ended
-    otherwise, or for want of memory."""
+    otherwise, or for want of memory, threads or descriptors."""
     name = fatal_signal(status)
-    if not name or _NO_MEMORY.search(words):
+    if not name or _WANT.search(words):
         return ""
     start = max(words.find(_CHECK), 0)
     return f"{name}: {words[start:]}" if words else name

@@ -169,10 +169,18 @@ def test_only_signals_that_a_process_raises_by_what_it_runs_count(status: int, n
         (signal.SIGABRT, "F0000 00:00:1 7 a.cc:7] any x", "SIGABRT: F0000 00:00:1 7 a.cc:7] any x"),
         (signal.SIGSEGV, "", "SIGSEGV"),
         (signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", ""),
+        (
+            signal.SIGABRT,
+            "F0000 a.cc:7] Check failed: ret == 0 (11 vs. 0)Thread creation via pthread_create() failed.",
+            "",
+        ),
+        (signal.SIGABRT, "libgomp: Thread creation failed: Resource temporarily unavailable", ""),
+        (signal.SIGABRT, "F0000 a.cc:7] open /models/a: Too many open files", ""),
+        (signal.SIGSEGV, "mmap: Cannot allocate memory", ""),
         (signal.SIGKILL, "Check failed: a == b", ""),
     ],
 )
-def test_want_of_memory_is_no_request_s_fault(status: int, words: str, told: str) -> None:
+def test_want_of_memory_threads_or_descriptors_is_no_request_s_fault(status: int, words: str, told: str) -> None:
     assert what_was_fatal(status, words) == told
 
 
