@@ -1,25 +1,40 @@
 """Kinds of requests that end the process of a version, and which of them are refused. Pure: no process, file or clock.
 
-A `Kind` is what requests have in common: the signature, and each input's dtype and shape. A version's kinds are counted
-when its process dies of a fatal signal while it runs them; the second time, the kind is refused. One that the version
-has ever answered is never refused as a whole: only the exact inputs are.
+A `Kind` is what requests have in common: the signature, and each input's dtype and shape. If a version's process dies
+of a fatal signal while it runs requests of one kind only, that counts against the kind; the second time, it is refused.
+A kind that the signature admits, or that the version has ever answered, is never refused as a whole: only the exact
+inputs are. In doubt nothing is refused: to lock out good clients is worse than to die once more.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from backends.contract import Signature
 
-__all__ = ["NO_RUNS", "Held", "Kind", "Refused", "Runs", "Suspects", "digest_of", "kind_of", "refusal", "shape_text"]
+__all__ = [
+    "NO_RUNS",
+    "Held",
+    "Kind",
+    "Refused",
+    "Runs",
+    "Suspects",
+    "admits",
+    "digest_of",
+    "kind_of",
+    "refusal",
+    "shape_text",
+]
 
 ANY = -1
 """A size of any value but 0."""
+
+_T = TypeVar("_T")
 
 _DEATHS = 2
 _MAX_SUSPECTS = 256
@@ -83,6 +98,25 @@ def _abstracted(declared: Sequence[int] | None, shape: tuple[int, ...]) -> tuple
     return shape
 
 
+def admits(signature: Signature, kind: Kind) -> bool:
+    """Return whether `signature` admits requests of `kind`, which is of this signature: the declared ranks, the sizes
+    that it knows, and no 0 where it knows none."""
+    return all(_admits(signature.inputs[name].shape, shape) for name, _, shape in kind.inputs)
+
+
+def _admits(declared: Sequence[int] | None, shape: tuple[int, ...]) -> bool:
+    if declared is None:
+        return 0 not in shape
+    if len(declared) != len(shape):
+        return False
+    return all(size == known if known >= 0 else size != 0 for known, size in zip(declared, shape, strict=True))
+
+
+def _has_declared_ranks(signature: Signature, kind: Kind) -> bool:
+    shapes = ((signature.inputs[name].shape, shape) for name, _, shape in kind.inputs)
+    return all(declared is None or len(declared) == len(shape) for declared, shape in shapes)
+
+
 def digest_of(inputs: Mapping[str, np.ndarray]) -> str:
     """Return what identifies exactly these inputs: names, shapes and values, whatever their order and memory."""
     digest = hashlib.blake2b(digest_size=16)
@@ -108,11 +142,21 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What a process ran at its end, and the kinds that it had answered; `forgot` if it had answered more."""
+    """What a process ran at its end, and the kinds that it had answered.
+
+    `forgot` if it had answered more kinds; `unnamed` if it also ran requests whose kinds are not known. `survived` are
+    digests of inputs that it had run, answered or not: the last few.
+    """
 
     held: tuple[Held, ...] = ()
     answered: frozenset[Kind] = frozenset()
     forgot: bool = False
+    unnamed: bool = False
+    survived: frozenset[str] = frozenset()
+
+    def with_answered_of(self, other: Runs) -> Runs:
+        """Return the same with what `other` had answered too."""
+        return replace(self, answered=self.answered | other.answered, forgot=self.forgot or other.forgot)
 
 
 NO_RUNS = Runs()
@@ -156,57 +200,79 @@ def refusal(
 
 
 class Suspects:
-    """What is known of one version with certain `files` (their digest): bounded, whatever clients send."""
+    """What is known of one version with certain `files` (their digest): bounded, whatever clients send.
+
+    `is_watched`: the next process is to run its requests one at a time at first, so that it is known what ends it.
+    """
 
     def __init__(self, files: str | None = None) -> None:
         self.files = files
         self.refused: tuple[Refused, ...] = ()
+        self.is_watched = False
         self._deaths: dict[Kind, int] = {}  # those that died last are the last
-        self._answered: set[Kind] = set()
+        self._deaths_of_inputs: dict[Held, int] = {}
+        self._answered: dict[Kind, None] = {}  # the oldest first
         self._forgot = False
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether the next process is to run its requests one at a time at first, so that it is known what ends it."""
-        return bool(self._deaths)
+    def learn(self, runs: Runs) -> None:
+        """Take in what a process of the version has answered."""
+        self._answered.update(dict.fromkeys(runs.answered))
+        self._forgot |= runs.forgot
+        while len(self._answered) > _MAX_ANSWERED:
+            del self._answered[next(iter(self._answered))]
+            self._forgot = True
 
-    def learn(self, answered: Collection[Kind], forgot: bool = False) -> None:
-        """Takes in what the version has answered; `forgot` if it has answered more kinds than that."""
-        self._answered.update(answered)
-        if forgot or len(self._answered) > _MAX_ANSWERED:
-            self._forgot = True  # any kind may have been answered: none is refused as a whole any more
-            self._answered.clear()
+    def died(self, runs: Runs, how: str, signatures: Mapping[str, Signature]) -> Refused | None:
+        """The process died of a fatal signal at `runs`; return what is refused from now on, if anything.
 
-    def died(self, held: Sequence[Held], how: str) -> Refused | None:
-        """The process died of a fatal signal while it ran `held`; return what is refused from now on, if anything.
-
-        If several could be to blame, nothing is: they will be run one at a time, and the next death tells.
+        If it ran several kinds, that counts against none: the next process runs one at a time, so the next death tells.
         """
-        kinds = list(dict.fromkeys(one.kind for one in held))
-        for kind in kinds:
-            self._deaths[kind] = self._deaths.pop(kind, 0) + 1
-        while len(self._deaths) > _MAX_SUSPECTS:
-            del self._deaths[next(iter(self._deaths))]
-        again = [kind for kind in kinds if self._deaths[kind] >= _DEATHS]
-        never_answered = [kind for kind in again if not self._may_be_answered(kind)]
+        self.is_watched = True
+        held = [one for one in runs.held if _is_of(one.kind, signatures)]
+        is_sure = len(held) == len(runs.held) and not runs.unnamed
         why = f"have ended this version's process twice ({how})"
-        if len(never_answered) == 1:
-            return self._refuse(Refused(never_answered[0], why))
-        if again and len(held) == 1 and held[0].digest:
-            return self._refuse(Refused(held[0].kind, why, held[0].digest))
+        twice = [one for one in dict.fromkeys(held) if one.digest and _count(self._deaths_of_inputs, one) >= _DEATHS]
+        if is_sure and len({one.kind for one in held}) == 1 and _count(self._deaths, held[0].kind) >= _DEATHS:
+            if not self._is_spared(held[0].kind, signatures):
+                return self._refuse(Refused(held[0].kind, why))
+            if len(held) == 1 and held[0].digest:
+                return self._refuse(Refused(held[0].kind, why, held[0].digest))
+        # Beside others, who has come back before is not to blame: a client that always sends the same is always there.
+        blamed = [one for one in twice if one.digest not in runs.survived]
+        if len(blamed) == 1:
+            return self._refuse(Refused(blamed[0].kind, why, blamed[0].digest))
         return None
 
-    def tried(self, kind: Kind, how: str) -> Refused | None:
+    def tried(self, kind: Kind, how: str, signatures: Mapping[str, Signature]) -> Refused | None:
         """A process that was there to be lost died of `kind`; return what is refused from now on, if anything."""
-        if self._may_be_answered(kind):
+        if not _is_of(kind, signatures) or self._is_spared(kind, signatures):
             return None
         return self._refuse(Refused(kind, f"end the process that runs them, as a trial has shown ({how})"))
 
-    def _may_be_answered(self, kind: Kind) -> bool:
-        return self._forgot or kind in self._answered
+    def _is_spared(self, kind: Kind, signatures: Mapping[str, Signature]) -> bool:
+        """Whether the kind, which is of one of `signatures`, may be one that good clients send."""
+        signature = signatures[kind.signature]
+        if kind in self._answered or admits(signature, kind):
+            return True
+        # There are few kinds of other ranks, so one that was answered is likely to be remembered.
+        return self._forgot and _has_declared_ranks(signature, kind)
 
     def _refuse(self, one: Refused) -> Refused | None:
         if any((one.kind, one.digest) == (known.kind, known.digest) for known in self.refused):
             return None
         self.refused = (*self.refused, one)[-_MAX_REFUSED:]
         return one
+
+
+def _is_of(kind: Kind, signatures: Mapping[str, Signature]) -> bool:
+    """Return whether the signature and the inputs of `kind` exist: it was read from what a model's process wrote."""
+    signature = signatures.get(kind.signature)
+    return signature is not None and all(name in signature.inputs for name, _, _ in kind.inputs)
+
+
+def _count(deaths: dict[_T, int], key: _T) -> int:
+    """Count one more death of `key`, forget the oldest of too many, and return how many it has died now."""
+    found = deaths[key] = deaths.pop(key, 0) + 1
+    if len(deaths) > _MAX_SUSPECTS:
+        del deaths[next(iter(deaths))]
+    return found

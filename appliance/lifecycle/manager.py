@@ -291,10 +291,10 @@ class Manager:
     def worker_ended(self, worker: int, how: str, now: float, runs: Runs = NO_RUNS, fatal: str = "") -> list[Action]:
         """The worker's process is gone: `how` says by what, `runs` what it ran, and `fatal` what it died of where that
         may be to blame."""
+        self._poisoning.worker_ended(worker, runs, fatal)
         version = self._servables.version_of(worker)
         if version is None:
             return []
-        self._poisoning.worker_ended(version, worker, runs, fatal)
         if version.is_succeeded_by(worker) or version.state in (State.LOADING, State.RESTARTING):
             return self.worker_failed(worker, Code.INTERNAL, f"its worker died while loading: {how}", now)
         self._detach(version)

@@ -16,27 +16,37 @@ class Poisoning:
     def __init__(self, servables: Servables) -> None:
         self._servables = servables
 
-    def worker_ended(self, version: Version, worker: int, runs: Runs, fatal: str) -> None:
-        """A worker of the version is gone. `fatal` is what it died of while it ran requests, "" if it did not.
+    def worker_ended(self, worker: int, runs: Runs, fatal: str) -> None:
+        """The worker is gone. `fatal` is what it died of while it ran requests, "" if it did not.
 
-        The death of a form has another consequence: the form is given up.
+        What it has answered is learnt also if it served no more: another has taken over, or it stood by. The death of a
+        form has another consequence: the form is given up.
         """
-        version.suspects.learn(runs.answered, runs.forgot)
+        started = self._servables.take_started(worker)
+        version = None if started is None else self._served(*started)
+        if version is None:
+            return
+        version.suspects.learn(runs)
         successor = version.successor
-        form = successor.form if successor is not None and successor.worker == worker else version.form
-        if fatal and runs.held and form is None:
-            self._say(version, version.suspects.died(runs.held, fatal))
+        if successor is not None and successor.worker == worker:
+            form, signatures = successor.form, successor.signatures
+        elif version.worker == worker:
+            form, signatures = version.form, version.signatures
+        else:
+            return
+        if fatal and form is None and (runs.held or runs.unnamed):
+            self._say(version, version.suspects.died(runs, fatal, signatures))
 
     def odd_shapes_tried(
-        self, servable: ServableId, digest: str, fatal: Collection[Kind], how: str, answered: Collection[Kind]
+        self, servable: ServableId, digest: str, fatal: Collection[Kind], how: str, answered: Runs
     ) -> None:
-        """An expendable process has died of the kinds in `fatal`; it, or the version itself, has answered those that
-        are `answered`."""
+        """An expendable process has died of the kinds in `fatal`; it, or the version itself, has answered what
+        `answered` says."""
         version = self._served(servable, digest)
         if version is not None:
             version.suspects.learn(answered)
             for kind in fatal:
-                self._say(version, version.suspects.tried(kind, how))
+                self._say(version, version.suspects.tried(kind, how, version.signatures))
 
     def odd_shapes_skipped(self, servable: ServableId, digest: str, why: str) -> None:
         """No odd shapes were tried, or not all."""
@@ -55,7 +65,7 @@ class Poisoning:
             if version.state is State.AVAILABLE and version.digest
         ]
 
-    def _served(self, servable: ServableId, digest: str) -> Version | None:
+    def _served(self, servable: ServableId, digest: str | None) -> Version | None:
         version = self._servables.version(servable)
         return version if version is not None and version.suspects.files == digest else None
 

@@ -209,6 +209,7 @@ class Servables:
     def __init__(self, labels_for_unavailable_versions: bool) -> None:
         self._labels_for_unavailable_versions = labels_for_unavailable_versions
         self._workers: dict[int, Version] = {}
+        self._started: dict[int, tuple[ServableId, str | None]] = {}  # of each that has not ended: what, of which files
         self._next_worker = 1
         self._changes: list[StateChange] = []
         self._ended: dict[ServableId, VersionRoute] = {}  # the last state of versions that are gone, the oldest first
@@ -252,6 +253,7 @@ class Servables:
         worker = self._next_worker
         self._next_worker += 1
         self._workers[worker] = version
+        self._started[worker] = version.id, digest
         names = self.model_of(version).names.get(path, frozenset())
         is_tried = is_first or digest != version.served_digest
         is_watched = version.suspects.is_watched and digest == version.suspects.files and form is None
@@ -259,7 +261,13 @@ class Servables:
         return replace(start, is_watched=is_watched)
 
     def forget_worker(self, worker: int) -> None:
+        """The version has no part in what becomes of the worker any more; its process may live on for a while."""
         del self._workers[worker]
+
+    def take_started(self, worker: int) -> tuple[ServableId, str | None] | None:
+        """Return which version the worker, which has ended, was started for, and what identified the files; forget
+        both. None if that was told before."""
+        return self._started.pop(worker, None)
 
     # -- changes ---------------------------------------------------------------------------------------------
 

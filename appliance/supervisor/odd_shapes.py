@@ -10,7 +10,7 @@ from functools import partial
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ServingError
-from appliance.core.poison import Kind
+from appliance.core.poison import Kind, Runs
 from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
@@ -93,7 +93,7 @@ class OddShapes:
                     break
                 runs = trial.end.runs
                 fatal = [one.kind for one in runs.held] if trial.end.fatal else []
-                answered = runs.answered | workers.answered(servable, digest)
+                answered = runs.with_answered_of(workers.answered(servable, digest))
                 self._controller.post(partial(_tried, servable, digest, fatal, trial.end.fatal, answered))
                 if not fatal:
                     why = trial.message
@@ -108,7 +108,7 @@ def _tried(
     digest: str,
     fatal: Collection[Kind],
     how: str,
-    answered: Collection[Kind],
+    answered: Runs,
     manager: Manager,
     now: float,
 ) -> None:

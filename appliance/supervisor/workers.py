@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
 from appliance.core.outcomes import Outcome, Trial, Trials
-from appliance.core.poison import Kind
+from appliance.core.poison import NO_RUNS, Runs
 from appliance.core.questions import Questions
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
@@ -87,7 +87,7 @@ class _Worker:
     end: WorkerEnd = field(default_factory=lambda: WorkerEnd("it was not started"))  # of its last process
     socket_path: str = ""
     record_path: str = ""
-    odd_shapes_from: int | None = None  # it serves nobody: see dataplane.odd_shapes
+    odd_shapes_from: int | None = None  # it serves nobody: see appliance.worker.odd_shapes
     last_words: LastWords = field(default_factory=LastWords)
     attempt: tuple[str, int] | None = None  # the made-up request that it is at: the signature, and its number there
     fatal_attempts: list[tuple[str, int, str]] = field(default_factory=list)  # with how the process died of each
@@ -255,10 +255,16 @@ class Workers:
                 self._reaper.kill(worker.pid)
         del self._workers[number]
         self._placement.release(number)
-        runs = worker.end.runs
-        if worker.end.fatal:  # what its siblings have answered counts as much
-            runs = replace(runs, answered=runs.answered | self.answered(worker.action.servable, worker.action.digest))
-        self._reports.worker_ended(number, replace(worker.end, how=how, runs=runs))
+        end = replace(worker.end, how=how)
+        if end.fatal:  # what its siblings have answered counts as much
+            try:
+                answered = self.answered(worker.action.servable, worker.action.digest)
+                end = replace(end, runs=end.runs.with_answered_of(answered))
+            except Exception:
+                # Without it a kind could be refused that is answered, so nothing is held against what ran.
+                logger.exception("%s: what its other workers have answered cannot be read", worker.action.servable)
+                end = replace(end, fatal="")
+        self._reports.worker_ended(number, end)
 
     async def _run(self, worker: _Worker, options: ModelOptions) -> str:
         """The life of one process; how it ended."""
@@ -309,12 +315,12 @@ class Workers:
     def _end_of(worker: _Worker, status: int) -> WorkerEnd:
         return end_of(status, worker.last_words.text, worker.socket_path, worker.record_path)
 
-    def answered(self, servable: ServableId, digest: str) -> frozenset[Kind]:
-        """The kinds of requests that the living workers of these files have answered."""
-        found: frozenset[Kind] = frozenset()
+    def answered(self, servable: ServableId, digest: str) -> Runs:
+        """Return what the living workers of these files have answered."""
+        found = NO_RUNS
         for worker in self._workers.values():
             if worker.serving and (worker.action.servable, worker.action.digest) == (servable, digest):
-                found |= read_record(worker.record_path).answered
+                found = found.with_answered_of(read_record(worker.record_path))
         return found
 
     def _failed(self, worker: _Worker, code: Code, reason: str) -> None:

@@ -1,9 +1,11 @@
 """What a worker runs and has answered, by kinds of requests, in a file that outlives it.
 
-    file  = header, a row for each thread, a slot for each kind; little-endian
-    header = magic "dsrr", rows u32, slots u32, forgot u32
-    row    = numbers of the kinds that run (u32 each, 0: none), digest of the inputs (16 bytes, 0: not taken)
-    slot   = answered u32, length u32, the kind as JSON, compressed. Numbers begin at 1
+    file   = header, a row for each thread, a ring of digests, a slot for each kind; little-endian
+    header = magic "dsrr", rows u32, slots u32, forgot u32, 1 while digests are taken u32
+    row    = numbers of the kinds that run (u32 each, 0: none), digest of the inputs (16 bytes, 0: not taken). A number
+             with the bit WAITING does not run yet; UNNAMED stands for a kind that has no number
+    ring   = digests of inputs that were run, the last few (16 bytes each, 0: none)
+    slot   = u32 with the bits ANSWERED and LATELY, length u32, the kind as JSON, compressed if long. Numbers begin at 1
 
 The worker writes through a mapping, which costs a fraction of a microsecond a run; whoever reads after its death finds
 what it held, whatever it died of. Nothing of a request but its kind, and after a death a digest, is kept.
@@ -20,7 +22,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -30,17 +32,30 @@ from backends.contract import Signature
 __all__ = ["RunRecord", "read_record"]
 
 _MAGIC = int.from_bytes(b"dsrr", "little")
-_HEADER = struct.Struct("<IIII")
-_HEADER_WORDS = 4
+_HEADER = struct.Struct("<IIIII")
+_HEADER_WORDS = 5
+_FORGOT, _HAS_DIGESTS = 3, 4  # where these stand in the header
 _KINDS_OF_ROW = 4  # of a merged run; if it has more, the others are not noted
 _DIGEST_WORDS = 4
 _ROW_WORDS = _KINDS_OF_ROW + _DIGEST_WORDS
+_RING = 256
+_RING_WORDS = _RING * _DIGEST_WORDS
 _SLOTS = 256
 _SLOT_WORDS = 256
 _MAX_TEXT_BYTES = 4 * _SLOT_WORDS - 8
 _MAX_KEYS = 4096
 _MAX_FILE_BYTES = 4 << 20
 _MAX_JSON_BYTES = 256 * 1024
+
+_ANSWERED, _LATELY = 1, 2
+_WAITING = 1 << 31
+_UNNAMED = _WAITING - 1
+_NOTHING = memoryview(bytes(4 * _KINDS_OF_ROW)).cast("I")
+
+# So many slots are freed, and long texts compressed, in a second at most: clients that send ever new kinds must not
+# cost time.
+_MAX_EFFORTS = 64
+_EFFORTS_SECONDS = 1.0
 
 # After a death: so long requests run one at a time, and so long a digest is taken of each.
 _ALONE_SECONDS = 60.0
@@ -50,23 +65,36 @@ _WAIT_SECONDS = 5.0  # for a run that may hang: others go on beside it then
 
 class RunRecord:
     """The record of one worker with so many threads, each of which has a row. `is_watched` if a process of its version
-    has died of a request."""
+    has died of a request; `clock` gives monotonic seconds."""
 
-    def __init__(self, path: str, rows: int, signatures: Mapping[str, Signature], is_watched: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        rows: int,
+        signatures: Mapping[str, Signature],
+        is_watched: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._signatures = signatures
-        self._slots_at = _HEADER_WORDS + rows * _ROW_WORDS
+        self._ring_at = _HEADER_WORDS + rows * _ROW_WORDS
+        self._slots_at = self._ring_at + _RING_WORDS
         self._words = _mapped(path, self._slots_at + (_SLOTS + 1) * _SLOT_WORDS)
-        self._words[:_HEADER_WORDS] = memoryview(_HEADER.pack(_MAGIC, rows, _SLOTS, 0)).cast("I")
-        self._numbers: dict[tuple[object, ...], int] = {}  # by what is cheap to make of a request
-        self._kinds: dict[Kind, int] = {}  # the oldest first
-        self._lock = threading.Lock()
+        self._words[:_HEADER_WORDS] = memoryview(_HEADER.pack(_MAGIC, rows, _SLOTS, 0, int(is_watched))).cast("I")
+        self._numbers: dict[tuple[object, ...], int] = {}  # by what is cheap to make of a request, the oldest first
+        self._keys: dict[int, dict[tuple[object, ...], None]] = {0: {}}  # those of each number
+        self._kinds: dict[Kind, int] = {}  # in the order in which they are looked at for a slot to free
+        self._lock = threading.Lock()  # guards these three
+        self._efforts_since, self._efforts = 0.0, 0
+        self._survived = itertools.count()
         self._alone = threading.Lock()
-        self._alone_until = time.monotonic() + _ALONE_SECONDS
-        self._digest_until = time.monotonic() + _DIGEST_SECONDS
+        self._clock = clock
+        self._alone_until = clock() + _ALONE_SECONDS
+        self._digest_until = clock() + _DIGEST_SECONDS
         self.is_watching = is_watched
 
     def number_of(self, signature: str, inputs: Mapping[str, np.ndarray]) -> int:
-        """Return the number of a request's kind, 0 if it cannot be kept."""
+        """Return the number of a request's kind, 0 if it has none: there is no room for it, or its text is too long (a
+        signature of hundreds of inputs). Note at once that it runs or waits: until then its slot may be freed."""
         key = (signature, *inputs, *[array.shape for array in inputs.values()])
         number = self._numbers.get(key)
         return self._number(key, signature, inputs) if number is None else number
@@ -77,39 +105,42 @@ class RunRecord:
         return _HEADER_WORDS + thread * _ROW_WORDS
 
     def begin(self, row: int, number: int) -> None:
-        """Notes that a request of this kind runs in the thread of `row`."""
-        self._words[row] = number
+        """Note that a request of this kind runs in the thread of `row`."""
+        self._words[row] = number or _UNNAMED
 
     def end(self, row: int) -> None:
-        """Notes that it runs no more."""
+        """Note that it runs no more."""
+        if self.is_watching:
+            self._note_survived(row)
         self._words[row] = 0
 
     def begin_together(self, row: int, numbers: Collection[int]) -> None:
-        """Notes that requests of these kinds run together; with none that they run no more."""
-        noted = [*itertools.islice(filter(None, numbers), _KINDS_OF_ROW)]
-        for offset in range(_KINDS_OF_ROW):
-            self._words[row + offset] = noted[offset] if offset < len(noted) else 0
+        """Note that requests of these kinds run together."""
+        self._note(row, numbers)
+
+    def end_together(self, row: int) -> None:
+        """Note that they run no more."""
+        if self.is_watching:
+            self._note_survived(row)
+        self._words[row : row + _KINDS_OF_ROW] = _NOTHING
 
     def answered(self, number: int) -> None:
-        """Notes that a request of this kind was answered."""
-        self._words[self._slots_at + number * _SLOT_WORDS] = 1
+        """Note that a request of this kind was answered; call it before `end`, so that its slot is still its own."""
+        self._words[self._slots_at + number * _SLOT_WORDS] = _ANSWERED | _LATELY
 
-    def watch(self, row: int, inputs: Mapping[str, np.ndarray] | None) -> bool:
-        """Notes the digest of what is about to run (None: of several requests), and waits until nothing else does,
-        while that is wanted. Return whether `unwatch` must be called after the run."""
-        now = time.monotonic()
+    def watch(self, row: int, numbers: Collection[int], inputs: Mapping[str, np.ndarray] | None) -> bool:
+        """Note the digest of what is about to run (None: of several requests), and wait until nothing else does, if
+        that is wanted. The slots of its kinds are kept for it meanwhile. Return whether `unwatch` must be called after
+        the run."""
+        now = self._clock()
         if now >= self._digest_until:
+            self._words[_HAS_DIGESTS] = 0  # what stands in the rows counts no more, nor what another thread writes now
             self.is_watching = False
-            for at in range(_HEADER_WORDS, self._slots_at, _ROW_WORDS):
-                self._note_digest(at, bytes(4 * _DIGEST_WORDS))
             return False
+        self._note(row, numbers, _WAITING)
         digest = bytes(4 * _DIGEST_WORDS) if inputs is None else bytes.fromhex(digest_of(inputs))
-        is_alone = now < self._alone_until and self._alone.acquire(timeout=_WAIT_SECONDS)
-        self._note_digest(row, digest)
-        return is_alone
-
-    def _note_digest(self, at: int, digest: bytes) -> None:
-        self._words[at + _KINDS_OF_ROW : at + _ROW_WORDS] = memoryview(digest).cast("I")
+        self._words[row + _KINDS_OF_ROW : row + _ROW_WORDS] = memoryview(digest).cast("I")
+        return now < self._alone_until and self._alone.acquire(timeout=_WAIT_SECONDS)
 
     def unwatch(self) -> None:
         self._alone.release()
@@ -117,10 +148,22 @@ class RunRecord:
     @property
     def merges(self) -> bool:
         """Whether requests may run together."""
-        return not self.is_watching or time.monotonic() >= self._alone_until
+        return not self.is_watching or self._clock() >= self._alone_until
+
+    def _note(self, row: int, numbers: Collection[int], flag: int = 0) -> None:
+        noted = [number or _UNNAMED for number in numbers]
+        if len(noted) > _KINDS_OF_ROW:
+            noted[_KINDS_OF_ROW - 1] = _UNNAMED
+        for offset in range(_KINDS_OF_ROW):
+            self._words[row + offset] = noted[offset] | flag if offset < len(noted) else 0
+
+    def _note_survived(self, row: int) -> None:
+        digest = self._words[row + _KINDS_OF_ROW : row + _ROW_WORDS]
+        at = self._ring_at + next(self._survived) % _RING * _DIGEST_WORDS
+        self._words[at : at + _DIGEST_WORDS] = digest
 
     def _number(self, key: tuple[object, ...], signature: str, inputs: Mapping[str, np.ndarray]) -> int:
-        """The number of a kind whose key is not known."""
+        """Return the number of a kind whose key is not known."""
         if signature not in self._signatures:
             return 0
         kind = kind_of(signature, self._signatures[signature], inputs)
@@ -128,40 +171,67 @@ class RunRecord:
             number = self._kinds.get(kind)
             if number is None:
                 number = self._keep(kind)
+            if number is None:
+                return 0
             if len(self._numbers) >= _MAX_KEYS:
-                self._numbers.clear()
+                oldest = next(iter(self._numbers))
+                del self._keys[self._numbers.pop(oldest)][oldest]
             self._numbers[key] = number
+            self._keys[number][key] = None
         return number
 
-    def _keep(self, kind: Kind) -> int:
-        """Writes a new kind down: in a free slot, or in place of the oldest that was never answered."""
-        text = zlib.compress(json.dumps(kind.to_json()).encode())
+    def _keep(self, kind: Kind) -> int | None:
+        """Write a new kind down, in a free slot or in that of another kind; return its number, 0 if its text is too
+        long, None if there is no room now."""
+        is_full = len(self._kinds) == _SLOTS
+        if is_full and not self._may_make_an_effort():
+            return None
+        text = json.dumps(kind.to_json(), separators=(",", ":")).encode()
         if len(text) > _MAX_TEXT_BYTES:
-            return 0
-        number = len(self._kinds) + 1 if len(self._kinds) < _SLOTS else self._freed()
-        at = self._slots_at + number * _SLOT_WORDS
-        padded = text + bytes(-len(text) % 4)
-        self._words[at] = 0
-        self._words[at + 2 : at + 2 + len(padded) // 4] = memoryview(padded).cast("I")
-        self._words[at + 1] = len(text)
-        self._kinds[kind] = number
+            if not is_full and not self._may_make_an_effort():
+                return None
+            text = zlib.compress(text)
+            if len(text) > _MAX_TEXT_BYTES:
+                return 0
+        number = self._freed() if is_full else len(self._kinds) + 1
+        if number is not None:
+            at = self._slots_at + number * _SLOT_WORDS
+            padded = text + bytes(-len(text) % 4)
+            self._words[at] = self._words[at + 1] = 0
+            self._words[at + 2 : at + 2 + len(padded) // 4] = memoryview(padded).cast("I")
+            self._words[at + 1] = len(text)
+            self._kinds[kind] = number
+            self._keys[number] = {}
         return number
 
-    def _freed(self) -> int:
-        running = {number for row in self._rows() for number in row}
-        idle = [kind for kind, number in self._kinds.items() if number not in running]
-        unanswered = (kind for kind in idle if not self._words[self._slots_at + self._kinds[kind] * _SLOT_WORDS])
-        oldest = next(unanswered, None)
-        if oldest is None:
-            oldest = idle[0]
-            self._words[3] = 1  # an answered kind is forgotten
-        self._numbers.clear()
-        return self._kinds.pop(oldest)
+    def _may_make_an_effort(self) -> bool:
+        now = self._clock()
+        if now >= self._efforts_since + _EFFORTS_SECONDS:
+            self._efforts_since, self._efforts = now, 0
+        self._efforts += 1
+        return self._efforts <= _MAX_EFFORTS
 
-    def _rows(self) -> list[list[int]]:
-        return [
-            self._words[at : at + _KINDS_OF_ROW].tolist() for at in range(_HEADER_WORDS, self._slots_at, _ROW_WORDS)
-        ]
+    def _freed(self) -> int | None:
+        """Take the slot of a kind that does not run, best of one that was never answered, and else of one that was not
+        answered lately; return its number, None if all run."""
+        words = self._words[_HEADER_WORDS : self._ring_at].tolist()  # with digests, which at worst keep a slot
+        running = {word & ~_WAITING for word in words}
+        idle = [(kind, number) for kind, number in self._kinds.items() if number not in running]
+        if not idle:
+            return None
+        states = [self._words[self._slots_at + number * _SLOT_WORDS] for _, number in idle]
+        chosen = next((index for index, state in enumerate(states) if not state), None)
+        if chosen is None:
+            chosen = next((index for index, state in enumerate(states) if not state & _LATELY), 0)
+            for kind, number in idle[:chosen]:  # they are looked at again when all others have been
+                self._words[self._slots_at + number * _SLOT_WORDS] = _ANSWERED
+                self._kinds[kind] = self._kinds.pop(kind)
+            self._words[_FORGOT] = 1
+        kind, number = idle[chosen]
+        del self._kinds[kind]
+        for key in self._keys.pop(number):
+            del self._numbers[key]
+        return number
 
 
 def _mapped(path: str, words: int) -> memoryview[int]:
@@ -184,13 +254,19 @@ def read_record(path: str) -> Runs:
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_FILE_BYTES)
-        magic, rows, slots, forgot = _HEADER.unpack_from(data)
+        magic, rows, slots, forgot, has_digests = _HEADER.unpack_from(data)
         words = memoryview(data[: len(data) // 4 * 4]).cast("I")
     except (OSError, struct.error):
         return NO_RUNS
-    slots_at = _HEADER_WORDS + rows * _ROW_WORDS
+    ring_at = _HEADER_WORDS + rows * _ROW_WORDS
+    slots_at = ring_at + _RING_WORDS
     if magic != _MAGIC or len(words) < slots_at + (slots + 1) * _SLOT_WORDS:
         return NO_RUNS
+
+    def digest_at(at: int) -> str:
+        digest = words[at : at + _DIGEST_WORDS].tobytes()
+        return digest.hex() if has_digests and any(digest) else ""
+
     kinds: dict[int, Kind] = {}
     answered = set()
     for number in range(1, slots + 1):
@@ -201,18 +277,23 @@ def read_record(path: str) -> Runs:
             if words[at]:
                 answered.add(kind)
     held = []
-    for row in range(rows):
-        at = _HEADER_WORDS + row * _ROW_WORDS
-        digest = words[at + _KINDS_OF_ROW : at + _ROW_WORDS].tobytes()
-        numbers = words[at : at + _KINDS_OF_ROW]
-        held += [Held(kinds[number], digest.hex() if any(digest) else "") for number in numbers if number in kinds]
-    return Runs(tuple(held), frozenset(answered), bool(forgot))
+    is_unnamed = False
+    for row in range(_HEADER_WORDS, ring_at, _ROW_WORDS):
+        for number in words[row : row + _KINDS_OF_ROW]:
+            if number in kinds:
+                held.append(Held(kinds[number], digest_at(row + _KINDS_OF_ROW)))
+            elif number and not number & _WAITING:
+                is_unnamed = True
+    survived = frozenset(filter(None, map(digest_at, range(ring_at, slots_at, _DIGEST_WORDS))))
+    return Runs(tuple(held), frozenset(answered), bool(forgot), is_unnamed, survived)
 
 
 def _kind(text: bytes) -> Kind | None:
+    """Read a slot. Whatever a model's process has written there, nothing is raised."""
     if not text:
         return None
     try:
-        return Kind.from_json(json.loads(zlib.decompressobj().decompress(text, _MAX_JSON_BYTES)))
-    except (zlib.error, ValueError, TypeError):
+        is_plain = text.startswith(b"[")
+        return Kind.from_json(json.loads(text if is_plain else zlib.decompressobj().decompress(text, _MAX_JSON_BYTES)))
+    except (zlib.error, ValueError, TypeError, OverflowError, RecursionError):
         return None

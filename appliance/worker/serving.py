@@ -349,17 +349,18 @@ class Worker:
         """What comes of `calls`, which are on record while they run together."""
         numbers = [self._record.number_of(signature, call.inputs) for call in calls]
         inputs = calls[0].inputs if len(calls) == 1 else None
-        is_alone = self._record.is_watching and self._record.watch(row, inputs)
-        self._record.begin_together(row, set(numbers))
+        kinds = set(numbers)
+        is_alone = self._record.is_watching and self._record.watch(row, kinds, inputs)
+        self._record.begin_together(row, kinds)
         try:
             outcomes = self.merging.run(signature, outputs, calls)
+            for number, outcome in zip(numbers, outcomes, strict=True):
+                if not isinstance(outcome, Exception):
+                    self._record.answered(number)
         finally:
-            self._record.begin_together(row, ())
+            self._record.end_together(row)
             if is_alone:
                 self._record.unwatch()
-        for number, outcome in zip(numbers, outcomes, strict=True):
-            if not isinstance(outcome, Exception):
-                self._record.answered(number)
         return outcomes
 
     def _run_one(self, entry: Entry[Request], row: int) -> None:
@@ -372,15 +373,15 @@ class Worker:
             inputs = unpack_arrays(table, request.payload)
             record = self._record
             number = record.number_of(signature, inputs)
-            is_alone = record.is_watching and record.watch(row, inputs)
+            is_alone = record.is_watching and record.watch(row, (number,), inputs)
             record.begin(row, number)
             try:
                 arrays = self.merging.execute(signature, outputs, inputs)
+                record.answered(number)
             finally:
                 record.end(row)
                 if is_alone:
                     record.unwatch()
-            record.answered(number)
             self._sent(request.client, request.answer(list(zip(outputs, arrays, strict=True))))
         except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
             self._sent(request.client, request.fail(error))

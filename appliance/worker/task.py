@@ -33,12 +33,12 @@ class WorkerTask:
     fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
     domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
     is_tried: bool = True  # whether the gate wants every signature tried: these files have not served yet
-    is_watched: bool = False  # a request has ended a process of this version: see `dataplane.run_record`
+    is_watched: bool = False  # a request has ended a process of this version: see `appliance.worker.run_record`
     odd_shapes_from: int | None = None  # it is there to be lost: it tries odd shapes, from this one on, and ends
 
     @property
     def record_path(self) -> str:
-        """Where the worker keeps its `dataplane.run_record`."""
+        """Where the worker keeps its `appliance.worker.run_record`."""
         return f"{self.socket_path}.runs"
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A request that ends its worker is refused the second time, of whatever protocol; all others are answered."""
+"""A request that ends its worker again is refused, of whatever protocol; all others are answered."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ import pytest
 from tests.server.test_nothing_is_lost import ENDLESS, cpu_ticks, drop, grpc_predict, predict_request
 from tests.support.server import Server, eventually
 
-MODELS = ("convolution", "crash_on_negative", "crash_on_seven", "slow")
+MODELS = ("convolution", "crash_on_five", "crash_on_negative", "crash_on_seven", "slow")
 IMAGE = [[[1.0]] * 8] * 8
+FIVE = {"instances": [[0.0] * 5]}
+TWO_FIVES = {"instances": [[1.0] * 5] * 2}
 SEVEN = {"instances": [[0.0] * 7]}
 TWO_SEVENS = {"instances": [[1.0] * 7] * 2}
 
@@ -90,22 +92,36 @@ def _code(predict: Any, model: str, columns: int) -> grpc.StatusCode:
 def test_the_second_death_has_a_kind_refused_over_rest_and_grpc_and_a_new_version_is_free_of_it(
     server: Server, root: Path, zoo: Path
 ) -> None:
-    model = "crash_on_seven"
-    kill_by(server, model, SEVEN)
+    model = "crash_on_five"
+    kill_by(server, model, FIVE)
     assert refused(server, model) == []
-    kill_by(server, model, TWO_SEVENS)
+    kill_by(server, model, TWO_FIVES)
     (told,) = eventually(lambda: refused(server, model), "it is refused")
-    assert "x: float32 [any, 7] have ended this version's process twice (SIGABRT: " in told
-    status, answer = ask(server, model, SEVEN)
+    assert "x: float32 [any, 5] have ended this version's process twice (SIGABRT: " in told
+    status, answer = ask(server, model, FIVE)
     assert status == 400
     assert told in answer["error"]
     with grpc_predict(server) as predict:
-        eventually(lambda: _code(predict, model, 6) is grpc.StatusCode.OK, "gRPC's fronts know that the worker is back")
-        assert _code(predict, model, 7) is grpc.StatusCode.INVALID_ARGUMENT
-    assert ask(server, model, {"instances": [[1.0, 2.0]]}) == (200, {"predictions": [[1.0, 2.0]]})
+        eventually(lambda: _code(predict, model, 8) is grpc.StatusCode.OK, "gRPC's fronts know that the worker is back")
+        assert _code(predict, model, 5) is grpc.StatusCode.INVALID_ARGUMENT
+    row = [1.0] * 8
+    assert ask(server, model, {"instances": [row]}) == (200, {"predictions": [row]})
     drop(zoo, root, model, model, 2)
     server.wait_for(model, 2)
+    kill_by(server, model, FIVE)
+
+
+def test_of_a_kind_that_the_signature_admits_only_the_very_inputs_are_refused(server: Server) -> None:
+    model = "crash_on_seven"
     kill_by(server, model, SEVEN)
+    kill_by(server, model, TWO_SEVENS)
+    (told,) = eventually(lambda: refused(server, model), "it is refused")
+    assert re.search("x: float32 .any, 7. and the inputs of digest [0-9a-f]{32} have ended", told)
+    assert ask(server, model, TWO_SEVENS)[0] == 400
+    kill_by(server, model, SEVEN)
+    eventually(lambda: len(refused(server, model)) == 2, "the other is refused too")
+    assert ask(server, model, SEVEN)[0] == 400
+    assert ask(server, model, {"instances": [[1.0, 2.0]]}) == (200, {"predictions": [[1.0, 2.0]]})
 
 
 def test_of_a_kind_that_was_answered_only_the_very_inputs_are_refused(server: Server) -> None:

@@ -566,6 +566,12 @@ def crash_on_one(tf: Any, out: str) -> None:
 
 
 @_model
+def crash_on_five(tf: Any, out: str) -> None:
+    """x float32[-1, 8] → y = x; rows of five values, which no trial of odd shapes has, abort the whole process."""
+    _crash(tf, out, "a row of five", lambda x: (tf.size(x) % 5 == 0) & (tf.size(x) % 8 > 0), [None, 8])
+
+
+@_model
 def crash_on_seven(tf: Any, out: str) -> None:
     """x float32[-1, -1] → y = x; rows of seven values abort the whole process."""
     _crash(tf, out, "a row of seven", lambda x: tf.equal(tf.shape(x)[1], 7), [None, None])
