@@ -200,6 +200,7 @@ class Workers:
     async def stop(self, deadline: float) -> None:
         """Lets all end what they have until `deadline` (monotonic), then ends them."""
         self._stopping = True
+        expendable = self._expendable
         self._kill_expendable()
         self.fork_server.program.stopping = True
         workers = list(self._workers.items())
@@ -212,7 +213,7 @@ class Workers:
             await asyncio.wait(ends, timeout=max(deadline - time.monotonic(), 0.2))
         for number in list(self._workers):
             self.kill(number)
-        pids = [worker.pid for worker in self._workers.values()] + [self.fork_server.program.pid]
+        pids = [worker.pid for worker in self._workers.values()] + [self.fork_server.program.pid, expendable]
         ends = [self._reaper.exit_of(pid) for pid in pids if pid is not None]
         if self.fork_server.program.pid is not None:
             self._reaper.kill(self.fork_server.program.pid)
@@ -463,6 +464,8 @@ class Workers:
                 self._expendable = worker.pid
                 self._reaper.forget(worker.pid)
                 exited = self._reaper.exit_of(worker.pid)
+                if self._stopping:  # since it was asked for
+                    raise ServingError(Code.UNAVAILABLE, "the server is stopping")
                 reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
                 while line := await reader.readline():
                     report = json.loads(line)
