@@ -45,6 +45,7 @@ KNOWN_SINCE = {
     233: ("RestrictNamespaces",),
     235: ("LockPersonality",),
     242: ("ProtectHostname", "RestrictSUIDSGID"),
+    243: ("OOMPolicy",),
     244: ("ProtectKernelLogs",),
     245: ("ProtectClock",),
 }
