@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -421,7 +422,17 @@ def test_a_kind_of_hundreds_of_inputs_is_kept_if_its_text_can_be_made_short(tmp_
     assert record.number_of("unlike", {name: np.zeros((1, 8), np.float32) for name in unlike.inputs}) == 0
 
 
-@pytest.mark.parametrize("text", [b"[" * 900, b'["s", [["x", "float32", [Infinity]]]]', b'["s", 1]', b"x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 900,
+        zlib.compress(b"[" * 200_000),
+        zlib.compress(b"x" * 500_000),
+        b'["s", [["x", "float32", [Infinity]]]]',
+        b'["s", 1]',
+        b"x",
+    ],
+)
 def test_whatever_a_model_writes_into_its_record_nothing_is_raised(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "runs"
     record = RunRecord(str(path), 1, {"s": IMAGES})
@@ -614,6 +625,15 @@ def test_what_stood_by_has_answered_counts_after_its_end() -> None:
     host.did(host.manager.worker_ended(standing_by, "killed by SIGKILL", host.now, answered(4)))
     host.manager.odd_shapes_tried(ServableId("a", 1), "1", [kind(4)], HOW, NO_RUNS)
     assert refused(host) == ()
+
+
+def test_a_trial_spares_other_sizes_if_answered_kinds_were_forgotten() -> None:
+    host = Host()
+    serve(host)
+    sizes, rank = kind(1, 7, 8, 1), kind(4)
+    forgetful = NO_RUNS.with_answered_of(Runs(forgot=True))
+    host.manager.odd_shapes_tried(ServableId("a", 1), "1", [sizes, rank], HOW, forgetful)
+    assert [one.kind for one in refused(host)] == [rank]
 
 
 def test_what_other_files_have_answered_does_not_count() -> None:
