@@ -68,11 +68,18 @@ def ask(server: Server, model: str, document: Any) -> tuple[int, Any]:
     return eventually(answered, f"{model} is back")
 
 
+def deaths(server: Server, model: str) -> int:
+    """How often a worker of the model has died, as far as the supervisor knows."""
+    return len(re.findall(rf"{model}/\d+: restarting: its worker died", server.log()))
+
+
 def kill_by(server: Server, model: str, document: Any) -> None:
-    """Asks what ends the worker."""
+    """Asks what ends the worker; returns when the supervisor knows, so that the next worker is asked next."""
+    before = deaths(server, model)
     status, answer = ask(server, model, document)
     assert status == 503, answer
     assert "ended while it held the request" in answer["error"]
+    eventually(lambda: deaths(server, model) > before, f"the worker of {model} has died")
 
 
 def counted(server: Server, metric: str) -> float:
@@ -141,6 +148,7 @@ def test_only_a_signal_of_its_own_making_that_meets_a_running_request_counts(ser
     def killed_with(number: signal.Signals) -> None:
         """Kills the worker while it runs a request."""
         assert ask(server, "slow", {"instances": [1]}) == (200, {"predictions": [1]})
+        died = deaths(server, "slow")
         before = {pid: cpu_ticks(pid) for pid in server.pids("ds-worker")}
         answers: list[int] = []
         client = threading.Thread(target=lambda: answers.append(ask(server, "slow", ENDLESS)[0]))
@@ -149,6 +157,7 @@ def test_only_a_signal_of_its_own_making_that_meets_a_running_request_counts(ser
         os.kill(busy[0], number)
         client.join(60)
         assert answers == [503]
+        eventually(lambda: deaths(server, "slow") > died, "the supervisor knows")
 
     killed_with(signal.SIGKILL)
     killed_with(signal.SIGSEGV)
