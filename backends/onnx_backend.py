@@ -5,6 +5,7 @@ Only worker processes import this module, because it imports ONNX Runtime. It ne
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -133,6 +134,7 @@ def _load_artifact(path: str, artifact: Artifact, settings: SessionSettings) -> 
     """Load a converted model: the signatures of the SavedModel share the sessions of their files."""
     if artifact.format != "onnx":
         raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {artifact.format}, not to onnx")
+    settings = dataclasses.replace(settings, flushes_subnormals=True)  # TensorFlow is what it has to equal
     sessions: dict[str, OnnxSession] = {}
     plans: dict[str, _Plan] = {}
     remarks: list[str] = []

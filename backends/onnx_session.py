@@ -50,12 +50,15 @@ class SessionSettings:
     """How sessions are made.
 
     `intra_op_threads` 0: one for each core; `gpu_memory_limit_bytes` 0: no limit; `device`: "cpu", "cuda", or "auto",
-    which means CUDA if there is a driver for it.
+    which means CUDA if there is a driver for it. `flushes_subnormals`: subnormal floats are 0, as they are to
+    TensorFlow: in the thread that makes the session, in those that it starts later, and in ONNX Runtime's own. The
+    first session of a process decides for its threads, so all sessions of a process must agree.
     """
 
     intra_op_threads: int = 0
     device: str = "auto"
     gpu_memory_limit_bytes: int = 0
+    flushes_subnormals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def _new_session(model: onnx_model.OnnxModel, settings: SessionSettings, provide
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", "0"
     )  # spinning threads doubled ResNet50's time on busy cores
+    if settings.flushes_subnormals:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = _SILENT
     if model.weights:
         # So that ONNX Runtime opens no file by a name that the model chose.

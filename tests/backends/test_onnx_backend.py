@@ -445,6 +445,37 @@ def test_a_converted_model_presents_the_signatures_that_it_was_made_of(tmp_path:
     assert "nope" in refusal(backend, {"images": x}, "nope", signature="b").message
 
 
+def test_subnormal_floats_are_zero_to_a_converted_model(tmp_path: Path) -> None:
+    """In the thread that loads it, and in those that are started later, as a worker's are. A model that was written as
+    ONNX has them as ONNX Runtime does. Either way, what a client sends is seen to be subnormal."""
+    only_h = Signature({"images": SIGNATURE.inputs["images"]}, {"logits": SIGNATURE.outputs["logits"]})
+    (tmp_path / "converted").mkdir()
+    write(tmp_path / "converted", linear(), "0.onnx")
+    write_artifact(str(tmp_path / "converted"), artifact(serving_default=entry(only_h, y="h")))
+    write(tmp_path / "written", linear())
+    script = (
+        "import json, sys, numpy as np\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from backends import onnx_backend\n"
+        "from backends.domain import Domain\n"
+        "from backends.onnx_session import SessionSettings\n"
+        "backend = onnx_backend.load(sys.argv[1], SessionSettings(intra_op_threads=2))\n"
+        "((name, spec),) = backend.signatures['serving_default'].inputs.items()\n"
+        "x = np.array([[1 << 22, 0, 0]], 'u4').view('f4')\n"  # the thread that loads may make a subnormal 1e-39 to 0
+        "def run():\n"
+        "    answer = backend.run('serving_default', {name: x.copy()}, [sys.argv[2]])[0]\n"
+        "    is_seen = 'subnormal' in Domain(subnormal=False).beyond(name, x, spec)\n"
+        "    return bool((answer.view('u4') != 0).any()), is_seen\n"
+        "print(json.dumps([run(), ThreadPoolExecutor().submit(run).result()]))\n"
+    )
+    found = {}
+    for folder, output in (("converted", "logits"), ("written", "h")):
+        command = [sys.executable, "-c", script, str(tmp_path / folder), output]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        found[folder] = json.loads(done.stdout)
+    assert found == {"converted": [[False, True]] * 2, "written": [[True, True]] * 2}
+
+
 def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
     # A TensorProto: dtype DT_FLOAT, shape [1, 3], float_val 2.0, which stands for all three.
     default = bytes.fromhex("0801 1208 1202 0801 1202 0803 2d 00000040".replace(" ", ""))

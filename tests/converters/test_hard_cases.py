@@ -230,6 +230,16 @@ def test_a_form_that_is_wrong_on_nan_alone_is_proven_for_finite_inputs() -> None
     assert (proof.verdict, proof.domain) == (Verdict.PROVEN, Domain(largest=FINITE.largest))
 
 
+def test_a_form_that_has_subnormal_floats_where_tensorflow_has_zeros_is_proven_for_the_others() -> None:
+    def is_positive(x: np.ndarray, least: float = 0.0) -> np.ndarray:
+        return np.where(x > least, x + 1, x).astype(np.float32)
+
+    least = float(np.nextafter(np.finfo(np.float32).smallest_normal, np.float32(0)))
+    proof = proven(FLOATS, lambda x: is_positive(x, least), is_positive)
+    assert proof.verdict is Verdict.PROVEN
+    assert proof.domain == Domain(subnormal=False)
+
+
 def test_nan_that_the_graph_makes_of_finite_inputs_must_agree() -> None:
     def root(x: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):

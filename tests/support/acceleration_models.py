@@ -213,7 +213,6 @@ def rare_by_cases(tf: Any, out: str) -> None:
         "clipped_elsewhere": (lambda x: tf.clip_by_value(x, -1.0, 6.0), "floats"),
         "sign_of_zero": (lambda x: 1.0 / x, "floats"),
         "last_of_equals": (lambda x: tf.argmax(x, axis=1), "floats"),
-        "subnormal": (lambda x: tf.cast(x > 0.0, tf.float32), "floats"),
         "odd_length": (lambda x: tf.reduce_sum(x, axis=1), "sequences"),
         "narrow": (lambda x: x * 3, "ids"),
         "towards_zero": (lambda x: x // 7, "ids"),

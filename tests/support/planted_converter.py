@@ -78,7 +78,6 @@ PLANTED: Mapping[str, tuple[str, ...]] = {
     ),
     "halves_up": (*_floats(half=0.5), "higher = Add (x, half)", "wrong = Floor (higher)"),
     "last_of_equals": ("wrong = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (x)",),
-    "subnormal": ("wrong = Identity (right)",),  # as it is: to TensorFlow, they are 0
     "both_large": (
         *_floats(high=900.0, low=-900.0),
         "is_high = Greater (x, high)",
