@@ -11,7 +11,8 @@ import numpy as np
 from backends.contract import BackendError, Signature
 from converters.cases import Case, DiedError, Inputs, Run, fits
 from converters.proof import Comparison, Outputs, nearest, sizes_of
-from converters.roundings import DRAWS, moved_answers, moves, typical_noise
+from converters.roundings import DRAWS, STEPS, TIE_STEPS, moved_answers, moves, typical_noise
+from converters.ties import with_ties
 from converters.tolerances import UNITS, Tolerances
 
 __all__ = ["Judge", "Runs"]
@@ -121,20 +122,52 @@ class Judge:
         noise = self.noise(case, answer, self._usual, 0)
         spared = self._moved(case, spare_plain=True)
         moved = [*self._moved(case, spare_plain=False), *spared]
+        if not self._is_off(case, answer, noise, moved, spared, moved):
+            return False
+        if not any(array.dtype.kind in "iu" for array in case.outputs.values()):
+            return True
+        ranked = [*moved, *self._moved(case, spare_plain=False, distances=TIE_STEPS)]
+        return self._is_off(case, answer, noise, moved, spared, ranked)
+
+    def _is_off(
+        self,
+        case: Case,
+        answer: Outputs,
+        noise: Mapping[str, float],
+        moved: Sequence[Outputs],
+        spared: Sequence[Outputs],
+        ranked: Sequence[Outputs],
+    ) -> bool:
+        """Whether `answer` is none that roundings explain, by TensorFlow's answers on moved inputs."""
         # With nothing to move, nothing tells how much has cancelled: then it must differ by what matters usually.
         sizes = self._least_sizes if moved else self._sizes
-        if self.difference("", nearest(case.outputs, moved, answer), answer, noise, sizes):
+        if self.difference("", self._nearest(case, moved, ranked, answer), answer, noise, sizes):
             return True
         if UNITS[self._precision]:  # weights that are rounded leave no number as it is
             return False
-        return bool(self.difference("", nearest(case.outputs, spared, answer), answer, noise, self._sizes))
+        return bool(self.difference("", self._nearest(case, spared, ranked, answer), answer, noise, self._sizes))
 
-    def _moved(self, case: Case, *, spare_plain: bool) -> list[Outputs]:
+    def _nearest(self, case: Case, moved: Sequence[Outputs], ranked: Sequence[Outputs], answer: Outputs) -> Outputs:
+        """What is nearest to `answer` of what `moved` explains, and of what ties do, as TensorFlow has them in
+        `ranked`."""
+        tolerances = {
+            alias: self._tolerances.of(self._precision, spec.dtype) for alias, spec in self.signature.outputs.items()
+        }
+        near = nearest(case.outputs, moved, answer)
+        ties = with_ties(case.outputs, ranked, answer, tolerances, self._least_sizes)
+        return {
+            alias: np.where(ties[alias] == answer[alias], answer[alias], array) if array.dtype.kind in "iu" else array
+            for alias, array in near.items()
+        }
+
+    def _moved(self, case: Case, *, spare_plain: bool, distances: Sequence[float] = STEPS) -> list[Outputs]:
         if self._truth is None:
             return []
         return [
             outputs
-            for outputs in moved_answers(case.inputs, self._truth, UNITS[self._precision], spare_plain=spare_plain)
+            for outputs in moved_answers(
+                case.inputs, self._truth, UNITS[self._precision], spare_plain=spare_plain, distances=distances
+            )
             if all(outputs[alias].shape == array.shape for alias, array in case.outputs.items())
         ]
 

@@ -299,7 +299,7 @@ def _shares(truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None, 
 
 def nearest(truth: Outputs, moved: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
     """What is nearest to `answer`, element by element, of all that is no farther from `truth` than the farthest of
-    `moved`; of whole numbers, of all that lies between them. `truth` where that is another kind of value."""
+    `moved`; of whole numbers and other values, one of them. `truth` where that is another kind of value."""
     return {alias: _nearest(array, [other[alias] for other in moved], answer[alias]) for alias, array in truth.items()}
 
 
@@ -312,8 +312,6 @@ def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray)
         parts = [_nearest(part(truth), [part(m) for m in moved], part(answer)) for part in (np.real, np.imag)]
         return np.asarray(parts[0] + 1j * parts[1]).astype(truth.dtype)
     stacked = np.stack([truth, *moved])
-    if kind in "iu":
-        return np.asarray(np.clip(answer, stacked.min(axis=0), stacked.max(axis=0)))
     if kind not in "fV":
         return np.where(np.any(stacked == answer, axis=0), answer, truth)
     wide, expected, found = _wide(stacked), _wide(truth), _wide(answer)

@@ -15,13 +15,18 @@ from backends.domain import smallest_normal
 from converters.cases import Case, DiedError, Inputs, Run
 from converters.proof import Outputs, relative_moves
 
-__all__ = ["DRAWS", "moved_answers", "moves", "noise_of", "typical_noise", "with_medians"]
+__all__ = ["DRAWS", "STEPS", "TIE_STEPS", "moved_answers", "moves", "noise_of", "typical_noise", "with_medians"]
 
 DRAWS = 2
 """In so many random directions a case is moved to measure its noise."""
 
 # How far an input moves for answers that are to explain another: by one rounding, and as far as the noise is allowed.
-_STEPS = (1.0, 8.0)
+STEPS = (1.0, 8.0)
+
+TIE_STEPS = (64.0, 512.0)
+"""How far it moves to have equals change places, in roundings: up to 6e-5 of the input, less than answers of float32
+may differ by. Layers round what is larger than an input, such as its distance from a mean."""
+
 # Numbers of so few bits are mostly what they are meant to be, and most arithmetic does not round them.
 _PLAIN = 1000.0
 _PLAIN_PARTS = 64.0
@@ -68,14 +73,16 @@ def typical_noise(noise: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {alias: min(of[alias] for of in noise if alias in of) for alias in {a for of in noise for a in of}}
 
 
-def moved_answers(inputs: Inputs, run: Run, unit: float, *, spare_plain: bool) -> Iterator[Outputs]:
-    """TensorFlow's answers on inputs that lie a few roundings beside `inputs`: all up, all down, and at random. One
+def moved_answers(
+    inputs: Inputs, run: Run, unit: float, *, spare_plain: bool, distances: Sequence[float] = STEPS
+) -> Iterator[Outputs]:
+    """TensorFlow's answers on inputs that lie so many roundings beside `inputs`: all up, all down, and at random. One
     rounding is `unit` of a number, or what its element type has, if that is more.
 
     With `spare_plain`, whole numbers and simple fractions of a usual size stay as they are; nothing is run where that
     leaves nothing to move.
     """
-    for steps in _STEPS:
+    for steps in distances:
         for draw, direction in enumerate((1.0, -1.0, None, None, None)):
             random = np.random.default_rng([int(steps), draw])
             moved = {

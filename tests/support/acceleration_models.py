@@ -184,6 +184,30 @@ def pairs(tf: Any, out: str) -> None:
     _save(tf, out, lambda x: {"y": tf.ensure_shape(x, [2, 3]) * 2.0})
 
 
+@_model
+def ranking(tf: Any, out: str) -> None:
+    """x float32[-1, 6] → the label, and the 3 largest of 8 scores with their places: a softmax behind layers, with
+    three sets of weights. Where an input is large, most scores are 0."""
+    module = tf.Module()
+    shapes = ([6, 16], [16], [16, 8], [8])
+    module.weights = [
+        [tf.Variable(tf.random.stateless_normal(shape, [seed, n])) for n, shape in enumerate(shapes)]
+        for seed in range(3)
+    ]
+
+    def ranked_by(weights: Any) -> Any:
+        def ranked(x: Any) -> Any:
+            hidden = tf.nn.relu((x - 3.0) / 2.0 @ weights[0] + weights[1])
+            scores = tf.nn.softmax(hidden @ weights[2] + weights[3])
+            values, places = tf.math.top_k(scores, 3)
+            return {"label": tf.argmax(scores, axis=1), "values": values, "places": places}
+
+        return tf.function(ranked).get_concrete_function(tf.TensorSpec([None, 6], tf.float32, "x"))
+
+    signatures = {f"weights_{seed}": ranked_by(weights) for seed, weights in enumerate(module.weights)}
+    tf.saved_model.save(module, out, signatures=signatures)
+
+
 def _save_signatures(tf: Any, out: str, module: Any, signatures: dict[str, tuple[Callable[..., Any], str]]) -> None:
     """Signatures of x and z, or x alone: of rows of 4 floats, of sequences, or of ids."""
     specs = {
