@@ -30,6 +30,9 @@ _MAX_ID_INPUTS = 8
 # are lengths or counts, and larger ones would take all of the proof's time.
 _SLOWER = 10.0
 _SLOW_SECONDS = 0.05
+# One call may take long for want of a processor: the fastest of so many counts. A much longer one is no hiccup.
+_MEASURED = 3
+_HICCUP_SECONDS = 2.0
 _STYLES = (
     (1.0, True, "normal", (1, 3, 8)),
     (1.0, False, "from 0 to 1", (2, 9)),
@@ -61,7 +64,8 @@ class Case:
 
 
 class CaseMaker:
-    """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one."""
+    """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one.
+    `slow` says of inputs of whole numbers from which on larger ones take too long to be tried."""
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class CaseMaker:
         self.refused_example: Inputs | None = None
         self.refusal = ""
         self.sizes: tuple[int, ...] = ()
+        self.slow: dict[str, int] = {}
         self._bounds: dict[str, int] = {}
         self._default_bound = _ID_BOUNDS[0]
         self._explored = False
@@ -202,10 +207,11 @@ class CaseMaker:
                 if bound > largest:
                     break
                 seconds, is_taken = self._timed(alias, bound - 1)
-                if seconds > max(_SLOWER * plain, _SLOW_SECONDS):
-                    break
                 if not is_taken:
                     bad = bound
+                    break
+                if self._is_slow(alias, bound - 1, seconds, max(_SLOWER * plain, _SLOW_SECONDS)):
+                    self.slow[alias] = bound - 1
                     break
                 good = bound
             while bad and bad - good > 1:
@@ -216,6 +222,14 @@ class CaseMaker:
                 else:
                     bad = middle
             self._bounds[alias] = good
+
+    def _is_slow(self, alias: str, value: int, seconds: float, most: float) -> bool:
+        """Whether TensorFlow takes longer than `most` with `value` in an input, as it did once, in `seconds`."""
+        for _ in range(_MEASURED - 1):
+            if not most < seconds < _HICCUP_SECONDS:
+                break
+            seconds, _ = self._timed(alias, value)
+        return seconds > most
 
     def _timed(self, alias: str, value: int) -> tuple[float, bool]:
         """How long TensorFlow had `value` in an input, and whether it took it."""

@@ -191,6 +191,11 @@ class _Work:
         recorded = self._recorded(reference.signatures)
         numbers = constants_of(spec.path, spec.tags)
         evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds, numbers)
+        for name, found in evidence.items():
+            for alias, value in found.maker.slow.items():
+                self._say(
+                    f"{name}: whole numbers of {alias!r} are tried below {value:,}, with which TensorFlow is slow"
+                )
         problems = [found.problem for found in evidence.values() if found.problem is not None]
         if problems:
             first = problems[0]

@@ -332,9 +332,24 @@ class Looping:
 
 def test_ids_by_which_a_model_loops_are_no_larger_than_what_takes_little_time() -> None:
     looping = Looping()
-    cases = list(CaseMaker(IDS, looping.run, clock=lambda: looping.now).cases())
-    assert looping.most == 9_999  # the first that was slow, and tried once
+    maker = CaseMaker(IDS, looping.run, clock=lambda: looping.now)
+    cases = list(maker.cases())
+    assert maker.slow == {"ids": 9_999}
+    assert looping.most == 9_999  # the first that was slow
     assert max(int(case.inputs["ids"].max()) for case in cases) == 999
+
+
+def test_a_call_that_is_slow_by_chance_sets_no_bound() -> None:
+    now, calls = [0.0], [0]
+
+    def with_hiccups(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        calls[0] += 1
+        now[0] += 0.3 if inputs["ids"].max(initial=0) > 9 and calls[0] % 2 else 1e-3
+        return embedding(inputs)
+
+    maker = CaseMaker(IDS, with_hiccups, clock=lambda: now[0])
+    assert max(int(case.inputs["ids"].max()) for case in maker.cases()) == 4320
+    assert maker.slow == {}
 
 
 def test_a_call_that_is_slow_with_any_id_sets_no_bound() -> None:
