@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from converters.narrowing import USUAL, narrowed, open_sizes, tamed
 from converters.proof import Comparison
 from converters.report import Searched, SignatureProof, Verdict
 from converters.roundings import noise_of, with_medians
-from converters.search import Search
+from converters.search import Search, Suspect
 from converters.shrinking import Budget, said, shrunk
 from converters.tolerances import Tolerances
 
@@ -39,6 +39,7 @@ _SHRINK_TRIES = 200
 _SHRINK_SECONDS = 2.0
 _CALL_SECONDS = 120.0
 _SEARCHED = "searched inputs"
+_MAX_COUNTEREXAMPLES = 8  # that are kept of a signature
 _MAX_BEYOND = 12  # differences that a report tells of
 
 
@@ -47,7 +48,9 @@ class Evidence:
     """What TensorFlow answers on the cases of one signature. `noise` is, for each case, by
     how much the outputs move with roundings of the inputs. `problem` says why that proves nothing, if it does not.
     `refused` are inputs out of the usual that TensorFlow refuses, and `domain` those that were tried. `risk` runs
-    TensorFlow on what may kill it. `numbers` are the graph's own, and `seconds` is how long TensorFlow took."""
+    TensorFlow on what may kill it. `numbers` are the graph's own, and `seconds` is how long TensorFlow took. A search
+    adds to `counterexamples` on what it found a form to be wrong; each later proof begins its search with them, since
+    what one conversion gets wrong by chance of a search, the next may as well."""
 
     signature: Signature
     cases: tuple[Case, ...]
@@ -59,6 +62,7 @@ class Evidence:
     risk: Run | None = None
     numbers: tuple[float, ...] = ()
     seconds: float = 0.0
+    counterexamples: list[Inputs] = field(default_factory=list)
 
 
 def gather(
@@ -348,8 +352,9 @@ class Proof:
         cases = [case for case in evidence.cases if within(self._domain, signature, case.inputs)]
         search = Search(self._judge, cases, evidence.numbers, self._domain, zlib.crc32(self._name.encode()))
         failure = ""
-        while (suspect := search.run(begun + seconds)) is not None:
+        for suspect in self._suspects(search, begun + seconds):
             if suspect.failure:
+                self._remember(suspect.inputs)
                 failure = f"on {said(suspect.inputs)}, {suspect.failure}"
                 break
             smallest, why = self._smallest(self._tamed(suspect.inputs, USUAL), _SEARCHED, _budget())
@@ -358,6 +363,7 @@ class Proof:
                 # What seemed to be odd about them is not what is wrong.
                 smallest, why = self._smallest(tame, _SEARCHED, _budget())
                 without = narrowed(signature, smallest, right)
+            self._remember(smallest)
             why = why or f"it differs on {said(smallest)}, from {_SEARCHED}"
             if without is None:
                 self._comparison.difference = why
@@ -368,6 +374,20 @@ class Proof:
         took = time.monotonic() - begun
         self._searched = Searched(search.tried, took, search.worst, worst, search.explained)
         return failure
+
+    def _suspects(self, search: Search, ends: float) -> Iterator[Suspect]:
+        """What other forms of this job were wrong on, if this one is as well, and then what the search finds."""
+        for inputs in tuple(self._evidence.counterexamples):
+            if within(self._domain, self._evidence.signature, inputs) and (known := search.again(inputs)) is not None:
+                yield known
+        while (suspect := search.run(ends)) is not None:
+            yield suspect
+
+    def _remember(self, inputs: Inputs) -> None:
+        known = self._evidence.counterexamples
+        is_known = any(all(np.array_equal(each[alias], inputs[alias]) for alias in inputs) for each in known)
+        if len(known) < _MAX_COUNTEREXAMPLES and not is_known:
+            known.append(inputs)
 
     def _tamed(self, inputs: Inputs, domain: Domain) -> Inputs:
         """The inputs without what lies outside of `domain`, if the form is wrong on them still."""

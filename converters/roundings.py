@@ -20,8 +20,8 @@ __all__ = ["DRAWS", "STEPS", "TIE_STEPS", "moved_answers", "moves", "noise_of", 
 DRAWS = 2
 """In so many random directions a case is moved to measure its noise."""
 
-# How far an input moves for answers that are to explain another: by one rounding, and as far as the noise is allowed.
 STEPS = (1.0, 8.0)
+"""How far an input moves for answers that explain another: by one rounding, and as far as the noise is allowed."""
 
 TIE_STEPS = (64.0, 512.0)
 """How far it moves to have equals change places, in roundings: up to 6e-5 of the input, less than answers of float32

@@ -117,6 +117,16 @@ class Search:
                 return found
         return None
 
+    def again(self, inputs: Inputs) -> Suspect | None:
+        """These, if the form is wrong on them; they count as tried. A form that dies of them is asked twice."""
+        self.tried += 1
+        for _ in range(_MAX_DEATHS):
+            try:
+                return Suspect(inputs) if self._judge.is_wrong(inputs) else None
+            except ChildError as error:
+                failure = str(error)
+        return Suspect(inputs, failure)
+
     # -- a call
 
     def _tried(self, inputs: Inputs, count: int) -> Suspect | None:

@@ -58,9 +58,7 @@ class Stand:
             raise
 
 
-def proven(
-    signature: Signature, truth: Function, answer: Function, *numbers: float, search_seconds: float = 0.0
-) -> SignatureProof:
+def evidence_of(signature: Signature, truth: Function, *numbers: float) -> Evidence:
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         return {"y": truth(inputs["x"])}
 
@@ -68,11 +66,20 @@ def proven(
     cases = list(maker.cases())
     hard = HardCases(maker, run, numbers)
     cases += hard.cases()
-    evidence = Evidence(
+    return Evidence(
         signature, tuple(cases), maker, tuple({} for _ in cases), None, tuple(hard.refused), hard.domain, run
     )
+
+
+def proof_by(evidence: Evidence, answer: Function, search_seconds: float) -> SignatureProof:
     bounds = Bounds(search_seconds, search_seconds)
     return Proof(Stand(answer), "s", evidence, "float32", Tolerances()).run(float("inf"), bounds)
+
+
+def proven(
+    signature: Signature, truth: Function, answer: Function, *numbers: float, search_seconds: float = 0.0
+) -> SignatureProof:
+    return proof_by(evidence_of(signature, truth, *numbers), answer, search_seconds)
 
 
 # -- the values
@@ -310,6 +317,29 @@ def test_a_form_that_is_wrong_on_one_id_is_not_proven_and_the_report_names_it() 
     assert proof.verdict is Verdict.DIFFERS
     assert "it is 0 instead of 5367, on x = [1789], the smallest input that was found" in proof.reason
     assert proof.searched.inputs > 1000
+
+
+def test_what_a_search_found_one_form_wrong_on_is_tried_on_the_next() -> None:
+    def wrong(x: np.ndarray) -> np.ndarray:
+        return np.where(x == 1789, 0, x * 3)
+
+    def dying(x: np.ndarray) -> np.ndarray:
+        if (x == 1789).any():
+            raise ChildError("it was killed by SIGSEGV")
+        return x * 3
+
+    no_time = 1e-9
+    evidence = evidence_of(IDS, lambda x: x * 3)
+    assert proof_by(evidence, wrong, no_time).verdict is Verdict.PROVEN  # nothing was found yet
+    assert proof_by(evidence, wrong, 60.0).verdict is Verdict.DIFFERS
+    again = proof_by(evidence, wrong, no_time)
+    assert (again.verdict, again.searched.inputs) == (Verdict.DIFFERS, 1)
+    assert "on x = [1789]" in again.reason
+    dead = proof_by(evidence, dying, no_time)
+    assert dead.verdict is Verdict.FAILED
+    assert "SIGSEGV" in dead.reason
+    assert proof_by(evidence, lambda x: x * 3, no_time).verdict is Verdict.PROVEN
+    assert [inputs["x"].tolist() for inputs in evidence.counterexamples] == [[1789]]
 
 
 def test_a_form_that_the_search_finds_wrong_beyond_usual_floats_is_proven_for_those() -> None:
