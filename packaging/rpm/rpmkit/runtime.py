@@ -194,16 +194,12 @@ def _alias_tensorflow(packages: Path) -> None:
 def _install_ourselves(source: Path, packages: Path) -> None:
     project = tomllib.loads((source / "pyproject.toml").read_text())
     setup = project["tool"]["setuptools"]
-    for top in {package.partition(".")[0] for package in setup["packages"]}:
-        for path in (source / top).rglob("__init__.py"):
-            name = ".".join(path.parent.relative_to(source).parts)
-            if name not in setup["packages"]:
-                raise BuildError(f"the package {name} is not listed in pyproject.toml", "add it to [tool.setuptools]")
-    for package in setup["packages"]:
-        folder = source.joinpath(*package.split("."))
-        target = packages.joinpath(*package.split("."))
+    tops = {pattern.partition(".")[0] for pattern in setup["packages"]["find"]["include"]}
+    for folder in sorted(path.parent for top in tops for path in (source / top).rglob("__init__.py")):
+        parts = folder.relative_to(source).parts
+        target = packages.joinpath(*parts)
         target.mkdir(parents=True)
-        for pattern in ("*.py", *setup["package-data"].get(package, ())):
+        for pattern in ("*.py", *setup["package-data"].get(".".join(parts), ())):
             for path in sorted(folder.glob(pattern)):
                 shutil.copyfile(path, target / path.name)
     about = packages / f"dropserve-{project['project']['version']}.dist-info"
