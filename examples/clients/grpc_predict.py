@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PROTOS = os.path.join(HERE, "..", "..", "appliance", "fronts", "protos", "dropserve.binpb")
+PROTOS = os.path.join(HERE, "..", "..", "appliance", "protocols", "protos", "dropserve.binpb")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 STRING = 7
