@@ -48,12 +48,12 @@ def running(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
     """The server, which after the test must be as it was: every process alive, and answering."""
-    before = running.processes()
+    before = running.lasting_processes()
     yield running
     assert running.predict("half_plus_two", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
     answer = protos.PredictResponse.FromString(call_grpc(running, predict_request()))
     assert list(answer.outputs["y"].float_val) == [2.5, 3.0]
-    assert running.processes() == before
+    assert running.lasting_processes() == before
 
 
 def predict_request() -> Any:

@@ -378,7 +378,7 @@ def test_a_frame_of_thousands_of_pieces_arrives_whole() -> None:
 
 
 def test_clients_that_go_in_the_middle_harm_nobody(server: Rooted, zoo: Path, tmp_path: Path) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
     gate_request = json.dumps({"instances": [str(tmp_path / "open")]}).encode()
     large = json.dumps({"instances": [1.0] * 200_000}).encode()
     with Load(server, "bystander") as bystander:
@@ -401,7 +401,7 @@ def test_clients_that_go_in_the_middle_harm_nobody(server: Rooted, zoo: Path, tm
         assert server.predict("gate", gate_request) == (200, {"predictions": [1]})
         bystander.more(20)
     assert (bystander.failures, bystander.resets) == ([], [])
-    assert server.processes() == before
+    assert server.lasting_processes() == before
 
 
 # -- limits -------------------------------------------------------------------------------------------------------

@@ -179,6 +179,10 @@ class Server:
             ours |= more
         return {pid: found[pid][1] for pid in ours}
 
+    def lasting_processes(self) -> dict[int, str]:
+        """Those of `processes` that do not end by themselves."""
+        return {pid: name for pid, name in self.processes().items() if name != "ds-trial"}
+
     def pids(self, name: str) -> list[int]:
         return sorted(pid for pid, found in self.processes().items() if found == name)
 
