@@ -43,7 +43,7 @@ def test_fronts_and_supervisor_never_map_tensorflow(drop: Callable[..., Path], t
         assert server.predict("m", {"instances": [1.0]})[0] == 200
         mapped = {
             (pid, name): "libtensorflow" in Path(f"/proc/{pid}/maps").read_text()
-            for pid, name in server.processes().items()
+            for pid, name in server.lasting_processes().items()
         }
     names = {name for _, name in mapped}
     assert {"dropserve", "ds-forkserver", "ds-worker", "ds-rest-master", "ds-rest", "ds-grpc"} <= names
