@@ -180,8 +180,16 @@ class Server:
         return {pid: found[pid][1] for pid in ours}
 
     def lasting_processes(self) -> dict[int, str]:
-        """Those of `processes` that do not end by themselves."""
-        return {pid: name for pid, name in self.processes().items() if name != "ds-trial"}
+        """Those of `processes` that do not end by themselves, once they are the same in three looks: a process that is
+        being forked has its parent's name for a moment."""
+        looks: list[dict[int, str]] = []
+
+        def settled() -> bool:
+            looks.append({pid: name for pid, name in self.processes().items() if name != "ds-trial"})
+            return len(looks) > 2 and looks[-1] == looks[-2] == looks[-3]
+
+        eventually(settled, "its processes are the same for a moment")
+        return looks[-1]
 
     def pids(self, name: str) -> list[int]:
         return sorted(pid for pid, found in self.processes().items() if found == name)
