@@ -22,6 +22,7 @@ from appliance.protocols.example_messages import (
     encode_multi_response,
     encode_response,
 )
+from appliance.transport.wire import pack_arrays
 from backends.contract import Signature
 
 __all__ = ["Done", "Inference"]
@@ -101,7 +102,8 @@ class Inference:
                 examples.check(self.max_bytes)
                 reserved.add(len(examples.context) * len(examples.examples))
                 inputs[INPUTS] = examples.array()
-            return [Run.of(one.signature_name, inputs, one.outputs) for one in planned]
+            packed = pack_arrays(inputs.items())  # the same for all tasks
+            return [Run(one.signature_name, inputs, one.outputs, packed) for one in planned]
 
         answered = await self.pipeline.run(spec, check, deadline_ns)
         count = len(examples.examples)
