@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from appliance.config.batching_parameters import check_batching
@@ -18,11 +17,8 @@ from appliance.config.model_options import ModelOptions
 from appliance.config.models import ConfiguredModel, Difference, configured_models, difference, needing_restart
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
-from appliance.config.version_policy import VersionPolicy
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.observed import Observed
-from appliance.lifecycle.actions import Action
-from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
@@ -105,20 +101,32 @@ class Models:
         self._models = models
         for name in changes.removed:
             self._source.remove(name)
-            self._controller.post(partial(_remove, name))
+            self._remove(name)
         for model in (*changes.added, *changes.changed):
             name, options = model.name, model.options
             self._model_options[name] = options
             was_candidate = self._candidates.pop(name, None) is not None
             if self._source.follows(name):
                 self._source.remove(name)
-            rules = _release_rules(options)
             if name in self._manager.names() and not was_candidate:
-                self._controller.post(partial(_update, name, model.base_path, options.policy, model.labels, rules))
+                self._update(name, model.base_path, options, model.labels)
             else:
-                self._controller.post(partial(_add, name, model.base_path, options.policy, model.labels, rules))
+                self._add(name, model.base_path, options, model.labels)
             self._source.add(name, model.base_path, options.settle_seconds)
         return changes
+
+    def _add(self, name: str, base_path: str, options: ModelOptions, labels: Mapping[str, int]) -> None:
+        rules = _release_rules(options)
+        self._controller.post(lambda manager, _now: manager.add_model(name, base_path, options.policy, labels, rules))
+
+    def _update(self, name: str, base_path: str, options: ModelOptions, labels: Mapping[str, int]) -> None:
+        rules = _release_rules(options)
+        self._controller.post(
+            lambda manager, now: manager.update_model(name, base_path, options.policy, labels, now, rules)
+        )
+
+    def _remove(self, name: str) -> None:
+        self._controller.post(lambda manager, now: manager.remove_model(name, now))
 
     async def reload_settings(self) -> None:
         """SIGHUP: reads the flags' files again, and takes what can change while we serve.
@@ -165,8 +173,7 @@ class Models:
             options = self._settings.of_model(name)
             if options != self._model_options[name]:
                 self._model_options[name] = options
-                rules = _release_rules(options)
-                self._controller.post(partial(_update, name, route.base_path, options.policy, {}, rules))
+                self._update(name, route.base_path, options, {})
 
     async def _poll_config_file(self) -> None:
         """Looks at the model config file now and then, and applies it where it has changed."""
@@ -268,7 +275,7 @@ class Models:
     def model_vanished(self, name: str) -> None:
         if self._candidates.pop(name, None) is None:
             logger.info("model %s: its folder is gone", name)
-            self._controller.post(partial(_remove, name))
+            self._remove(name)
 
     def versions_observed(self, name: str, observed: dict[int, Observed], remark: str, holds_model: bool) -> None:
         if name in self._candidates:
@@ -277,7 +284,7 @@ class Models:
             base_path = self._candidates.pop(name)
             logger.info("model %s: found at %s", name, base_path)
             options = self._model_options[name]
-            self._controller.post(partial(_add, name, base_path, options.policy, {}, _release_rules(options)))
+            self._add(name, base_path, options, {})
         self._log_remark(name, remark)
         self._controller.post(lambda manager, now: manager.observe(name, observed, remark, now))
 
@@ -328,31 +335,3 @@ def _release_rules(options: ModelOptions) -> ReleaseRules:
 
 def _read_config_file(path: str) -> str:
     return read_config_text(path, "the model_config_file")
-
-
-def _add(
-    name: str,
-    base_path: str,
-    policy: VersionPolicy,
-    labels: Mapping[str, int],
-    rules: ReleaseRules,
-    manager: Manager,
-    now: float,
-) -> None:
-    manager.add_model(name, base_path, policy, labels, rules)
-
-
-def _update(
-    name: str,
-    base_path: str,
-    policy: VersionPolicy,
-    labels: Mapping[str, int],
-    rules: ReleaseRules,
-    manager: Manager,
-    now: float,
-) -> list[Action]:
-    return manager.update_model(name, base_path, policy, labels, now, rules)
-
-
-def _remove(name: str, manager: Manager, now: float) -> list[Action]:
-    return manager.remove_model(name, now)

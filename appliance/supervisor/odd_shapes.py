@@ -6,14 +6,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from functools import partial
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ServingError
 from appliance.core.poison import Kind, Runs
 from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import StartWorker
-from appliance.lifecycle.manager import Manager
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
@@ -94,7 +92,7 @@ class OddShapes:
                 runs = trial.end.runs
                 fatal = [one.kind for one in runs.held] if trial.end.fatal else []
                 answered = runs.with_answered_of(workers.answered(servable, digest))
-                self._controller.post(partial(_tried, servable, digest, fatal, trial.end.fatal, answered))
+                self._tried(servable, digest, fatal, trial.end.fatal, answered)
                 if not fatal:
                     why = trial.message
                     break
@@ -102,14 +100,5 @@ class OddShapes:
             if why:
                 self._controller.post(lambda manager, _now: manager.odd_shapes_skipped(servable, digest, why))
 
-
-def _tried(
-    servable: ServableId,
-    digest: str,
-    fatal: Collection[Kind],
-    how: str,
-    answered: Runs,
-    manager: Manager,
-    now: float,
-) -> None:
-    manager.odd_shapes_tried(servable, digest, fatal, how, answered)
+    def _tried(self, servable: ServableId, digest: str, fatal: Collection[Kind], how: str, answered: Runs) -> None:
+        self._controller.post(lambda manager, _now: manager.odd_shapes_tried(servable, digest, fatal, how, answered))
