@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.core.servable import Form, ServableId
+from appliance.lifecycle.replicas import Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,11 @@ class StartWorker:
     names: frozenset[str] = frozenset()
     form: Form | None = None  # what is loaded instead of the folder's own model
     digest: str = ""  # what identifies its files
-    is_first: bool = False  # the version has not been served yet
+    may_find_form: bool = False  # a form may be made first, and be loaded (the option wait_for_acceleration)
     is_tried: bool = False  # try its signatures: these files have not served yet
     check_files: bool = True  # see that the folder is all there, before the framework is asked to load it
     is_watched: bool = False  # a request has ended a process of it: see `appliance.core.poison`
+    left_out: tuple[Attempt, ...] = ()  # made-up requests to leave out of the warm-up: processes have died of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from appliance.config.version_policy import Latest
 from appliance.core.errors import Code
-from appliance.core.outcomes import Trials
 from appliance.lifecycle.release import Refusal, doubts, refusal, signature_changes
+from appliance.lifecycle.replicas import Loaded
 from appliance.lifecycle.servables import Model, Version
 from appliance.lifecycle.states import State
 from appliance.lifecycle.wanted import wanted
-from backends.contract import Signature
 
 _DEATHS = 3  # within crash_window_seconds, after which a version gives way
 
 
-def judge(
-    model: Model,
-    version: Version,
-    signatures: Mapping[str, Signature],
-    trials: Trials | None,
-    unsupported: Mapping[str, str],
-) -> tuple[Refusal | None, tuple[str, ...]]:
-    """Return why `version`, which has loaded with `signatures`, must not serve (None if it may), and remarks for its
-    operator. A version that serves already is judged as one from another folder would be. `unsupported` says of its
-    other signatures why each is not served."""
+def judge(model: Model, version: Version, loaded: Loaded) -> tuple[Refusal | None, tuple[str, ...]]:
+    """Return why what `version` has `loaded` must not serve (None if it may), and remarks for its operator. A version
+    that serves already is judged as one from another folder would be."""
     serving = model.in_state(State.AVAILABLE, State.RESTARTING)
     before = version if version.id.version in serving else _predecessor(model, version)
-    changes = () if before is None else signature_changes(before.signatures, signatures)
+    changes = () if before is None else signature_changes(before.signatures, loaded.signatures)
     told = ""
     if before is not None and changes:
         told = f"its signatures differ from those of version {before.id.version}: {'; '.join(changes)}"
@@ -38,8 +28,8 @@ def judge(
         if model.rules.refuse_signature_changes and not stays and not is_older:
             reason = f"{told}; signature_changes = refuse forbids it"
             return Refusal(Code.FAILED_PRECONDITION, reason, is_final=True), ()
-    refused = refusal(trials, model.rules.gate, bool(serving), unsupported)
-    return refused, (*([told] if told else []), *doubts(trials or {}))
+    refused = refusal(loaded.trials, model.rules.gate, bool(serving), loaded.unsupported)
+    return refused, (*([told] if told else []), *doubts(loaded.trials or {}))
 
 
 def _predecessor(model: Model, version: Version) -> Version | None:
@@ -60,15 +50,16 @@ def note_death(model: Model, version: Version, how: str) -> str:
     ask for this one by its number.
     """
     window = model.rules.crash_window_seconds
-    served = version.served
-    version.deaths = [*(death for death in version.deaths if served - death <= window), served][-_DEATHS:]
-    if len(version.deaths) < _DEATHS or not window or not isinstance(model.policy, Latest):
+    service = version.service
+    served = service.seconds
+    service.deaths = [*(death for death in service.deaths if served - death <= window), served][-_DEATHS:]
+    if len(service.deaths) < _DEATHS or not window or not isinstance(model.policy, Latest):
         return ""
     number = version.id.version
-    older = [n for n, other in model.versions.items() if n < number and other.is_loadable and not other.given_up]
-    if not older or number in model.labels.values():
+    older = [other for n, other in model.versions.items() if n < number and other.is_loadable]
+    if all(other.service.given_up for other in older) or number in model.labels.values():
         return ""
     return (
-        f"its worker died {_DEATHS} times within {served - version.deaths[0]:.0f} s of service, the last time: {how}; "
+        f"its worker died {_DEATHS} times within {served - service.deaths[0]:.0f} s of service, the last time: {how}; "
         "it is loaded again when its files change"
     )

@@ -1,10 +1,10 @@
-"""How many versions load at once, and when one whose load or worker failed is tried again."""
+"""How many versions load at once, and when one whose load or worker has failed is tried again. Pure."""
 
 from __future__ import annotations
 
 import math
 
-from appliance.lifecycle.servables import Version
+from appliance.lifecycle.servables import Servables, Version
 from appliance.lifecycle.states import State
 
 _STABLE_SECONDS = 60.0
@@ -12,40 +12,35 @@ _MAX_BACKOFF_SECONDS = 60.0
 
 
 class Loads:
-    """The loads that are under way, and the models that wait for one to end."""
+    """The models that wait for other loads to end, and the rules for another attempt. Times are monotonic seconds."""
 
     def __init__(self, max_retries: int, retry_interval_seconds: float, max_concurrent: int) -> None:
         self._max_retries = max_retries
         self._retry_interval_seconds = retry_interval_seconds
         self._max_concurrent = max_concurrent
-        self._running = 0
         self._waiting: dict[str, None] = {}  # models that would load more than may load at once; first come first
 
-    @property
-    def are_full(self) -> bool:
-        return self._running >= self._max_concurrent
+    def are_full(self, servables: Servables) -> bool:
+        """Whether no other version may begin to load now."""
+        return servables.loading >= self._max_concurrent
 
     @property
     def waiting(self) -> list[str]:
+        """The models whose versions wait for their turn, the first to come first."""
         return list(self._waiting)
 
     def is_waiting(self, model: str) -> bool:
         return model in self._waiting
 
-    def begin(self) -> None:
-        self._running += 1
-
-    def end(self) -> None:
-        self._running -= 1
-
     def wait(self, model: str, waits: bool) -> None:
+        """Note whether the model has versions that would load and may not yet."""
         if waits:
             self._waiting.setdefault(model)
         else:
             self._waiting.pop(model, None)
 
     def retry(self, version: Version, now: float) -> str:
-        """Decides when to try again what has not loaded, and says so."""
+        """Decide when to try again what has not loaded, and return that in words."""
         version.attempts += 1
         if version.attempts > self._max_retries:
             version.retry_at = None
@@ -57,7 +52,7 @@ class Loads:
         )
 
     def retry_replacement(self, version: Version, now: float) -> None:
-        """Decides when to try again the other files for a version that is served."""
+        """Decide when to try again the other files for a version that is served."""
         replacement = version.replacement
         if replacement is not None:
             replacement.attempts += 1
@@ -66,10 +61,11 @@ class Loads:
 
     @staticmethod
     def restart(version: Version, now: float) -> None:
-        """Decides when to start the next worker of a version whose worker has died."""
-        if version.state is State.AVAILABLE and now - version.available_since > _STABLE_SECONDS:
-            version.crashes = 0
+        """Decide when to start the next worker of a version whose worker has died."""
+        service = version.service
+        if version.state is State.AVAILABLE and now - service.since > _STABLE_SECONDS:
+            service.crashes = 0
         # The first restart is immediate; a worker that keeps dying is started ever more seldom.
-        version.crashes += 1
-        delay = 0.0 if version.crashes == 1 else min(2.0 ** (version.crashes - 2), _MAX_BACKOFF_SECONDS)
+        service.crashes += 1
+        delay = 0.0 if service.crashes == 1 else min(2.0 ** (service.crashes - 2), _MAX_BACKOFF_SECONDS)
         version.retry_at = now + delay

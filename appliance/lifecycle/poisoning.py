@@ -1,4 +1,4 @@
-"""What follows of requests that end processes: what is known of each version, and what is refused. Pure."""
+"""What follows from requests that end processes: what is known of each version, and what is refused. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Poisoning:
         self._servables = servables
 
     def worker_ended(self, worker: int, runs: Runs, fatal: str) -> None:
-        """The worker is gone. `fatal` is what it died of while it ran requests, "" if it did not.
+        """Learn from what a worker that is gone has run. `fatal` is what it died of while it ran requests, "" if it did
+        not.
 
-        What it has answered is learnt also if it served no more: another has taken over, or it stood by. The death of a
+        What it has answered counts also if it served no more: another has taken over, or it stood by. The death of a
         form has another consequence: the form is given up.
         """
         started = self._servables.take_started(worker)
@@ -27,21 +28,17 @@ class Poisoning:
         if version is None:
             return
         version.suspects.learn(runs)
-        successor = version.successor
-        if successor is not None and successor.worker == worker:
-            form, signatures = successor.form, successor.signatures
-        elif version.worker == worker:
-            form, signatures = version.form, version.signatures
-        else:
+        replica = next((replica for replica in version.replicas if replica.worker == worker), None)
+        if replica is None or replica.form is not None or not fatal or not (runs.held or runs.unnamed):
             return
-        if fatal and form is None and (runs.held or runs.unnamed):
-            self._say(version, version.suspects.died(runs, fatal, signatures))
+        signatures = version.signatures if replica.loaded is None else replica.loaded.signatures
+        self._say(version, version.suspects.died(runs, fatal, signatures))
 
     def odd_shapes_tried(
         self, servable: ServableId, digest: str, fatal: Collection[Kind], how: str, answered: Runs
     ) -> None:
-        """An expendable process has died of the kinds in `fatal`; it, or the version itself, has answered what
-        `answered` says."""
+        """Learn that an expendable process has died of the kinds in `fatal`, and that it, or the version itself, has
+        answered what `answered` says."""
         version = self._served(servable, digest)
         if version is not None:
             version.suspects.learn(answered)
@@ -49,20 +46,20 @@ class Poisoning:
                 self._say(version, version.suspects.tried(kind, how, version.signatures))
 
     def odd_shapes_skipped(self, servable: ServableId, digest: str, why: str) -> None:
-        """No odd shapes were tried, or not all."""
+        """Note why no odd shapes were tried, or not all."""
         version = self._served(servable, digest)
         if version is not None:
             version.untried = f"inputs of shapes that contradict its signatures were not tried: {why}"
             self._servables.say(version, version.untried)
 
     def served(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
-        """The available versions: what, its folder, what identifies its files, and its model files."""
+        """Return the available versions: what, its folder, what identifies its files, and its model files."""
         return [
-            (version.id, version.path, version.digest, model.names.get(version.path, frozenset()))
+            (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
             for model in self._servables.models.values()
             if not model.removed
             for version in model.versions.values()
-            if version.state is State.AVAILABLE and version.digest
+            if version.state is State.AVAILABLE and version.files.digest
         ]
 
     def _served(self, servable: ServableId, digest: str | None) -> Version | None:

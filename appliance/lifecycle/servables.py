@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from appliance.config.version_policy import Specific, VersionPolicy
 from appliance.core.errors import Code
@@ -13,6 +13,7 @@ from appliance.core.routes import ModelRoute, VersionRoute
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import StartWorker, StateChange
 from appliance.lifecycle.release import ReleaseRules
+from appliance.lifecycle.replicas import Attempt, Files, Loaded, Replica, Role
 from appliance.lifecycle.states import PUBLIC, Event, State, transition
 from backends.contract import Signature
 
@@ -21,72 +22,88 @@ AT_REST = (State.SETTLING, State.FAILED, State.ENDED)  # no worker is there, or 
 
 
 @dataclass(slots=True, eq=False)
-class Successor:
-    """A second worker of a version that is served (`appliance.lifecycle.successors`)."""
-
-    path: str
-    digest: str | None
-    form: Form | None = None
-    stands_by: bool = False
-    until: float = 0.0  # standing by: when it goes, unless it is asked for again
-    worker: int = 0
-    socket_path: str = ""  # once it is ready
-    signatures: Mapping[str, Signature] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
 class Replacement:
     """Other files that are seen for a version that is served: in another folder, or where its own lay."""
 
-    path: str
-    digest: str
+    files: Files
     attempts: int = 0
     retry_at: float = 0.0  # monotonic seconds; infinite: not before they change
     trusts_loader: bool = False
 
 
 @dataclass(slots=True, eq=False)
+class Service:
+    """How a version has served since its files changed. Times are monotonic seconds."""
+
+    seconds: float = 0.0  # that it was available before `since`
+    since: float = 0.0  # when it became available, or was taken over, last
+    digest: str | None = None  # of the files that it has answered from
+    crashes: int = 0  # of its workers in a row
+    deaths: list[float] = field(default_factory=list)  # after how many seconds of service its worker died, the last few
+    given_up: str = ""  # why another version is served instead, if there is one: its worker died again and again
+
+    def forgive(self) -> None:
+        """Hold no death against it any more."""
+        self.given_up, self.deaths = "", []
+
+
+@dataclass(slots=True, eq=False)
 class Version:
     id: ServableId
-    path: str
-    digest: str | None
+    files: Files  # at rest: those that are there now; else those that its serving worker was started on
     state: State = State.SETTLING
+    reason: str = ""
+    code: Code = Code.OK
+    # What is seen of its folder.
+    present: bool = True
     settled: bool = False
     incomplete: bool = False
     judge_at: float | None = None  # incomplete: when it is loaded all the same, if nothing changes
     trusts_loader: bool = False  # it has looked incomplete for long: the framework says what is wrong, if anything is
-    present: bool = True
-    reason: str = ""
-    code: Code = Code.OK
-    worker: int | None = None
-    socket_path: str = ""
-    signatures: Mapping[str, Signature] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()  # of its worker, for the operator
-    changes: tuple[str, ...] = ()  # how its signatures differ from those of the version whose place it took
-    unsupported: Mapping[str, str] = field(default_factory=dict)  # signatures that are not served, and why
-    attempts: int = 0
-    crashes: int = 0
-    served: float = 0.0  # seconds that it was available before `available_since`
-    deaths: list[float] = field(default_factory=list)  # after how many seconds of service its worker died, the last few
-    given_up: str = ""  # why another version is served instead, if there is one: it died again and again
-    available_since: float = 0.0
-    retry_at: float | None = None
     is_stale: bool = False  # other files are there than those that its worker was started on: they are looked at
-    served_digest: str | None = None  # of the files that it has answered from
-    refused_by_gate: bool = False  # why it has failed
-    form: Form | None = None  # the accelerated form that its worker serves
-    successor: Successor | None = None
     replacement: Replacement | None = None
+    # Its workers: one that serves at most, and one beside it at most.
+    replicas: list[Replica] = field(default_factory=list)
+    form: Form | None = None  # that was made of `files`, and serves; its next worker is started on it
+    loaded: Loaded | None = None  # what the worker that served last has reported
+    changes: tuple[str, ...] = ()  # how its signatures differ from those of the version whose place it took
+    # When it is loaded again.
+    attempts: int = 0
+    retry_at: float | None = None
+    refused_by_gate: bool = False  # why it has failed
+    service: Service = field(default_factory=Service)
     suspects: Suspects = field(default_factory=Suspects)  # of the files that it served last
     untried: str = ""  # why no odd shapes were tried, or not all
 
     @property
-    def paths(self) -> tuple[str, ...]:
+    def serving(self) -> Replica | None:
+        """The worker that is routed, or will be once it is ready."""
+        return next((replica for replica in self.replicas if replica.role is Role.SERVING), None)
+
+    @property
+    def second(self) -> Replica | None:
+        """The worker beside the one that serves: it succeeds it, or stands by."""
+        return next((replica for replica in self.replicas if replica.role is not Role.SERVING), None)
+
+    def replica(self, worker: int) -> Replica:
+        """Return the replica with this number. Raises StopIteration if it has none."""
+        return next(replica for replica in self.replicas if replica.worker == worker)
+
+    @property
+    def socket_path(self) -> str:
+        """Where its serving worker listens; "" while there is none, or it loads."""
+        replica = self.serving
+        return "" if replica is None or replica.loaded is None else replica.loaded.socket_path
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Those that it served last."""
+        return {} if self.loaded is None else self.loaded.signatures
+
+    @property
+    def paths(self) -> frozenset[str]:
         """The folders that its workers load from."""
-        return (self.path,) if self.successor is None else (self.path, self.successor.path)
+        return frozenset({self.files.path, *(replica.files.path for replica in self.replicas)})
 
     @property
     def is_loadable(self) -> bool:
@@ -107,43 +124,49 @@ class Version:
         is_back = not self.present and self.state is State.AVAILABLE
         return self.is_stale or self.trusts_loader or is_back
 
-    def serve_since(self, now: float) -> None:
-        """It is available from `now` (monotonic) on, without a gap if it was before."""
-        if self.suspects.files != self.digest:
-            self.suspects, self.untried = Suspects(self.digest), ""
-        if self.state is State.AVAILABLE:
-            self.served += now - self.available_since
-        self.available_since = now
-        self.served_digest = self.digest
-
-    def has_files_of(self, other: Successor | Replacement) -> bool:
-        """Whether `other` is about the files that it serves."""
-        return (self.path, self.digest) == (other.path, other.digest)
-
     @property
     def is_coming_back(self) -> bool:
         """Whether it is there again, and its old worker or a look at its files must still be waited for."""
-        return self.present and (
-            self.state is State.DRAINING or (self.state is State.ENDED and not self.settled and not self.given_up)
-        )
+        is_looked_at = self.state is State.ENDED and not self.settled and not self.service.given_up
+        return self.present and (self.state is State.DRAINING or is_looked_at)
 
-    def is_succeeded_by(self, worker: int) -> bool:
-        return self.successor is not None and self.successor.worker == worker
+    def change_files(self, files: Files) -> None:
+        """Other files are there than those of its failures and of its form."""
+        self.files, self.form = files, None
+        self.incomplete, self.judge_at, self.trusts_loader = False, None, False
+        self.is_stale, self.refused_by_gate = False, False
+        self.attempts, self.retry_at = 0, None
+        self.service.forgive()
+
+    def serve(self, replica: Replica, loaded: Loaded, now: float) -> None:
+        """Take up what `replica` has `loaded`: it serves from `now` (monotonic) on, without a gap if another did."""
+        self.files, self.form, self.loaded, self.changes = replica.files, replica.form, loaded, replica.changes
+        if self.suspects.files != self.files.digest:
+            self.suspects, self.untried = Suspects(self.files.digest), ""
+        if self.state is State.AVAILABLE:
+            self.service.seconds += now - self.service.since
+        self.service.since = now
+        self.service.digest = self.files.digest
+        self.attempts, self.retry_at = 0, None
+        self.code = Code.OK
 
     def route(self) -> VersionRoute:
-        available = self.state is State.AVAILABLE
+        """Return what clients see of it."""
+        loaded = self.loaded if self.state is State.AVAILABLE else None
+        form = "" if self.form is None else self.form.backend
+        state = self.state.value, PUBLIC[self.state], self.code, self.reason
+        if loaded is None:
+            return VersionRoute(self.id.version, *state, "", {}, form)
+        remarks = (*loaded.remarks, *self.changes, *([self.untried] if self.untried else []))
         return VersionRoute(
             self.id.version,
-            self.state.value,
-            PUBLIC[self.state],
-            self.code,
-            self.reason,
-            self.socket_path if available else "",
-            self.signatures if available else {},
-            "" if self.form is None else self.form.backend,
-            (*self.remarks, *self.changes, *([self.untried] if self.untried else [])) if available else (),
-            self.unsupported if available else {},
-            self.suspects.refused if available else (),
+            *state,
+            self.socket_path,
+            loaded.signatures,
+            form,
+            remarks,
+            loaded.unsupported,
+            self.suspects.refused,
         )
 
 
@@ -171,25 +194,25 @@ class Model:
         return numbers & self.policy.versions if isinstance(self.policy, Specific) else numbers
 
     def in_state(self, *states: State) -> set[int]:
-        """The numbers of the versions that are in one of `states`."""
+        """Return the numbers of the versions that are in one of `states`."""
         return {number for number, version in self.versions.items() if version.state in states}
 
     def be_due(self, moment: float) -> None:
-        """There is something to do at `moment`, if not before."""
+        """Note that there is something to do at `moment` (monotonic), if not before."""
         self.due = moment if self.due is None else min(self.due, moment)
 
     def loaded_versions(self) -> frozenset[int]:
-        """The versions whose files need no more looking at."""
+        """Return the versions whose files need not be looked at again."""
         states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
         base_path = self.base_path.rstrip("/")
         return frozenset(
             n
             for n in self.in_state(*states)
-            if os.path.dirname(self.versions[n].path) == base_path and not self.versions[n].is_to_be_looked_at
+            if os.path.dirname(self.versions[n].files.path) == base_path and not self.versions[n].is_to_be_looked_at
         )
 
     def route(self) -> ModelRoute:
-        """What clients see of it, the newest version first."""
+        """Return what clients see of it, the newest version first."""
         return ModelRoute(
             self.name,
             tuple(
@@ -215,53 +238,71 @@ class Servables:
         self._ended: dict[ServableId, VersionRoute] = {}  # the last state of versions that are gone, the oldest first
         self.models: dict[str, Model] = {}
         self.revision = 1  # grows with every change that the routes show
+        self.loading = 0  # versions that are LOADING
 
     def version(self, servable: ServableId) -> Version | None:
-        """The version, where its model is still wanted."""
+        """Return the version, or None if it is not there or its model is not wanted any more."""
         model = self.models.get(servable.model)
         return None if model is None or model.removed else model.versions.get(servable.version)
 
     def version_of(self, worker: int) -> Version | None:
+        """Return the version that has this worker, or None if none has: it may have been taken from it."""
         return self._workers.get(worker)
 
     def model_of(self, version: Version) -> Model:
         return self.models[version.id.model]
 
     def ended(self) -> dict[str, tuple[VersionRoute, ...]]:
-        """The last versions that are gone, by model."""
+        """Return the last versions that are gone, by model."""
         found: dict[str, tuple[VersionRoute, ...]] = {}
         for servable, route in self._ended.items():
             found[servable.model] = (*found.get(servable.model, ()), route)
         return found
 
     def take_changes(self) -> list[StateChange]:
+        """Return the changes since this was last asked."""
         changes, self._changes = self._changes, []
         return changes
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def start_worker(
+    def start(
         self,
         version: Version,
-        path: str,
-        digest: str | None,
-        form: Form | None,
-        is_first: bool = False,
+        role: Role,
+        files: Files,
+        form: Form | None = None,
+        *,
+        until: float = 0.0,
         check_files: bool = True,
+        left_out: tuple[Attempt, ...] = (),
+        may_find_form: bool = False,
     ) -> StartWorker:
-        """Another worker for the version: its number is in the action."""
+        """Give the version another replica, and return the action that starts its worker."""
         worker = self._next_worker
         self._next_worker += 1
         self._workers[worker] = version
-        self._started[worker] = version.id, digest
-        names = self.model_of(version).names.get(path, frozenset())
-        is_tried = is_first or digest != version.served_digest
-        is_watched = version.suspects.is_watched and digest == version.suspects.files and form is None
-        start = StartWorker(worker, version.id, path, names, form, digest or "", is_first, is_tried, check_files)
-        return replace(start, is_watched=is_watched)
+        self._started[worker] = version.id, files.digest
+        version.replicas.append(Replica(worker, role, files, form, until, left_out))
+        is_first = role is Role.SERVING and version.state is State.LOADING
+        suspects = version.suspects
+        return StartWorker(
+            worker,
+            version.id,
+            files.path,
+            self.model_of(version).names.get(files.path, frozenset()),
+            form,
+            files.digest or "",
+            may_find_form=may_find_form,
+            is_tried=is_first or files.digest != version.service.digest,
+            check_files=check_files,
+            is_watched=suspects.is_watched and files.digest == suspects.files and form is None,
+            left_out=left_out,
+        )
 
-    def forget_worker(self, worker: int) -> None:
-        """The version has no part in what becomes of the worker any more; its process may live on for a while."""
+    def forget_worker(self, version: Version, worker: int) -> None:
+        """Take a worker from its version: its process may live on for a while."""
+        version.replicas.remove(version.replica(worker))
         del self._workers[worker]
 
     def take_started(self, worker: int) -> tuple[ServableId, str | None] | None:
@@ -272,14 +313,14 @@ class Servables:
     # -- changes ---------------------------------------------------------------------------------------------
 
     def discover(self, model: Model, number: int, path: str, digest: str | None, remark: str) -> Version:
-        """A version whose folder is seen for the first time."""
-        version = model.versions[number] = Version(ServableId(model.name, number), path, digest)
+        """Add a version whose folder is seen for the first time."""
+        version = model.versions[number] = Version(ServableId(model.name, number), Files(path, digest))
         self._changes.append(StateChange(version.id, "", State.SETTLING.value, remark))
         return version
 
     def forget(self, version: Version, why: str) -> None:
-        """The version is at rest, and it is gone. Its last state goes on to be told, as TensorFlow Serving's
-        ServableStateMonitor does."""
+        """Forget a version that is at rest and whose folder is gone. Its last state is still shown, as by TensorFlow
+        Serving's ServableStateMonitor."""
         model = self.model_of(version)
         del model.versions[version.id.version]
         if version.state is not State.SETTLING:
@@ -293,35 +334,38 @@ class Servables:
         self.revision += 1
 
     def move(self, version: Version, event: Event, reason: str) -> None:
+        """Change the state of a version by `event`. Raises IllegalTransitionError."""
         old = version.state
         version.state = transition(old, event)
+        self.loading += (version.state is State.LOADING) - (old is State.LOADING)
         version.reason = reason
         self.revision += 1
         self.move_labels(self.model_of(version))
-        if version.state is State.ENDED and version.given_up:
+        if version.state is State.ENDED and version.service.given_up:
             version.code = Code.UNAVAILABLE
         elif version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
         self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
 
     def say(self, version: Version, text: str, is_warning: bool = False) -> None:
-        """A change for the log that is no change of state."""
+        """Log `text` about a version whose state stays as it is."""
         self._changes.append(StateChange(version.id, version.state.value, version.state.value, text, is_warning))
         self.revision += 1
 
     def say_remarks(self, version: Version) -> None:
-        """What the operator should know of a version that serves from now on."""
-        for text in (*version.remarks, *version.changes):
+        """Log what the operator should know of a version that serves from now on."""
+        remarks = () if version.loaded is None else version.loaded.remarks
+        for text in (*remarks, *version.changes):
             self.say(version, text, is_warning=True)
 
     def remark(self, of: Model | Version, reason: str) -> None:
-        """Why it stands as it does, where nothing else changes."""
+        """Change the reason for the state of a model or a version, which stays as it is."""
         if of.reason != reason:
             of.reason = reason
             self.revision += 1
 
     def move_labels(self, model: Model) -> None:
-        """Points each label at its configured version as soon as that is available: until then it stays where it was,
+        """Point each label at its configured version as soon as that is available: until then it stays where it was,
         so that a promotion loses no request."""
         for label, number in model.labels.items():
             version = model.versions.get(number)

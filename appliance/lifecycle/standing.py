@@ -24,7 +24,7 @@ def standing(model: Model, is_waiting: bool) -> tuple[Standing, str]:
     present = {number: version for number, version in versions.items() if version.present}
     for number, version in sorted(present.items()):
         if version.state in (State.LOADING, State.RESTARTING) or (
-            version.successor is not None and not version.has_files_of(version.successor)
+            version.second is not None and version.second.files != version.files
         ):
             return Standing.PENDING, f"version {number} is loading"
     if is_waiting:

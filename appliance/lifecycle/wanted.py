@@ -26,7 +26,7 @@ def wanted(model: Model) -> Wanted:
     # One that died again and again counts only if there is no other, or if it is asked for by its number.
     reliable = loadable
     if isinstance(model.policy, Latest):
-        reliable = {number for number in loadable if not versions[number].given_up} or loadable
+        reliable = {number for number in loadable if not versions[number].service.given_up} or loadable
     retriable = {n for n in model.in_state(State.FAILED) if versions[n].present and versions[n].retry_at is not None}
     labelled = frozenset() if model.removed else model.labelled
     aspired = aspired_versions(model.policy, reliable) | (labelled & loadable)

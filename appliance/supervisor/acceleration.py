@@ -126,7 +126,7 @@ class Acceleration:
 
     def before(self, action: StartWorker, options: ModelOptions) -> Coroutine[Any, Any, Form | None] | None:
         """What finds the form for a version that waits for it before it is served; None where none is waited for."""
-        wanted = options.wait_for_acceleration and options.acceleration != "off" and action.is_first
+        wanted = options.wait_for_acceleration and options.acceleration != "off" and action.may_find_form
         if not wanted or backend_for(action.names, options.prefer_tflite_model) != "tensorflow":
             return None
         return self._form_for(action.servable, action.path, action.digest, options)

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from appliance.config.batching_parameters import check_batching
@@ -18,7 +18,6 @@ from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError
-from appliance.core.outcomes import Trials
 from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
 from appliance.gpu.client import GpuClient
@@ -28,6 +27,7 @@ from appliance.host.processes import Reaper, become_subreaper, set_name
 from appliance.host.service_manager import Notifier
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.replicas import Loaded
 from appliance.metrics.keeper import MetricsKeeper
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
@@ -40,8 +40,8 @@ from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd
+from appliance.supervisor.worker_reports import Failure
 from appliance.supervisor.workers import Workers
-from backends.contract import Signature
 
 logger = logging.getLogger(__name__)
 
@@ -279,31 +279,22 @@ class Supervisor:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def worker_ready(
-        self,
-        number: int,
-        socket_path: str,
-        signatures: Mapping[str, Signature],
-        form: Form | None,
-        trials: Trials | None,
-        remarks: Sequence[str],
-        unsupported: Mapping[str, str],
-    ) -> None:
-        self._controller.post(
-            lambda manager, now: manager.worker_ready(
-                number, socket_path, signatures, now, form, trials, remarks, unsupported
-            )
-        )
+    def form_found(self, number: int, form: Form) -> None:
+        self._controller.post(lambda manager, _now: manager.form_found(number, form))
 
-    def worker_incomplete(self, number: int, reason: str) -> None:
-        self._controller.post(lambda manager, now: manager.worker_incomplete(number, reason, now))
+    def worker_ready(self, number: int, loaded: Loaded) -> None:
+        self._controller.post(lambda manager, now: manager.worker_ready(number, loaded, now))
 
-    def worker_failed(self, number: int, code: Code, reason: str) -> None:
-        self._controller.post(lambda manager, now: manager.worker_failed(number, code, reason, now))
+    def worker_failed(self, number: int, failure: Failure) -> None:
+        if failure.is_incomplete:
+            self._controller.post(lambda manager, now: manager.worker_incomplete(number, failure.reason, now))
+        else:
+            self._controller.post(lambda manager, now: manager.worker_failed(number, failure.code, failure.reason, now))
 
     def worker_ended(self, number: int, end: WorkerEnd) -> None:
         self._controller.post(
-            lambda manager, now: manager.worker_ended(number, end.how, now, end.runs, end.fatal), lasting=end.crashed
+            lambda manager, now: manager.worker_ended(number, end.how, now, end.runs, end.fatal, end.attempt),
+            lasting=end.crashed,
         )
         self._fold_metrics()
 

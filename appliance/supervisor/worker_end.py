@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from appliance.core.poison import NO_RUNS, Runs
 from appliance.host.processes import describe_status, fatal_signal, is_crash
+from appliance.lifecycle.replicas import Attempt
 from appliance.worker.run_record import read_record
 
 __all__ = ["WorkerEnd", "end_of", "what_was_fatal"]
@@ -25,12 +26,14 @@ _WANT = re.compile(
 @dataclass(frozen=True, slots=True)
 class WorkerEnd:
     """How a process ended, in words; `crashed` if its own code brought it down (`processes.is_crash`). `fatal` is what
-    a request of `runs`, which ran then, may be to blame for, "" if none is."""
+    a request of `runs`, which ran then, may be to blame for, "" if none is. `attempt` is the made-up request of its
+    warm-up that it died of."""
 
     how: str
     crashed: bool = False
     fatal: str = ""
     runs: Runs = NO_RUNS
+    attempt: Attempt | None = None
 
 
 def end_of(status: int, words: str, socket_path: str, record_path: str) -> WorkerEnd:

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import socket
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
-from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.poison import NO_RUNS, Runs
-from appliance.core.questions import Questions
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
+from appliance.lifecycle.replicas import Loaded
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
-from appliance.supervisor.stderr import LastWords, relay_stderr
+from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
-from appliance.supervisor.worker_end import WorkerEnd, end_of
-from appliance.worker import spawned as spawned_worker
+from appliance.supervisor.worker_end import WorkerEnd
+from appliance.supervisor.worker_process import Starter, WorkerProcess
+from appliance.supervisor.worker_reports import Failure, loaded_of, next_report
 from appliance.worker.run_record import read_record
-from appliance.worker.task import WorkerTask
-from appliance.worker.trials import COPY, PROOF
-from backends.contract import Signature
-from backends.registry import FORKED, backend_for
+
+__all__ = ["OddTrial", "Reports", "Workers"]
 
 logger = logging.getLogger(__name__)
 
 _SPAWN_SECONDS = 60.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
 _KILL_SECONDS = 2.0
-_STILL_LOADING_SECONDS = 10.0
+_NOT_STARTED = WorkerEnd("it was not started")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,73 +47,21 @@ class OddTrial:
 
 
 class Reports(Protocol):
-    """Who hears how workers fare. Called in the event loop; `number` is the StartWorker's."""
+    """What hears how workers fare, in the event loop; `number` is the StartWorker's."""
 
-    def worker_ready(
-        self,
-        number: int,
-        socket_path: str,
-        signatures: Mapping[str, Signature],
-        form: Form | None,
-        trials: Trials | None,
-        remarks: Sequence[str],
-        unsupported: Mapping[str, str],
-    ) -> None: ...
-    def worker_incomplete(self, number: int, reason: str) -> None: ...
-    def worker_failed(self, number: int, code: Code, reason: str) -> None: ...
+    def form_found(self, number: int, form: Form) -> None:
+        """It will load `form`, for which it has waited."""
+
+    def worker_ready(self, number: int, loaded: Loaded) -> None: ...
+
+    def worker_failed(self, number: int, failure: Failure) -> None:
+        """It has not loaded. Its process has ended, or cannot be ended; `worker_ended` follows when it has."""
+
     def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """A worker process from our side."""
-
-    action: StartWorker
-    options: ModelOptions
-    form: Form | None
-    preparing: asyncio.Task[Form | None] | None = None  # what finds its form, before there is a process
-    may_fall_back: bool = False  # the form is only preferred: where it does not load, the model itself is loaded
-    pid: int | None = None
-    writer: asyncio.StreamWriter | None = None
-    processes: int = 0  # that were started for it
-    serving: bool = False
-    killed: bool = False
-    draining: bool = False
-    end: WorkerEnd = field(default_factory=lambda: WorkerEnd("it was not started"))  # of its last process
-    socket_path: str = ""
-    record_path: str = ""
-    odd_shapes_from: int | None = None  # it serves nobody: see appliance.worker.odd_shapes
-    last_words: LastWords = field(default_factory=LastWords)
-    attempt: tuple[str, int] | None = None  # the made-up request that it is at: the signature, and its number there
-    fatal_attempts: list[tuple[str, int, str]] = field(default_factory=list)  # with how the process died of each
-    questions: Questions = field(init=False)
-
-    def __post_init__(self) -> None:
-        whom = f"{self.action.servable}: its worker"
-        self.questions = Questions(lambda question: self.tell({"do": "answer", **question}), whom)
-
-    @property
-    def backend(self) -> str:
-        """What runs it: its form's backend, or what the files of its folder, as they were last seen, are for."""
-        if self.form is not None:
-            return self.form.backend
-        return backend_for(self.action.names, self.options.prefer_tflite_model)
-
-    def forget_process(self) -> None:
-        """Its process has ended, and another one is to be started for it."""
-        self.pid, self.writer, self.last_words, self.attempt = None, None, LastWords(), None
-
-    def hear(self, words: str) -> None:
-        self.last_words.hear(words)
-
-    def tell(self, message: Mapping[str, Any]) -> None:
-        if self.writer is not None:
-            with contextlib.suppress(OSError):
-                self.writer.write(json.dumps(message).encode() + b"\n")
-
-
 class Workers:
-    """All workers of one server, by the numbers of the actions that started them."""
+    """All workers of one server, by the numbers of the actions that started them: a process each."""
 
     def __init__(
         self,
@@ -134,27 +77,34 @@ class Workers:
         self._reports = reports
         self._reaper = reaper
         self._tasks = tasks
-        self._directory = directory
-        self._metrics_directory = metrics_directory
-        self._cores = cores
         self._placement = placement
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
         self.fork_server = ForkServer(reaper, self._relay_fork_server)
+        self._starter = Starter(
+            reaper,
+            tasks,
+            placement,
+            self.fork_server,
+            directory=directory,
+            metrics_directory=metrics_directory,
+            cores=cores,
+        )
 
     # -- what the supervisor asks for ------------------------------------------------------------------------
 
     def start(
         self, action: StartWorker, options: ModelOptions, prepare: Coroutine[Any, Any, Form | None] | None = None
     ) -> None:
-        """Starts a worker; `prepare` finds a form for it first, and may take its time."""
-        worker = self._workers[action.worker] = _Worker(action, options, action.form)
+        """Start a worker; `prepare` finds a form for it first, and may take its time."""
+        worker = self._workers[action.worker] = WorkerProcess(action, options, action.form)
         if prepare is not None:
             worker.preparing = asyncio.create_task(prepare)
         self._tasks.start(self._live(worker))
 
     def kill(self, number: int) -> None:
+        """End a worker at once."""
         worker = self._workers[number]
         worker.killed = True
         if worker.preparing is not None:
@@ -163,11 +113,10 @@ class Workers:
             self._reaper.kill(worker.pid)
 
     async def drain(self, number: int, seconds: float) -> None:
-        """Lets a worker that is no longer routed end what it has, for `seconds` at most."""
+        """Let a worker that is no longer routed end what it has, for `seconds` at most."""
         worker = self._workers.get(number)
         if worker is None or worker.pid is None:
             return
-        worker.draining = True
         worker.tell({"do": "drain"})
         done, _ = await asyncio.wait([self._reaper.exit_of(worker.pid)], timeout=seconds)
         if not done:
@@ -176,9 +125,9 @@ class Workers:
             self._reaper.kill(worker.pid)
 
     async def ask(self, number: int, method: str, params: Mapping[str, Any], seconds: float) -> Any:
-        """Asks a worker that serves; its answer, plain JSON values both ways.
+        """Ask a worker that serves, and return its answer; plain JSON values both ways.
 
-        Raises ServingError: what the worker answers, UNAVAILABLE where it ends, DEADLINE_EXCEEDED after `seconds`.
+        Raises ServingError: what the worker answers, UNAVAILABLE if it ends, DEADLINE_EXCEEDED after `seconds`.
         """
         worker = self._workers.get(number)
         if worker is None or not worker.serving:
@@ -186,7 +135,7 @@ class Workers:
         return await worker.questions.ask(method, params, seconds)
 
     def serving(self) -> dict[int, tuple[ServableId, int]]:
-        """The workers that serve: number → what, and its process number."""
+        """Return the workers that serve: number → what, and its process number."""
         return {
             number: (worker.action.servable, worker.pid)
             for number, worker in self._workers.items()
@@ -194,11 +143,19 @@ class Workers:
         }
 
     def by_pid(self) -> dict[int, ServableId]:
-        """What each living worker is for, by process number."""
+        """Return what each living worker is for, by process number."""
         return {w.pid: w.action.servable for w in self._workers.values() if w.pid is not None}
 
+    def answered(self, servable: ServableId, digest: str) -> Runs:
+        """Return what the living workers of these files have answered."""
+        found = NO_RUNS
+        for worker in self._workers.values():
+            if worker.serving and (worker.action.servable, worker.action.digest) == (servable, digest):
+                found = found.with_answered_of(read_record(worker.record_path))
+        return found
+
     async def stop(self, deadline: float) -> None:
-        """Lets all end what they have until `deadline` (monotonic), then ends them."""
+        """Let all end what they have until `deadline` (monotonic), then end them."""
         self._stopping = True
         expendable = self._expendable
         self._kill_expendable()
@@ -222,248 +179,117 @@ class Workers:
 
     # -- the life of one -------------------------------------------------------------------------------------
 
-    async def _live(self, worker: _Worker) -> None:
-        """One worker, from its start to its end; whatever happens, its end is told."""
+    async def _live(self, worker: WorkerProcess) -> None:
+        """Run one worker from its start to its end, which is told whatever happens."""
         number = worker.action.worker
+        end = _NOT_STARTED
         try:
             if worker.preparing is not None:
                 await asyncio.wait([worker.preparing])
-                if not worker.preparing.cancelled():
-                    worker.form = worker.preparing.result()
-                worker.may_fall_back = worker.form is not None
-            how = await self._run(worker, worker.options)
-            if worker.may_fall_back and not (worker.killed or worker.draining or self._stopping):
-                logger.warning("%s: its form does not load (%s): TensorFlow serves it", worker.action.servable, how)
-                worker.form, worker.may_fall_back = None, False
-                worker.forget_process()
-                how = await self._run(worker, worker.options)
-            while worker.attempt is not None and not (worker.killed or worker.draining or self._stopping):
-                signature, attempt = worker.attempt
-                logger.warning(
-                    "%s: its process ended (%s) while made-up inputs warmed it up (%s); it starts again without those",
-                    worker.action.servable,
-                    how,
-                    {PROOF: "the trials of merging", COPY: "a copy to try"}.get(attempt, f"attempt {attempt} at")
-                    + f" {signature}",
-                )
-                worker.fatal_attempts.append((signature, attempt, how))
-                worker.forget_process()
-                how = await self._run(worker, worker.options)
+                if not worker.preparing.cancelled() and (form := worker.preparing.result()) is not None:
+                    worker.form = form
+                    self._reports.form_found(number, form)
+            if not worker.killed:
+                end = await self._run(worker)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
-            how = f"the supervisor failed: {type(error).__name__}: {error}"
+            end = WorkerEnd(f"the supervisor failed: {type(error).__name__}: {error}")
             if worker.pid is not None:
                 self._reaper.kill(worker.pid)
+        self._tell_failure(worker)
         del self._workers[number]
         self._placement.release(number)
-        end = replace(worker.end, how=how)
-        if end.fatal:  # what its siblings have answered counts as much
-            try:
-                answered = self.answered(worker.action.servable, worker.action.digest)
-                end = replace(end, runs=end.runs.with_answered_of(answered))
-            except Exception:
-                # Without it a kind could be refused that is answered, so nothing is held against what ran.
-                logger.exception("%s: what its other workers have answered cannot be read", worker.action.servable)
-                end = replace(end, fatal="")
-        self._reports.worker_ended(number, end)
+        self._reports.worker_ended(number, self._with_answers_of_siblings(worker, end))
 
-    async def _run(self, worker: _Worker, options: ModelOptions) -> str:
-        """The life of one process; how it ended."""
-        servable = worker.action.servable
+    def _with_answers_of_siblings(self, worker: WorkerProcess, end: WorkerEnd) -> WorkerEnd:
+        """Return `end` with what the other workers of the same files have answered, which counts as much."""
+        if not end.fatal:
+            return end
+        try:
+            answered = self.answered(worker.action.servable, worker.action.digest)
+        except Exception:
+            # Without it a kind could be refused that is answered, so nothing is held against what ran.
+            logger.exception("%s: what its other workers have answered cannot be read", worker.action.servable)
+            return replace(end, fatal="")
+        return replace(end, runs=end.runs.with_answered_of(answered))
+
+    async def _run(self, worker: WorkerProcess) -> WorkerEnd:
+        """Run its process; return how it ended."""
         try:
             async with asyncio.timeout(_SPAWN_SECONDS):
-                ours, socket_path, stderr = await self._start_process(worker, options)
+                ours, exited, stderr = await self._starter.start(worker)
         except ServingError as error:  # no GPU has room
-            self._failed(worker, error.code, str(error))
-            return str(error)
+            worker.failure = Failure(error.code, str(error))
+            return WorkerEnd(str(error))
         except (OSError, TimeoutError) as error:
             reason = str(error) or f"the fork server did not start it within {_SPAWN_SECONDS:g} s"
-            self._failed(worker, Code.INTERNAL, reason)
-            return reason
+            worker.failure = Failure(Code.INTERNAL, reason)
+            return WorkerEnd(reason)
         assert worker.pid is not None
-        self._reaper.forget(worker.pid)
-        self._placement.started(worker.action.worker, worker.pid)
-        exited = self._reaper.exit_of(worker.pid)
         if worker.killed:
             self._reaper.kill(worker.pid)
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+        await self._hear(worker, reader)
+        worker.serving = False
+        worker.writer.close()
+        worker.questions.fail(f"{worker.action.servable}: its worker ended")
+        for _ in range(2):  # by itself, or because it is killed
+            done, _ = await asyncio.wait([exited], timeout=_KILL_SECONDS)
+            if done:
+                break
+            self._reaper.kill(worker.pid)
+        self._tell_failure(worker)  # also if it hangs in the kernel
+        status = await exited
+        await asyncio.wait([stderr], timeout=1)
+        return worker.end(status)
+
+    async def _hear(self, worker: WorkerProcess, reader: asyncio.StreamReader) -> None:
+        """Take a worker's report, and while it serves its answers, until it has no more to say."""
+        servable, seconds = worker.action.servable, worker.options.load_timeout_seconds
         try:
-            async with asyncio.timeout(options.load_timeout_seconds):
-                worker.serving = self._on_report(worker, socket_path, await self._report_of(reader, worker))
-            if worker.serving:
-                await self._hear_answers(reader, worker)
+            async with asyncio.timeout(seconds):
+                report = await next_report(reader, servable, worker.progress)
+            if report is None:
+                return
+            loaded = loaded_of(report, servable, worker.socket_path)
+            if isinstance(loaded, Failure):
+                worker.failure = loaded
+                return
+            worker.serving = True
+            self._reports.worker_ready(worker.action.worker, loaded)
+            while line := await reader.readline():
+                worker.questions.answered(json.loads(line))
         except TimeoutError:
-            worker.attempt = None
-            reason = f"it did not load within {options.load_timeout_seconds:g} s (load_timeout_seconds)"
-            self._failed(worker, Code.DEADLINE_EXCEEDED, reason)
+            worker.progress.attempt = None
+            reason = f"it did not load within {seconds:g} s (load_timeout_seconds)"
+            worker.failure = Failure(Code.DEADLINE_EXCEEDED, reason)
+            assert worker.pid is not None
             self._reaper.kill(worker.pid)
         except (OSError, ValueError, KeyError) as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
-        worker.serving = False
-        worker.writer.close()
-        worker.questions.fail(f"{servable}: its worker ended")
-        try:
-            async with asyncio.timeout(_KILL_SECONDS):
-                await asyncio.shield(exited)
-        except TimeoutError:
-            self._reaper.kill(worker.pid)
-        status = await exited
-        await asyncio.wait([stderr], timeout=1)
-        worker.end = self._end_of(worker, status)
-        return worker.end.how
 
-    @staticmethod
-    def _end_of(worker: _Worker, status: int) -> WorkerEnd:
-        return end_of(status, worker.last_words.text, worker.socket_path, worker.record_path)
+    def _tell_failure(self, worker: WorkerProcess) -> None:
+        failure, worker.failure = worker.failure, None
+        if failure is not None:
+            self._reports.worker_failed(worker.action.worker, failure)
 
-    def answered(self, servable: ServableId, digest: str) -> Runs:
-        """Return what the living workers of these files have answered."""
-        found = NO_RUNS
-        for worker in self._workers.values():
-            if worker.serving and (worker.action.servable, worker.action.digest) == (servable, digest):
-                found = found.with_answered_of(read_record(worker.record_path))
-        return found
-
-    def _failed(self, worker: _Worker, code: Code, reason: str) -> None:
-        if worker.may_fall_back:
-            worker.hear(reason)
-        else:
-            self._reports.worker_failed(worker.action.worker, code, reason)
-
-    async def _start_process(
-        self, worker: _Worker, options: ModelOptions
-    ) -> tuple[socket.socket, str, asyncio.Task[None]]:
-        """Starts the process of `worker`: our end of its control socket, its data socket's path, and the task that
-        relays its stderr. What the folder held when it was last seen decides the backend, and so the kind of process.
-
-        Where the fork server dies meanwhile, the next one is asked, with a socket and a path of its own: a worker that
-        was forked all the same sees the end of its control socket, and ends.
-        """
-        servable = worker.action.servable
-        form, backend = worker.form, worker.backend
-        if form is not None and not options.tensorflow_intra_op_parallelism:
-            options = replace(options, tensorflow_intra_op_parallelism=form.threads)
-        options = await self._placement.place(worker.action.worker, backend, options)
-        while True:
-            # A second process of the same worker must not meet the first one's socket.
-            worker.processes += 1
-            unique = f"w{worker.action.worker}.{worker.processes}"
-            worker.socket_path = socket_path = os.path.join(self._directory, unique)
-            task = WorkerTask(
-                model=servable.model,
-                version=servable.version,
-                path=worker.action.path,
-                socket_path=socket_path,
-                backend=backend,
-                artifact="" if form is None else form.path,
-                check_files=worker.action.check_files,
-                metrics_directory=self._metrics_directory,
-                max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
-                options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
-                fatal_attempts=worker.fatal_attempts,
-                domains={} if form is None else dict(form.domains),
-                # A form has been proven to answer as the model does, and what has served was tried before it did.
-                is_tried=worker.action.is_tried and form is None,
-                is_watched=worker.action.is_watched,
-                odd_shapes_from=worker.odd_shapes_from,
-            )
-            worker.record_path = task.record_path
-            ours, theirs = socket.socketpair()
-            read_end, write_end = os.pipe()
-            # What ends an expendable process is told in one line.
-            level = logging.WARNING if worker.odd_shapes_from is None else logging.DEBUG
-            stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.hear, level))
-            try:
-                if backend in FORKED:
-                    worker.pid = await self.fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
-                else:
-                    worker.pid = spawned_worker.start(task, theirs.fileno(), write_end)
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                theirs.close()
-                os.close(write_end)
-            if worker.pid is not None:
-                return ours, socket_path, stderr
-            ours.close()
-
-    @staticmethod
-    async def _report_of(reader: asyncio.StreamReader, worker: _Worker) -> bytes:
-        """A worker's report; until it comes, the log says what the worker does (its lines of event "progress"), and
-        that it is alive."""
-        servable = worker.action.servable
-        started = time.monotonic()
-        silent_until = started + _STILL_LOADING_SECONDS
-        stage = "loading"
-        line = asyncio.ensure_future(reader.readline())
-        try:
-            while True:
-                done, _ = await asyncio.wait([line], timeout=max(silent_until - time.monotonic(), 0.0))
-                if not done:
-                    logger.info("%s: still %s after %.0f s", servable, stage, time.monotonic() - started)
-                    silent_until = time.monotonic() + _STILL_LOADING_SECONDS
-                    continue
-                report = line.result()
-                message = json.loads(report) if report else {}
-                if message.get("event") != "progress":
-                    if report:
-                        worker.attempt = None
-                    return report
-                stage = message["stage"]
-                worker.attempt = None
-                if "attempt" in message:
-                    signature, number = message["attempt"]
-                    worker.attempt = signature, number
-                line = asyncio.ensure_future(reader.readline())
-        finally:
-            line.cancel()
-
-    def _on_report(self, worker: _Worker, socket_path: str, line: bytes) -> bool:
-        """Takes a worker's report; whether it serves now."""
-        if not line:
-            return False
-        report = json.loads(line)
-        number = worker.action.worker
-        if report["event"] == "ready":
-            signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
-            in_warmup = _trials(report["warmup_trials"])
-            trials = None if report["trials"] is None else _trials(report["trials"])
-            _log_warmup(worker.action.servable, report["warmup"], in_warmup if trials is None else trials)
-            failed = [name for name, trial in in_warmup.items() if trial.outcome is Outcome.FAILED]
-            if failed and worker.may_fall_back:
-                self._failed(worker, in_warmup[failed[0]].code, f"{failed[0]}: {in_warmup[failed[0]].message}")
-                return False  # it ends, for it is not heard any more
-            if report.get("device") == "cuda":
-                logger.info("%s: runs on a GPU", worker.action.servable)
-            worker.may_fall_back = False
-            unsupported = report["unsupported"]
-            for name, reason in unsupported.items():
-                logger.warning("%s: signature %r cannot be served: %s", worker.action.servable, name, reason)
-            remarks = report["remarks"]
-            self._reports.worker_ready(number, socket_path, signatures, worker.form, trials, remarks, unsupported)
-            return True
-        if report["event"] == "incomplete" and not worker.may_fall_back:
-            self._reports.worker_incomplete(number, report["message"])
-        else:
-            self._failed(worker, Code(report.get("code", Code.INTERNAL)), report["message"])
-        return False
+    # -- processes that are there to be lost -----------------------------------------------------------------
 
     async def try_odd_shapes(self, action: StartWorker, options: ModelOptions, first: int, seconds: float) -> OddTrial:
-        """Runs one process that tries odd shapes from the one with the number `first` on, and is lost if one of them
-        ends it. Raises OSError and TimeoutError, after `seconds`."""
+        """Run one process that tries odd shapes from the one with the number `first` on, and is lost if one of them
+        ends it.
+
+        Raises OSError, ServingError, and TimeoutError after `seconds`.
+        """
         if self._stopping:
             raise ServingError(Code.UNAVAILABLE, "the server is stopping")
-        worker = _Worker(action, options, None, odd_shapes_from=first)
+        worker = WorkerProcess(action, options, None, odd_shapes_from=first)
         at, status = first, 0
         message: str | None = None
         try:
             async with asyncio.timeout(seconds):
-                ours, _, stderr = await self._start_process(worker, options)
-                assert worker.pid is not None
+                ours, exited, stderr = await self._starter.start(worker)
                 self._expendable = worker.pid
-                self._reaper.forget(worker.pid)
-                exited = self._reaper.exit_of(worker.pid)
                 if self._stopping:  # since it was asked for
                     raise ServingError(Code.UNAVAILABLE, "the server is stopping")
                 reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
@@ -477,44 +303,13 @@ class Workers:
             self._kill_expendable()  # it has ended, unless time is up or the server stops
             if worker.writer is not None:
                 worker.writer.close()
-            worker.end = self._end_of(worker, status)
-        return OddTrial(at, f"its process {worker.end.how}" if message is None else message, worker.end)
+            end = worker.end(status)
+        return OddTrial(at, f"its process {end.how}" if message is None else message, end)
 
     def _kill_expendable(self) -> None:
         if self._expendable is not None:
             self._reaper.kill(self._expendable)
             self._expendable = None
 
-    @staticmethod
-    async def _hear_answers(reader: asyncio.StreamReader, worker: _Worker) -> None:
-        """What a worker that serves still says: answers, until its end."""
-        while line := await reader.readline():
-            worker.questions.answered(json.loads(line))
-
     def _relay_fork_server(self, descriptor: int) -> None:
         self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))
-
-
-def _trials(values: Mapping[str, Any]) -> Trials:
-    return {name: Trial.from_json(value) for name, value in values.items()}
-
-
-def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:
-    if warmup["source"] != "none":
-        text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s"
-        text += f" ({warmup['source']})"
-        if warmup["mergeable"]:
-            text += f"; requests may be merged: {', '.join(warmup['mergeable'])}"
-        logger.info(text, extra={"fields": {"model": servable.model, "version": servable.version, "warmup": warmup}})
-    if warmup["message"]:
-        logger.info("%s: left out of the warm-up: %s", servable, warmup["message"])
-    for signature, trial in trials.items():
-        if trial.outcome is Outcome.FAILED:
-            what = f"{trial.code.name}: {trial.message}"
-            logger.warning("%s: signature %s fails whatever it is asked: %s", servable, signature, what)
-        elif trial.outcome is Outcome.UNTRIED:
-            logger.info("%s: signature %s was not tried: %s", servable, signature, trial.message)
-        elif trial.outcome is Outcome.LATE or (
-            trial.outcome is Outcome.REFUSED and trial.message not in warmup["message"]
-        ):
-            logger.info("%s: signature %s was not seen to answer (%s)", servable, signature, trial.message)

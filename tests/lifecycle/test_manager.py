@@ -10,6 +10,7 @@ from appliance.core.observed import Observed
 from appliance.core.servable import PublicState
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.release import ReleaseRules
+from appliance.lifecycle.replicas import Loaded
 from tests.support.manager_host import RETRY_SECONDS, Host
 
 
@@ -41,7 +42,7 @@ def test_a_worker_is_started_with_the_names_of_the_model_files_that_were_seen_la
 
     assert see("one", "model.tflite") == [{"model.tflite"}]
     assert see(None) == []
-    manager.worker_ready(1, "/run/w1", {}, host.now)
+    manager.worker_ready(1, Loaded("/run/w1"), host.now)
     (restarted,) = manager.worker_ended(1, "killed by SIGKILL", host.now)
     assert isinstance(restarted, StartWorker)
     assert restarted.names == {"model.tflite"}

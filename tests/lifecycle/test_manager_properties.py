@@ -15,6 +15,7 @@ from appliance.core.routes import ModelRoute
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
+from appliance.lifecycle.replicas import Attempt, Loaded
 from appliance.lifecycle.standing import Standing
 
 LOADS = 2
@@ -32,6 +33,7 @@ class Process:
     servable: ServableId
     path: str
     form: Form | None = None
+    may_find_form: bool = False
     reported: bool = False
     told: bool = False  # to drain, or killed
 
@@ -127,20 +129,39 @@ class ManagerMachine(RuleBasedStateMachine):
         numbers = [n for n, p in self.world.processes.items() if reported is None or p.reported is reported]
         return data.draw(st.sampled_from(numbers)) if numbers else None
 
-    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "failed", "incomplete"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "badly", "failed", "incomplete"]))
     def report(self, data: st.DataObject, outcome: str) -> None:
         worker = self.pick(data, reported=False)
         if worker is None:
             return
         self.world.processes[worker].reported = True
         if outcome == "ready":
-            self.act(self.manager.worker_ready(worker, f"/w{worker}", {}, self.now))
+            self.act(self.manager.worker_ready(worker, Loaded(f"/w{worker}"), self.now))
+        elif outcome == "badly":
+            self.act(self.manager.worker_ready(worker, Loaded(f"/w{worker}", warmup_failure="no"), self.now))
         elif outcome == "failed":
             self.act(self.manager.worker_failed(worker, Code.INTERNAL, "bad", self.now))
         else:
             self.act(self.manager.worker_incomplete(worker, "half", self.now))
-        if outcome != "ready":
+        if outcome in ("failed", "incomplete"):
             self.end(worker)
+
+    @rule(data=st.data())
+    def find_a_form(self, data: st.DataObject) -> None:
+        waiting = [n for n, p in self.world.processes.items() if p.may_find_form and not p.reported]
+        if waiting:
+            worker = data.draw(st.sampled_from(waiting))
+            self.world.processes[worker].form = Form("onnx", "/c")
+            self.manager.form_found(worker, Form("onnx", "/c"))
+
+    @rule(data=st.data())
+    def die_in_warm_up(self, data: st.DataObject) -> None:
+        worker = self.pick(data, reported=False)
+        if worker is not None:
+            self.world.processes.pop(worker)
+            self.world.dead.append(worker)
+            attempt = Attempt("f", 1, "gone", "attempt 1 at f")
+            self.act(self.manager.worker_ended(worker, "gone", self.now, attempt=attempt), ended=worker)
 
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
@@ -157,7 +178,7 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def late_report(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.world.dead))
-        assert self.manager.worker_ready(worker, "/late", {}, self.now) == []
+        assert self.manager.worker_ready(worker, Loaded("/late"), self.now) == []
         assert self.manager.worker_failed(worker, Code.INTERNAL, "late", self.now) == []
         assert self.manager.worker_incomplete(worker, "late", self.now) == []
         assert self.manager.worker_ended(worker, "late", self.now) == []
@@ -175,13 +196,13 @@ class ManagerMachine(RuleBasedStateMachine):
         leaving = {ended}
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path, _, form, _, _):
+                case StartWorker(worker, servable, path, _, form):
                     assert worker not in self.world.numbers
                     others = [p for p in self.world.processes.values() if p.servable == servable and not p.told]
                     assert [(p.path, p.form) for p in others] != [(path, form)], "two workers"
                     assert len(others) <= 1
                     self.world.numbers.add(worker)
-                    self.world.processes[worker] = Process(servable, path, form)
+                    self.world.processes[worker] = Process(servable, path, form, action.may_find_form)
                 case DrainWorker(worker) | KillWorker(worker):
                     process = self.world.processes[worker]
                     assert not process.told
@@ -230,7 +251,7 @@ class ManagerMachine(RuleBasedStateMachine):
                     self.end(worker)
                 elif not process.reported:
                     process.reported = True
-                    self.act(self.manager.worker_ready(worker, f"/w{worker}", {}, self.now))
+                    self.act(self.manager.worker_ready(worker, Loaded(f"/w{worker}"), self.now))
             for name in self.world.disk:
                 self.look(name, settled=True)
             self.wait(70.0)

@@ -11,6 +11,7 @@ from appliance.core.outcomes import Outcome, Trial
 from appliance.core.servable import Form, PublicState, ServableId
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.release import Gate, ReleaseRules
+from appliance.lifecycle.replicas import Loaded
 from appliance.lifecycle.standing import Standing
 from backends.contract import Signature, TensorSpec
 from tests.support.manager_host import RETRY_SECONDS, Host
@@ -119,7 +120,7 @@ def test_a_version_without_a_signature_that_can_be_served_tells_why(host: Host) 
     host.see(1)
     unsupported = {"f": "the tensor 'x' is sparse"}
     manager, worker = host.manager, host.worker(1)
-    host.did(manager.worker_ready(worker, "/run/w1", {}, host.now, trials={}, unsupported=unsupported))
+    host.did(manager.worker_ready(worker, Loaded("/run/w1", trials={}, unsupported=unsupported), host.now))
     assert host.states() == {1: "failed"}
     assert "'f' cannot be: the tensor 'x' is sparse" in host.reason(1)
 

@@ -9,6 +9,7 @@ from appliance.core.errors import Code
 from appliance.core.observed import Observed
 from appliance.core.routes import Snapshot
 from appliance.core.servable import ModelSpec, PublicState
+from appliance.lifecycle.replicas import Loaded
 from tests.support.manager_host import RETRY_SECONDS, Host
 
 
@@ -96,7 +97,7 @@ def test_reports_of_dead_workers_are_ignored(host: Host) -> None:
     host.ready(1)
     before = host.manager.routes()
     manager = host.manager
-    assert manager.worker_ready(dead, "/run/late", {}, host.now) == []
+    assert manager.worker_ready(dead, Loaded("/run/late"), host.now) == []
     assert manager.worker_failed(dead, Code.INTERNAL, "late", host.now) == []
     assert manager.worker_incomplete(dead, "late", host.now) == []
     assert manager.worker_ended(dead, "late", host.now) == []

@@ -12,6 +12,7 @@ from appliance.core.servable import ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import ReleaseRules
+from appliance.lifecycle.replicas import Loaded
 from backends.contract import Signature
 
 RETRY_SECONDS = 60.0
@@ -64,7 +65,7 @@ class Host:
         worker = self.worker(version, name)
         path = f"/run/w{worker}"
         return self.did(
-            self.manager.worker_ready(worker, path, signatures or {}, self.now, trials=trials, remarks=remarks)
+            self.manager.worker_ready(worker, Loaded(path, signatures or {}, trials, tuple(remarks)), self.now)
         )
 
     def fail(self, version: int, name: str = "a") -> list[str]:
@@ -97,7 +98,7 @@ class Host:
         words = []
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path, _, form, _, _):
+                case StartWorker(worker, servable, path, _, form):
                     self.workers[servable] = worker
                     self.by_number[worker] = servable
                     where = "" if path == f"/models/{servable}" else f" from {path}"

@@ -1,0 +1,126 @@
+"""What a worker says on its control connection until it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.errors import Code
+from appliance.core.outcomes import Outcome, Trial, Trials
+from appliance.core.servable import ServableId
+from appliance.lifecycle.replicas import Loaded
+from backends.contract import Signature
+
+__all__ = ["Failure", "loaded_of", "next_report"]
+
+logger = logging.getLogger(__name__)
+
+_STILL_LOADING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a worker has not loaded; `is_incomplete` if files were missing in its folder."""
+
+    code: Code
+    reason: str
+    is_incomplete: bool = False
+
+
+class Progress:
+    """What a worker does until it reports: the made-up request of its warm-up that it is at, as the signature and the
+    number there, None if it is at none."""
+
+    def __init__(self) -> None:
+        self.attempt: tuple[str, int] | None = None
+        self.stage = "loading"
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take in a message of event "progress"."""
+        self.stage = message["stage"]
+        self.attempt = None
+        if "attempt" in message:
+            signature, number = message["attempt"]
+            self.attempt = signature, number
+
+
+async def next_report(reader: asyncio.StreamReader, servable: ServableId, progress: Progress) -> dict[str, Any] | None:
+    """Return a worker's report, None if it ends without one. Until it comes, log what the worker does, and that it is
+    alive.
+
+    Raises ValueError, KeyError for what is no message, and OSError.
+    """
+    started = time.monotonic()
+    silent_until = started + _STILL_LOADING_SECONDS
+    line = asyncio.ensure_future(reader.readline())
+    try:
+        while True:
+            done, _ = await asyncio.wait([line], timeout=max(silent_until - time.monotonic(), 0.0))
+            if not done:
+                logger.info("%s: still %s after %.0f s", servable, progress.stage, time.monotonic() - started)
+                silent_until = time.monotonic() + _STILL_LOADING_SECONDS
+                continue
+            if not line.result():
+                return None
+            message: dict[str, Any] = json.loads(line.result())
+            if message["event"] != "progress":
+                progress.attempt = None
+                return message
+            progress.hear(message)
+            line = asyncio.ensure_future(reader.readline())
+    finally:
+        line.cancel()
+
+
+def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str) -> Loaded | Failure:
+    """Return what a worker's report says. What is for the operator alone is logged."""
+    if report["event"] == "incomplete":
+        return Failure(Code.FAILED_PRECONDITION, report["message"], is_incomplete=True)
+    if report["event"] != "ready":
+        return Failure(Code(report.get("code", Code.INTERNAL)), report["message"])
+    in_warmup = _trials(report["warmup_trials"])
+    trials = None if report["trials"] is None else _trials(report["trials"])
+    _log_warmup(servable, report["warmup"], in_warmup if trials is None else trials)
+    if report.get("device") == "cuda":
+        logger.info("%s: runs on a GPU", servable)
+    for name, reason in report["unsupported"].items():
+        logger.warning("%s: signature %r cannot be served: %s", servable, name, reason)
+    failed = [f"{name}: {trial.message}" for name, trial in in_warmup.items() if trial.outcome is Outcome.FAILED]
+    return Loaded(
+        socket_path,
+        {name: Signature.from_json(value) for name, value in report["signatures"].items()},
+        trials,
+        tuple(report["remarks"]),
+        report["unsupported"],
+        failed[0] if failed else "",
+    )
+
+
+def _trials(values: Mapping[str, Any]) -> Trials:
+    return {name: Trial.from_json(value) for name, value in values.items()}
+
+
+def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:
+    if warmup["source"] != "none":
+        text = f"{servable}: warmed up with {warmup['requests']} requests in {warmup['seconds']:.2f} s"
+        text += f" ({warmup['source']})"
+        if warmup["mergeable"]:
+            text += f"; requests may be merged: {', '.join(warmup['mergeable'])}"
+        logger.info(text, extra={"fields": {"model": servable.model, "version": servable.version, "warmup": warmup}})
+    if warmup["message"]:
+        logger.info("%s: left out of the warm-up: %s", servable, warmup["message"])
+    for signature, trial in trials.items():
+        if trial.outcome is Outcome.FAILED:
+            what = f"{trial.code.name}: {trial.message}"
+            logger.warning("%s: signature %s fails whatever it is asked: %s", servable, signature, what)
+        elif trial.outcome is Outcome.UNTRIED:
+            logger.info("%s: signature %s was not tried: %s", servable, signature, trial.message)
+        elif trial.outcome is Outcome.LATE or (
+            trial.outcome is Outcome.REFUSED and trial.message not in warmup["message"]
+        ):
+            logger.info("%s: signature %s was not seen to answer (%s)", servable, signature, trial.message)
