@@ -22,7 +22,7 @@ def judge(model: Model, version: Version, loaded: Loaded) -> tuple[Refusal | Non
     told = ""
     if before is not None and changes:
         told = f"its signatures differ from those of version {before.id.version}: {'; '.join(changes)}"
-        # Going back is the remedy, and what stays keeps its clients: neither is refused.
+        # An older version is the way back, and a version that stays keeps its clients: neither is a reason to refuse.
         stays = before is not version and before.id.version in wanted(model).aspired
         is_older = before.id.version > version.id.version
         if model.rules.refuse_signature_changes and not stays and not is_older:

@@ -43,7 +43,7 @@ class Service:
     given_up: str = ""  # why another version is served instead, if there is one: its worker died again and again
 
     def forgive(self) -> None:
-        """Hold no death against it any more."""
+        """Forget the deaths of its workers."""
         self.given_up, self.deaths = "", []
 
 
@@ -131,7 +131,7 @@ class Version:
         return self.present and (self.state is State.DRAINING or is_looked_at)
 
     def change_files(self, files: Files) -> None:
-        """Other files are there than those of its failures and of its form."""
+        """Note that it has other files now: its failures and its form were those of the old ones."""
         self.files, self.form = files, None
         self.incomplete, self.judge_at, self.trusts_loader = False, None, False
         self.is_stale, self.refused_by_gate = False, False

@@ -16,7 +16,7 @@ class Standing(Enum):
 
 
 def standing(model: Model, is_waiting: bool) -> tuple[Standing, str]:
-    """Where the model stands, and the reason where it is not LIVE; `is_waiting` for its turn to load."""
+    """Return how the model stands, and the reason if it is not LIVE. `is_waiting`: it waits for its turn to load."""
     versions = model.versions
     available = model.in_state(State.AVAILABLE)
     if not model.seen:
@@ -37,7 +37,7 @@ def standing(model: Model, is_waiting: bool) -> tuple[Standing, str]:
     if coming:
         number = min(coming)
         return Standing.PENDING, f"version {number} is settling: {versions[number].reason}"
-    # The model was removed, and is asked for again: its files are looked at once its old worker has ended.
+    # The model was removed and configured again: its files are looked at after its old worker has ended.
     ending = {n for n in needed & present.keys() if present[n].is_coming_back}
     if ending:
         number = min(ending)

@@ -67,7 +67,7 @@ class IllegalTransitionError(Exception):
 
 
 def transition(state: State, event: Event) -> State:
-    """The state after `event`. Raises IllegalTransitionError where the table has no such move."""
+    """Return the state after `event`. Raises IllegalTransitionError if the table has no such move."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:

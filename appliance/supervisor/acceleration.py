@@ -85,7 +85,7 @@ class Acceleration:
         self._swept = False  # what jobs of killed servers left behind, before the first job
 
     def look(self) -> None:
-        """Starts what is to be done for versions that have become available, and forgets those that are gone."""
+        """Start what is to be done for versions that have become available, and forget those that are gone."""
         if self._manager.revision == self._looked:
             return
         self._looked = self._manager.revision
@@ -106,14 +106,14 @@ class Acceleration:
                 self._tasks.start(self._accelerate(servable, path, case, options))
 
     def report(self, servable: ServableId) -> dict[str, Any] | None:
-        """What is known of the acceleration of `servable`, as JSON's values; None where nothing is."""
+        """Return what is known of the acceleration of `servable`, as JSON values; None if nothing is."""
         case = self._cases.get(servable)
         if case is None:
             return None
         return {**case.to_json(), "proof_inputs": self._options_of(servable.model).proof_inputs}
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
-        """Takes down that the form of `servable` is not served any more; where that is `lasting`, in the cache too."""
+        """Note that the form of `servable` is not served any more; if that is `lasting`, in the cache too."""
         logger.warning("%s: its accelerated form is given up: %s", servable, why)
         case = self._cases.get(servable)
         if case is None or case.report is None or not case.report.candidate:
@@ -125,7 +125,7 @@ class Acceleration:
         case.report = _with_demotion(case.report, demotion)
 
     def before(self, action: StartWorker, options: ModelOptions) -> Coroutine[Any, Any, Form | None] | None:
-        """What finds the form for a version that waits for it before it is served; None where none is waited for."""
+        """Return what finds the form for a version that waits for it before it is served; None if it waits for none."""
         wanted = options.wait_for_acceleration and options.acceleration != "off" and action.may_find_form
         if not wanted or backend_for(action.names, options.prefer_tflite_model) != "tensorflow":
             return None
@@ -133,7 +133,7 @@ class Acceleration:
 
     @staticmethod
     async def _remember(case: _Case, report: Report, entry: Entry, demotion: Demotion) -> None:
-        """Keeps `demotion` of the form in `report`: in a thread, since the disk may be slow."""
+        """Keep `demotion` of the form in `report`: in a thread, since the disk may be slow."""
         case.report = _with_demotion(report, await asyncio.to_thread(entry.demote, demotion))
 
     async def _form_for(self, servable: ServableId, path: str, digest: str, options: ModelOptions) -> Form | None:
@@ -159,7 +159,7 @@ class Acceleration:
             self._controller.post(lambda manager, now: manager.accelerate(servable, form, case.digest, now))
 
     async def _find(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> None:
-        """Runs the job of `case`, and keeps its report."""
+        """Run the job of `case`, and keep its report."""
         async with self._one:
             if self._cases.get(servable) is not case:
                 return  # it has gone while others were converted
@@ -187,7 +187,7 @@ class Acceleration:
                 logger.warning("%s: %s failed before: %s", servable, demotion.candidate, demotion_text(demotion))
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
-        """One process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
+        """Run one process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
         work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
         spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
@@ -234,7 +234,7 @@ class Acceleration:
         return report
 
     def _work_dir(self) -> str:
-        """A new folder for a job: beside the cache's entries, so that they are moved and not copied there."""
+        """Return a new folder for a job: beside the cache's entries, so that they are moved and not copied there."""
         jobs = os.path.join(self._cache_dir, "jobs")
         if not self._swept:
             self._swept = True
@@ -276,7 +276,7 @@ def _with_demotion(report: Report, demotion: Demotion) -> Report:
 
 
 def _remove_old(jobs: str) -> None:
-    """Removes what jobs of servers that were killed have left in the folder `jobs`."""
+    """Remove what jobs of servers that were killed have left in the folder `jobs`."""
     with contextlib.suppress(OSError):
         for name in os.listdir(jobs):
             path = os.path.join(jobs, name)

@@ -1,4 +1,4 @@
-"""The supervisor's side of the fronts: they get every snapshot, say when they have adopted it, and ask for things."""
+"""The supervisor's side of the fronts: they get every snapshot, report that they have adopted it, and ask questions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Fronts:
             self._send(front, data)
 
     async def all_adopted(self) -> None:
-        """Waits until every front has adopted the snapshot that is current now, for a while at most."""
+        """Wait until every front has adopted the snapshot that is current now, for a while at most."""
         serial = self.snapshot.serial
         deadline = time.monotonic() + _ACK_SECONDS
         while any(front.acked < serial for front in self._fronts):
@@ -95,7 +95,7 @@ class Fronts:
             writer.close()
 
     async def _answer(self, front: _Front, message: dict[str, Any]) -> None:
-        """Does what a front asks for, and answers it."""
+        """Do what a front asks for, and answer it."""
         answer: dict[str, Any] = {"answer_to": message["ask"]}
         try:
             answer["result"] = await self._call(message["method"], message["params"])

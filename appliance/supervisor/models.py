@@ -32,7 +32,7 @@ _RELOAD_SECONDS = 60.0  # a reload by RPC answers by then, with the state of eac
 
 
 def log_warnings(settings: Settings) -> None:
-    """Says what of a configuration counts for nothing."""
+    """Log what in a configuration has no effect."""
     for warning in settings.warnings:
         logger.warning("%s", warning)
 
@@ -40,8 +40,7 @@ def log_warnings(settings: Settings) -> None:
 class Models:
     """Tells the manager which models there are, and what is seen of them on disk (it is the source's listener).
 
-    `reread` gives the settings anew, for SIGHUP; it raises
-    ConfigError where they cannot be used.
+    `reread` gives the settings anew, for SIGHUP; it raises ConfigError if they cannot be used.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Models:
         return self._model_options[name]
 
     def start(self, models: dict[str, ConfiguredModel]) -> None:
-        """Serves `models`, and what comes into the root, from now on."""
+        """Serve `models`, and what comes into the root, from now on."""
         self._apply(models)
         if self._options.model_root:
             self._source.set_root(self._options.model_root)
@@ -83,20 +82,20 @@ class Models:
         self._source.stop()
 
     def changed(self) -> None:
-        """The manager may have something new: those who wait for it look again."""
+        """Wake those who wait for changes: the manager may have some."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(True)
 
     def configured(self) -> dict[str, ConfiguredModel]:
-        """The models to start with. Raises ConfigError."""
+        """Return the models to start with. Raises ConfigError."""
         found, self._config_text, self._configs = first_models(self._settings)
         return found
 
     # -- configuration that changes while we serve -----------------------------------------------------------
 
     def _apply(self, models: dict[str, ConfiguredModel]) -> Difference:
-        """Serves `models` from now on, instead of those that were configured before."""
+        """Serve `models` from now on, instead of those that were configured before."""
         changes = difference(self._models, models)
         self._models = models
         for name in changes.removed:
@@ -129,9 +128,9 @@ class Models:
         self._controller.post(lambda manager, now: manager.remove_model(name, now))
 
     async def reload_settings(self) -> None:
-        """SIGHUP: reads the flags' files again, and takes what can change while we serve.
+        """Read the flags' files again for a SIGHUP, and take what can change while we serve.
 
-        Where one such reload has still to begin, it does for this signal too.
+        If a reload has yet to begin, that one is for this signal too.
         """
         if self._reread is None or self._reload_is_due:
             return
@@ -165,7 +164,7 @@ class Models:
                 logger.warning("these options change only when the server is started again: %s", ", ".join(late))
 
     def _take_root_options(self) -> None:
-        """The models that were found in the root follow a new configuration too."""
+        """Configure anew the models that were found in the root."""
         for route in list(self._manager.routes().values()):
             name = route.name
             if name in self._models or name not in self._model_options or name not in self._manager.names():
@@ -176,7 +175,7 @@ class Models:
                 self._update(name, route.base_path, options, {})
 
     async def _poll_config_file(self) -> None:
-        """Looks at the model config file now and then, and applies it where it has changed."""
+        """Look at the model config file now and then, and apply it if it has changed."""
         told = ""  # a file that cannot be read is complained of once, not at every look
         while True:
             await asyncio.sleep(self._options.model_config_file_poll_wait_seconds)
@@ -198,7 +197,7 @@ class Models:
                 told = str(error)
 
     async def reload(self, params: dict[str, Any]) -> dict[str, Any]:
-        """A reload by RPC: replaces the list of models, waits until they are live, and tells how each stands.
+        """Reload by RPC: replace the list of models, wait until they are live, and return how each stands.
 
         `params`: "config", a serialized ModelServerConfig in base64, and "seconds", by when to answer. The answer has
         the "code" and "message" of a ReloadConfigResponse.
@@ -227,7 +226,7 @@ class Models:
         return await self._standing_of([config.name for config in configs], deadline)
 
     async def _standing_of(self, names: list[str], deadline: float) -> dict[str, Any]:
-        """Waits until each model is live or will not be, or until the deadline; what a reload answers."""
+        """Wait until each model is live or will not be, or the deadline (monotonic); return what a reload answers."""
         while True:
             revision = self._manager.revision
             there = set(self._manager.names())
@@ -252,7 +251,7 @@ class Models:
         }
 
     async def changed_since(self, revision: int, seconds: float) -> None:
-        """Waits until the manager has something new, for `seconds` at most."""
+        """Wait until the manager has something newer than `revision`, for `seconds` at most."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -302,9 +301,9 @@ class Models:
 def first_models(
     settings: Settings,
 ) -> tuple[dict[str, ConfiguredModel], str | None, tuple[ModelConfig, ...] | None]:
-    """The models that a server starts with, and the model_config_file's text and entries where there is one.
+    """Return the models that a server starts with, and the model_config_file's text and entries if there is one.
 
-    Raises ConfigError where it does not start.
+    Raises ConfigError if it does not start.
     """
     options = settings.options
     text, configs = None, None

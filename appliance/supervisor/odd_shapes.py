@@ -42,7 +42,7 @@ class OddShapes:
         self._processes = 0
 
     def look(self, workers: Workers) -> None:
-        """Starts what is to be done for versions that have become available, and forgets those that are gone."""
+        """Start what is to be done for versions that have become available, and forget those that are gone."""
         if self._manager.revision == self._looked:
             return
         self._looked = self._manager.revision

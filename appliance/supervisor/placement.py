@@ -36,10 +36,10 @@ class Placement:
         self._promises: dict[int, _Promise] = {}
 
     async def place(self, number: int, backend: str, options: ModelOptions) -> ModelOptions:
-        """The options with which worker `number` is to load: those of the model, on the GPU that was chosen for it.
+        """Return the options with which worker `number` is to load: those of the model, on the GPU chosen for it.
 
-        Without a driver, or where the driver tells of no GPU, they stay as they are. Raises ServingError
-        (RESOURCE_EXHAUSTED) where no GPU has room.
+        Without a driver, or if the driver tells of no GPU, they stay as they are. Raises ServingError
+        (RESOURCE_EXHAUSTED) if no GPU has room.
         """
         if backend not in _ON_GPU or options.device == "cpu" or not self._has_driver():
             return options
@@ -63,7 +63,7 @@ class Placement:
         return replace(options, gpu_devices=chosen.uuid)
 
     def started(self, number: int, pid: int) -> None:
-        """The worker's process number, by which the driver tells what it has taken of its promise."""
+        """Note the worker's process number, by which the driver tells what it has taken of its promise."""
         if number in self._promises:
             self._promises[number].pid = pid
 

@@ -45,12 +45,12 @@ class Profiler:
         self._running: _Trace | None = None
 
     async def trace(self, session: str, seconds: float, levels: Mapping[str, int]) -> list[dict[str, Any]]:
-        """Traces the workers that serve now, for `seconds` or until `end(session)`: for each worker its "model" and
+        """Trace the workers that serve now, for `seconds` or until `end(session)`: for each worker its "model" and
         "version", the "path" of its XSpace for the caller to read and to remove within a minute, its "bytes" and
         whether it "has_events". `levels` are TensorFlow's options. A worker that fails is left out, and logged.
 
-        Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION where nothing is served, RESOURCE_EXHAUSTED where
-        the traces are too large, and what the first worker answers where none has a trace.
+        Raises ServingError: ALREADY_EXISTS, FAILED_PRECONDITION if nothing is served, RESOURCE_EXHAUSTED if
+        the traces are too large, and what the first worker answers if none has a trace.
         """
         if self._running is not None:
             raise ServingError(Code.ALREADY_EXISTS, "another trace runs already", "try again when it has ended")
@@ -69,7 +69,7 @@ class Profiler:
             self._tasks.start(_remove(folder, _KEEP_SECONDS if keep else 0))
 
     async def end(self, session: str, wanted: bool) -> None:
-        """Ends the trace of `session` early, if it runs: it gives what it has, unless nobody wants it any more."""
+        """End the trace of `session` early, if it runs: it gives what it has, unless nobody wants it any more."""
         running = self._running
         if running is None or running.session != session:
             return

@@ -94,8 +94,8 @@ class ForkServer:
         self._reaper.kill(pid)
 
     async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
-        """A new worker's process number, or None where the fork server died, or hung and was killed, before it could
-        tell. Waits as long as no fork server is ready."""
+        """Return a new worker's process number, or None if the fork server died, or hung and was killed, before it
+        could tell. Wait as long as no fork server is ready."""
         async with self._lock:
             await self._ready.wait()
             self._requests += 1
@@ -111,7 +111,7 @@ class ForkServer:
             return pid
 
     async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
-        """The new worker's number, or None where the fork server has died."""
+        """Return the new worker's process number, or None if the fork server has died."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         try:
@@ -126,7 +126,7 @@ class ForkServer:
 
 
 class Programs:
-    """Keeps programs running: one that ends is started again, with a growing delay where it ends soon."""
+    """Keeps programs running: one that ends is started again, with a growing delay if it ends soon."""
 
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
@@ -160,7 +160,7 @@ class Programs:
         program.ended.set()
 
     async def stop(self, seconds: float, *, but: Program) -> None:
-        """Ends all of them except `but`: by SIGTERM, and by SIGKILL those that have not ended after `seconds`."""
+        """End all of them except `but`: by SIGTERM, and by SIGKILL those that have not ended after `seconds`."""
         programs = [program for program in self._programs if program is not but]
         if not programs:
             return

@@ -1,4 +1,4 @@
-"""The composition root: carries out the manager's actions, runs the other processes, and ends them in order."""
+"""The composition root: it carries out the manager's actions, runs the other processes, and ends them in order."""
 
 from __future__ import annotations
 
@@ -50,15 +50,17 @@ _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked
 
 
 def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
-    """The models that a server with `settings` would start with. Raises ConfigError where it would not, as far as the
-    configuration and its files tell."""
+    """Return the models that a server with `settings` would start with.
+
+    Raises ConfigError if it would not start, as far as the configuration and its files tell.
+    """
     models, _, _ = first_models(settings)
     _check_files(settings)
     return models
 
 
 def _check_files(settings: Settings) -> str:
-    """Reads the files that options name and others read later, so that their mistakes stop the start; the path of
+    """Read the files that options name and others read later, so that their mistakes stop the start. Return the path of
     TensorFlow Serving's metrics. Raises ConfigError."""
     options = settings.options
     check_batching(options, map(settings.of_model, settings.models))
@@ -73,7 +75,7 @@ class Supervisor:
     """One server. `run()` serves until SIGTERM or SIGINT."""
 
     def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
-        """`reread` gives the settings anew, for SIGHUP; it raises ConfigError where they cannot be used."""
+        """`reread` gives the settings anew, for SIGHUP; it raises ConfigError if they cannot be used."""
         self._settings = settings
         options = self._options = settings.options
         self._cores = len(os.sched_getaffinity(0))
@@ -112,7 +114,7 @@ class Supervisor:
         self._reloads = 0  # that SIGHUP asked for and that have not ended
 
     async def run(self) -> int:
-        """Serves; the exit status. Raises ConfigError where it cannot start."""
+        """Serve, and return the exit status. Raises ConfigError if it cannot start."""
         options = self._options
         models = self._models.configured()
         self._monitoring_path = _check_files(self._settings)
@@ -173,7 +175,7 @@ class Supervisor:
     # -- the main loop ---------------------------------------------------------------------------------------
 
     def _on_stop_signal(self) -> None:
-        """Begins to stop: at once, or after shutdown_delay_seconds, for which /readyz sends load balancers away; a
+        """Begin to stop: at once, or after shutdown_delay_seconds, for which /readyz sends load balancers away; a
         second signal ends that delay."""
         self._notifier.say("STOPPING=1")
         delay = self._options.shutdown_delay_seconds
@@ -190,7 +192,7 @@ class Supervisor:
             self._tasks.start(self._reload())
 
     async def _reload(self) -> None:
-        """Reloads, and tells the service manager when it begins and when the last that was asked for has ended."""
+        """Reload, and tell the service manager when it begins and when the last that was asked for has ended."""
         self._reloads += 1
         if self._announced:  # else READY=1 would stand for the first one
             # The time is for Type=notify-reload (systemd 253); older ones ignore it.
@@ -203,8 +205,8 @@ class Supervisor:
                 self._notifier.say("READY=1")
 
     async def _keep_watchdog(self) -> None:
-        """Tells the service manager's watchdog, twice in the time that it waits, that the main loop makes its passes,
-        or ends what is in flight, for which every step has a deadline."""
+        """Tell the service manager's watchdog, twice in the time that it waits, that the main loop makes its passes, or
+        that what is in flight is ended, for which every step has a deadline."""
         while (seconds := self._notifier.watchdog_seconds) is not None:
             passes = self._passes
             self._wake.set()
@@ -262,7 +264,7 @@ class Supervisor:
         self._wake.set()
 
     def _publish(self) -> None:
-        """Sends the fronts a new snapshot, if anything has changed."""
+        """Send the fronts a new snapshot, if anything has changed."""
         ready = self._ready and not self._leaving and not self._stopping
         old = self._fronts.snapshot
         if self._manager.revision == self._published and ready == old.ready:
@@ -272,7 +274,7 @@ class Supervisor:
         self._notifier.status(self._status())
 
     def _status(self) -> str:
-        """How the server stands, in one line for the service manager."""
+        """Return how the server stands, in one line for the service manager."""
         if self._leaving or self._stopping:
             return "stopping"
         return f"{'serving' if self._announced else 'starting'}; {self._fronts.snapshot.summary()}"
@@ -299,20 +301,20 @@ class Supervisor:
         self._fold_metrics()
 
     async def _drain(self, number: int) -> None:
-        """Unloads a version: first no front routes to it, then it ends what it has, then it goes."""
+        """Unload a version: first no front routes to it, then it ends what it has, then it goes."""
         self._publish()
         await self._fronts.all_adopted()
         await self._workers.drain(number, _DRAIN_SECONDS)
 
     def _fold_metrics(self) -> None:
-        """A process has ended: what it counted goes to the totals."""
+        """Add to the totals what a process that has ended has counted."""
         if not self._stopping:
             self._tasks.start(self._metrics.fold())
 
     # -- fronts ----------------------------------------------------------------------------------------------
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
-        """Does what a front asks for. Raises ServingError."""
+        """Do what a front asks for, and return the answer as JSON values. Raises ServingError."""
         if method == "reload":
             answer = await self._models.reload(params)
             # The routes of what is live are with the fronts before the client hears of it.
@@ -338,9 +340,9 @@ class Supervisor:
         return await self._gpus.status(seconds)
 
     async def _stand_by(self, servable: ServableId, seconds: float) -> str:
-        """Has the version's own model served, beside an accelerated form where it has one; its socket's path.
+        """Have the version's own model served, beside an accelerated form if it has one; return its socket's path.
 
-        Raises ServingError (UNAVAILABLE) where that is not to be had within `seconds`.
+        Raises ServingError (UNAVAILABLE) if that does not succeed within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -376,7 +378,7 @@ class Supervisor:
     # -- the end ---------------------------------------------------------------------------------------------
 
     async def _shut_down(self) -> None:
-        """Fronts first, which end their requests; then the workers that ran them."""
+        """End the fronts, which end their requests, and then the workers that ran them."""
         logger.info("stopping: requests in flight may end within %g s", self._options.shutdown_grace_seconds)
         self._stopping = True
         self._controller.stop()

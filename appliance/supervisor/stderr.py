@@ -32,7 +32,7 @@ class LastWords:
 
 
 async def relay_stderr(who: str, descriptor: int, hear: Callable[[str], None], level: int = logging.WARNING) -> None:
-    """Logs what comes from `descriptor` (a pipe, which it closes) until its end, and lets `hear` remember it."""
+    """Log what comes from `descriptor` (a pipe, which is closed) until its end, and pass each line to `hear`."""
     reader = asyncio.StreamReader(limit=65536)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(

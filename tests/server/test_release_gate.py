@@ -92,7 +92,7 @@ def test_a_version_that_survived_a_fatal_input_is_looked_after_like_any_other(zo
             server.wait_for(model, 1)
         drop(zoo, tmp_path, "crash_on_positive", "c")
         server.wait_for("c", 1)
-        assert "c/1: its process ended" in server.log()
+        assert "c/1: loading: its process ended" in server.log()
         assert "restarting" not in server.log()  # the death was that of no other worker
         workers = server.pids("ds-worker")
         assert len(workers) == 3
