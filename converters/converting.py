@@ -171,7 +171,7 @@ def prove_folder(
         return load_form(spec, form, folder, log)
 
     search = spec.min_search_seconds, spec.search_seconds
-    return prove(load, names, evidence, arithmetic, spec.tolerances, spec.proof_seconds, search)
+    return prove(load, names, evidence, arithmetic, spec.proof_seconds, search)
 
 
 def attempt(

@@ -190,7 +190,7 @@ class _Work:
         self._say("running TensorFlow on the cases of the proof")
         recorded = self._recorded(reference.signatures)
         numbers = constants_of(spec.path, spec.tags)
-        evidence = gather(reference, recorded, spec.tolerances, spec.proof_seconds, numbers)
+        evidence = gather(reference, recorded, spec.proof_seconds, numbers)
         for name, found in evidence.items():
             for alias, value in found.maker.slow.items():
                 self._say(

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
+from backends.agreement import tolerance_of
 from backends.contract import BackendError, Signature
 from converters.cases import Case, DiedError, Inputs, Run, fits
 from converters.proof import Comparison, Outputs, nearest, sizes_of
-from converters.roundings import DRAWS, STEPS, TIE_STEPS, moved_answers, moves, typical_noise
+from converters.roundings import DRAWS, STEPS, TIE_STEPS, UNITS, moved_answers, moves, typical_noise
 from converters.ties import with_ties
-from converters.tolerances import UNITS, Tolerances
 
 __all__ = ["Judge", "Runs"]
 
@@ -44,7 +44,6 @@ class Judge:
         cases: Sequence[Case],
         noise: Sequence[Mapping[str, float]],
         precision: str,
-        tolerances: Tolerances,
     ) -> None:
         self.signature = signature
         self._form = form
@@ -53,7 +52,6 @@ class Judge:
         self._cases = cases
         self._noise = noise
         self._precision = precision
-        self._tolerances = tolerances
 
     def truth(self, inputs: Inputs) -> Outputs:
         """TensorFlow's answer. Raises BackendError, DiedError."""
@@ -151,7 +149,7 @@ class Judge:
         """What is nearest to `answer` of what `moved` explains, and of what ties do, as TensorFlow has them in
         `ranked`."""
         tolerances = {
-            alias: self._tolerances.of(self._precision, spec.dtype) for alias, spec in self.signature.outputs.items()
+            alias: tolerance_of(self._precision, spec.dtype) for alias, spec in self.signature.outputs.items()
         }
         near = nearest(case.outputs, moved, answer)
         ties = with_ties(case.outputs, ranked, answer, tolerances, self._least_sizes)
@@ -197,4 +195,4 @@ class Judge:
         return typical_noise(self._noise)
 
     def _comparison(self) -> Comparison:
-        return Comparison(self._name, self.signature, self._precision, self._tolerances)
+        return Comparison(self._name, self.signature, self._precision)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backends.agreement import Tolerance, differences, root_mean_square, shares, tolerance_of, wide
 from backends.contract import Signature
 from backends.dtypes import BY_NUMPY
 from converters.report import OutputParity, SignatureProof, Verdict
-from converters.tolerances import Tolerance, Tolerances
 
 __all__ = ["Comparison", "Outputs", "nearest", "relative_moves", "sizes_of"]
 
@@ -28,20 +28,14 @@ _MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
 class Comparison:
     """One signature of one candidate, compared case by case."""
 
-    def __init__(
-        self,
-        name: str,
-        signature: Signature,
-        precision: str,
-        tolerances: Tolerances,
-    ) -> None:
+    def __init__(self, name: str, signature: Signature, precision: str) -> None:
         self._name = name
         self._signature = signature
         self._outputs = {
             alias: _Output(alias, spec.dtype, bool(spec.shape) and spec.shape is not None and spec.shape[0] == -1)
             for alias, spec in signature.outputs.items()
         }
-        self._tolerances = {alias: tolerances.of(precision, spec.dtype) for alias, spec in signature.outputs.items()}
+        self._tolerances = {alias: tolerance_of(precision, spec.dtype) for alias, spec in signature.outputs.items()}
         self._cases = 0
         self._recorded = 0
         self.difference = ""
@@ -74,11 +68,12 @@ class Comparison:
         be equal and is not, or is of another shape. Where there are rows, each counts for itself: the largest do not
         hide what is wrong with the others. Nothing is kept."""
         return {
-            alias: _shares(
+            alias: shares(
                 truth[alias],
                 answer[alias],
                 tolerance and tolerance.beside_noise(noise.get(alias, 0.0)),
                 sizes.get(alias, 0.0),
+                by_rows=True,
             )
             for alias, tolerance in self._tolerances.items()
         }
@@ -180,25 +175,24 @@ class _Output:
     def _add_floats(
         self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance, noise: float, size: float
     ) -> str:
-        expected, found = _wide(truth), _wide(answer)
-        odd = _odd(expected, found)
-        if np.any(odd):
-            at = np.unravel_index(int(np.argmax(odd)), truth.shape)
+        found = differences(truth, answer, tolerance, size)
+        if np.any(found.odd):
+            at = np.unravel_index(int(np.argmax(found.odd)), truth.shape)
             self._keep(_Worst(float("inf"), None, None, case))
             return f"is {answer[at]!s} instead of {truth[at]!s} at {_index(at)}"
-        if not expected.size:
+        if not truth.size:
             return ""
-        differences, magnitudes = _distances(expected, found, size)
-        allowed = tolerance.absolute + tolerance.relative * magnitudes
-        shares = differences / allowed
-        worst = np.unravel_index(int(np.argmax(shares)), truth.shape)
-        relative = float(np.max(np.divide(differences, magnitudes, out=np.zeros(truth.shape), where=magnitudes > 0)))
-        self._keep(_Worst(float(shares[worst]), float(np.max(differences)), relative, case, noise))
-        if shares[worst] <= 1:
+        of_allowed = found.shares
+        worst = np.unravel_index(int(np.argmax(of_allowed)), truth.shape)
+        share, absolute = float(of_allowed[worst]), float(np.max(found.distances))
+        some = found.magnitudes > 0
+        relative = float(np.max(np.divide(found.distances, found.magnitudes, out=np.zeros(truth.shape), where=some)))
+        self._keep(_Worst(share, absolute, relative, case, noise))
+        if share <= 1:
             return ""
         return (
-            f"is {answer[worst]!s} instead of {truth[worst]!s} at {_index(worst)}: off by {differences[worst]:.3g}, "
-            f"with {allowed[worst]:.3g} allowed"
+            f"is {answer[worst]!s} instead of {truth[worst]!s} at {_index(worst)}: off by "
+            f"{found.distances[worst]:.3g}, with {found.allowed[worst]:.3g} allowed"
         )
 
     def _keep(self, found: _Worst) -> None:
@@ -217,7 +211,7 @@ class _Output:
         if numbers.dtype.kind == "c":
             numbers = np.stack([numbers.real, numbers.imag], axis=-1)
         numbers = np.where(np.isfinite(numbers), numbers, 0)
-        self._size = max(self._size, _root_mean_square(numbers))
+        self._size = max(self._size, root_mean_square(numbers))
         rows = numbers if self._has_rows and numbers.ndim else numbers[None]
         if not rows.size:
             return
@@ -257,46 +251,6 @@ def _widened(
     return (low, high) if found is None else (np.minimum(found[0], low), np.maximum(found[1], high))
 
 
-def _wide(array: np.ndarray) -> np.ndarray:
-    wide: np.ndarray = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    return wide
-
-
-def _odd(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Where one is no finite number and the other differs. Infinities must be the same ones; a NaN is a NaN."""
-    odd: np.ndarray = np.where(
-        np.isfinite(expected), ~np.isfinite(found), ~((expected == found) | (np.isnan(expected) & np.isnan(found)))
-    )
-    return odd
-
-
-def _distances(
-    expected: np.ndarray, found: np.ndarray, size: float = 0.0, *, by_rows: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """How far apart the finite ones are, and how large they count: as the output's root mean square, or `size`, at
-    least; `by_rows`, as that of most rows."""
-    finite = np.isfinite(expected)
-    usual = max(_root_mean_square(expected[finite]), size)
-    expected, found = np.where(finite, expected, 0), np.where(finite, found, 0)
-    if by_rows and expected.ndim and expected.size:
-        rows = np.abs(expected.reshape(len(expected), -1))
-        tops = rows.max(axis=1, keepdims=True)
-        scaled = np.divide(rows, tops, out=np.zeros_like(rows), where=tops > 0)
-        usual = max(size, float(np.median(tops[:, 0] * np.sqrt(np.mean(np.square(scaled), axis=1)))))
-    return np.abs(expected - found), np.maximum(np.abs(expected), usual)
-
-
-def _shares(truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance | None, size: float) -> np.ndarray:
-    if answer.dtype != truth.dtype or answer.shape != truth.shape:
-        return np.full(truth.shape, np.inf)
-    if tolerance is None:
-        return np.where(truth != answer, np.inf, 0.0)
-    expected, found = _wide(truth), _wide(answer)
-    odd = _odd(expected, found)
-    differences, magnitudes = _distances(expected, np.where(odd, 0, found), size, by_rows=True)
-    return np.where(odd, np.inf, differences / (tolerance.absolute + tolerance.relative * magnitudes))
-
-
 def nearest(truth: Outputs, moved: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
     """What is nearest to `answer`, element by element, of all that is no farther from `truth` than the farthest of
     `moved`; of whole numbers and other values, one of them. `truth` where that is another kind of value."""
@@ -314,15 +268,15 @@ def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray)
     stacked = np.stack([truth, *moved])
     if kind not in "fV":
         return np.where(np.any(stacked == answer, axis=0), answer, truth)
-    wide, expected, found = _wide(stacked), _wide(truth), _wide(answer)
-    both = np.isfinite(wide) & np.isfinite(expected)
+    others, expected, found = wide(stacked), wide(truth), wide(answer)
+    both = np.isfinite(others) & np.isfinite(expected)
     with np.errstate(invalid="ignore"):
-        farthest = np.where(both, np.abs(wide - expected), 0.0).max(axis=0)
+        farthest = np.where(both, np.abs(others - expected), 0.0).max(axis=0)
         near = expected + np.clip(found - expected, -farthest, farthest)
     # Roundings may also make infinity and NaN, or no longer make them.
     odd = ~np.isfinite(found) | ~np.isfinite(expected)
-    is_met = np.any((wide == found) | (np.isnan(wide) & np.isnan(found)), axis=0)
-    is_met |= np.isfinite(found) & np.any(np.isfinite(wide), axis=0)
+    is_met = np.any((others == found) | (np.isnan(others) & np.isnan(found)), axis=0)
+    is_met |= np.isfinite(found) & np.any(np.isfinite(others), axis=0)
     chosen: np.ndarray = np.where(odd, np.where(is_met, found, expected), near).astype(truth.dtype)
     return chosen
 
@@ -333,8 +287,8 @@ def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
     for outputs in answers:
         for alias, array in outputs.items():
             if array.dtype.kind in "fcV":
-                numbers = _wide(array)
-                found.setdefault(alias, []).append(_root_mean_square(numbers[np.isfinite(numbers)]))
+                numbers = wide(array)
+                found.setdefault(alias, []).append(root_mean_square(numbers[np.isfinite(numbers)]))
     return {alias: float(np.median([size for size in sizes if size > 0] or [0.0])) for alias, sizes in found.items()}
 
 
@@ -344,20 +298,13 @@ def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:
     for alias, array in truth.items():
         if array.dtype.kind not in "fcV" or moved[alias].shape != array.shape or not array.size:
             continue
-        wide = np.complex128 if array.dtype.kind == "c" else np.float64
-        expected, got = array.astype(wide), moved[alias].astype(wide)
+        expected, got = wide(array), wide(moved[alias])
         finite = np.isfinite(expected) & np.isfinite(got)
         expected, got = expected[finite], got[finite]
-        magnitudes = np.maximum(np.abs(expected), _root_mean_square(expected))
+        magnitudes = np.maximum(np.abs(expected), root_mean_square(expected))
         differences = np.abs(expected - got)[magnitudes > 0]
         found[alias] = float(np.max(differences / magnitudes[magnitudes > 0], initial=0.0))
     return found
-
-
-def _root_mean_square(values: np.ndarray) -> float:
-    magnitudes = np.abs(values)
-    scale = float(magnitudes.max(initial=0.0))
-    return scale * float(np.sqrt(np.mean(np.square(magnitudes / scale)))) if scale > 0 else 0.0
 
 
 def _kind(array: np.ndarray) -> str:

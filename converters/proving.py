@@ -24,7 +24,6 @@ from converters.report import Searched, SignatureProof, Verdict
 from converters.roundings import noise_of, with_medians
 from converters.search import Search, Suspect
 from converters.shrinking import Budget, said, shrunk
-from converters.tolerances import Tolerances
 
 __all__ = ["Bounds", "Evidence", "Proof", "gather", "prove"]
 
@@ -68,7 +67,6 @@ class Evidence:
 def gather(
     reference: Reference,
     recorded: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-    tolerances: Tolerances,
     seconds: float,
     numbers: Sequence[float] = (),
 ) -> dict[str, Evidence]:
@@ -94,7 +92,7 @@ def gather(
             if is_full(case) or (len(cases) >= _ENOUGH_CASES and time.monotonic() > ends):
                 break
         usual = [case for case in cases if case.without is None]
-        problem = _problem(name, signature, usual, maker, timed.run, tolerances)
+        problem = _problem(name, signature, usual, maker, timed.run)
         if problem is not None:
             found[name] = Evidence(signature, tuple(cases), maker, (), problem)
             continue
@@ -147,19 +145,18 @@ def _problem(
     cases: Sequence[Case],
     maker: CaseMaker,
     run: Run,
-    tolerances: Tolerances,
 ) -> SignatureProof | None:
     """What shows before anything is converted."""
     if not cases:
         reason = f"TensorFlow took none of the inputs that were made from the signature: {maker.refusal}"
         return SignatureProof(name, Verdict.UNTESTED, reason, refused=maker.refused)
-    itself = Comparison(name, signature, "float32", tolerances)
+    itself = Comparison(name, signature, "float32")
     for case in cases:
         itself.add(case.label, case.outputs, case.outputs, case.recorded)
     proof = itself.proof(maker.refused)
     if proof.verdict is not Verdict.PROVEN:
         return proof
-    again = Comparison(name, signature, "float32", tolerances)
+    again = Comparison(name, signature, "float32")
     try:
         again.add(cases[0].label, cases[0].outputs, run(cases[0].inputs))
     except BackendError as error:
@@ -175,7 +172,6 @@ def prove(
     names: Sequence[str],
     evidence: Mapping[str, Evidence],
     precision: str,
-    tolerances: Tolerances,
     seconds: float,
     search_seconds: tuple[float, float],
 ) -> dict[str, SignatureProof]:
@@ -189,7 +185,7 @@ def prove(
     try:
         for name in names:
             ends = time.monotonic() + seconds / len(names)
-            found[name] = Proof(form, name, evidence[name], precision, tolerances).run(ends, bounds)
+            found[name] = Proof(form, name, evidence[name], precision).run(ends, bounds)
     finally:
         form.end()
     return found
@@ -237,14 +233,13 @@ class Proof:
         name: str,
         evidence: Evidence,
         precision: str,
-        tolerances: Tolerances,
     ) -> None:
         signature = evidence.signature
         self._name = name
         self._evidence = evidence
         self._right = [case for case in evidence.cases if case.without is None]
-        self._judge = Judge(form, name, signature, evidence.risk, self._right, evidence.noise, precision, tolerances)
-        self._comparison = Comparison(name, signature, precision, tolerances)
+        self._judge = Judge(form, name, signature, evidence.risk, self._right, evidence.noise, precision)
+        self._comparison = Comparison(name, signature, precision)
         self._domain = evidence.domain
         self._edges = 0
         self._beyond: list[str] = []

@@ -15,7 +15,20 @@ from backends.domain import smallest_normal
 from converters.cases import Case, DiedError, Inputs, Run
 from converters.proof import Outputs, relative_moves
 
-__all__ = ["DRAWS", "STEPS", "TIE_STEPS", "moved_answers", "moves", "noise_of", "typical_noise", "with_medians"]
+__all__ = [
+    "DRAWS",
+    "STEPS",
+    "TIE_STEPS",
+    "UNITS",
+    "moved_answers",
+    "moves",
+    "noise_of",
+    "typical_noise",
+    "with_medians",
+]
+
+UNITS = {"float32": 0.0, "tf32": 2.0**-10, "float16": 2.0**-10, "int8": 2.0**-7}
+"""One rounding of each precision, relative to the value, if it is coarser than the element type's; else 0."""
 
 DRAWS = 2
 """In so many random directions a case is moved to measure its noise."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from converters.registry import CONVERTERS
-from converters.tolerances import Tolerances
 
 __all__ = ["JobSpec"]
 
@@ -31,7 +30,6 @@ class JobSpec:
     precisions: tuple[str, ...] = ("float32",)
     min_speedup: float = 1.1
     max_batch_size: int = 0
-    tolerances: Tolerances = field(default_factory=Tolerances)
     timeout_seconds: float = 600.0
     memory_bytes: int = 8 << 30
     proof_seconds: float = 60.0

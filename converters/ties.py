@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from backends.agreement import Tolerance
 from converters.proof import Outputs
-from converters.tolerances import Tolerance
 
 __all__ = ["with_ties"]
 
@@ -51,7 +51,7 @@ def _equality(tolerance: Tolerance, size: float) -> _AreEqual:
     def are_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             magnitudes = np.maximum(np.maximum(np.abs(one), np.abs(other)), size)
-            equal: np.ndarray = np.abs(one - other) <= tolerance.absolute + tolerance.relative * magnitudes
+            equal: np.ndarray = np.abs(one - other) <= tolerance.allowed(magnitudes)
         return equal
 
     return are_equal

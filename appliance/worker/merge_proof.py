@@ -14,6 +14,7 @@ from enum import Enum
 
 import numpy as np
 
+from backends.agreement import agree
 from backends.contract import BackendError, Signature, TensorSpec
 
 __all__ = ["Verdict", "has_rows", "prove", "trial_rows"]
@@ -26,14 +27,6 @@ Draw = Callable[[int, int], Inputs]
 
 _PAIRS = ((1, 1), (1, 2), (3, 1), (2, 5))
 _MAX_ROWS = 64
-
-# How far the answers may lie apart. Kernels differ with the batch size, and so do the orders in which they sum: a
-# float32 sum of 1,000 products is off by about 30 roundings (6e-8 each), and layers add up. Measured with TensorFlow
-# 2.21 on a CPU (2026-11): five dense layers of 4,096 units 3e-6, ResNet50 6e-7. What looks across the batch shows in
-# the first digits. Types of 16 bits: two roundings. The bound is of the value and of the output's root mean square
-# together: a sum near 0 has the rounding errors of what cancelled in it.
-_TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1.5e-5, "complex64": 1.5e-5}
-_TOLERANCE_OF_DOUBLES = 1e-12
 
 
 class Verdict(Enum):
@@ -92,7 +85,7 @@ def prove(run: Run, draw: Draw, max_rows: int) -> Verdict:
         for index, (left_answer, right_answer, answer) in enumerate(zip(*alone, merged, strict=True)):
             if not _is_joined(left_answer, right_answer, answer, left_rows, right_rows):
                 return Verdict.REFUTED
-            if not _close(answer, np.roll(answer, 1, axis=0)):
+            if not agree(answer, np.roll(answer, 1, axis=0), "merged"):
                 told_apart.add(index)
         if first is None:
             first = kept, alone[0]
@@ -102,9 +95,7 @@ def prove(run: Run, draw: Draw, max_rows: int) -> Verdict:
         again = run(inputs)
     except BackendError:
         return Verdict.REFUTED
-    if not all(
-        before.shape == after.shape and _close(before, after) for before, after in zip(answers, again, strict=True)
-    ):
+    if not all(agree(before, after, "merged") for before, after in zip(answers, again, strict=True)):
         return Verdict.REFUTED
     return Verdict.PROVEN if len(told_apart) == len(answers) else Verdict.UNDECIDED
 
@@ -114,17 +105,4 @@ def _is_joined(left: np.ndarray, right: np.ndarray, whole: np.ndarray, left_rows
         return False
     if whole.shape != (left_rows + right_rows, *left.shape[1:]) or left.shape[1:] != right.shape[1:]:
         return False
-    return _close(np.concatenate([left, right]), whole)
-
-
-def _close(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays of one shape have the same values: floats within the tolerance, all else exactly."""
-    if one.dtype.name == "bfloat16" or one.dtype.kind in "fc":
-        tolerance = _TOLERANCE.get(one.dtype.name, _TOLERANCE_OF_DOUBLES)
-        wide = np.dtype(np.complex128 if one.dtype.kind == "c" else np.float64)
-        one, other = one.astype(wide), other.astype(wide)
-        magnitudes = np.abs(one[np.isfinite(one)])
-        scale = float(magnitudes.max(initial=0.0))
-        typical = scale * float(np.sqrt(np.mean(np.square(magnitudes / scale)))) if scale > 0 else 0.0
-        return bool(np.isclose(one, other, rtol=tolerance, atol=tolerance * typical, equal_nan=True).all())
-    return bool(np.array_equal(one, other))
+    return agree(np.concatenate([left, right]), whole, "merged")

@@ -26,7 +26,6 @@ from converters.plugin import Converter, Task
 from converters.proof import Comparison, relative_moves
 from converters.runner import serve
 from converters.spec import JobSpec
-from converters.tolerances import Tolerances
 
 __all__ = ["Outcome", "try_operator"]
 
@@ -319,7 +318,7 @@ def _outcome(forms: _Forms, reference: Reference, name: str, truth: _Truth) -> F
 def _difference(
     name: str, signature: Signature, truth: _Truth, answer: Mapping[str, np.ndarray], noise: Mapping[str, float]
 ) -> str:
-    comparison = Comparison(name, signature, "float32", Tolerances())
+    comparison = Comparison(name, signature, "float32")
     assert truth.outputs is not None
     comparison.add(truth.case.values, truth.outputs, answer, noise=noise)
     return comparison.difference

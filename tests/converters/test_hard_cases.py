@@ -16,7 +16,6 @@ from converters.hard_cases import HardCases
 from converters.proof import Comparison
 from converters.proving import Bounds, Evidence, Proof
 from converters.report import SignatureProof, Verdict
-from converters.tolerances import Tolerances
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
 
@@ -73,7 +72,7 @@ def evidence_of(signature: Signature, truth: Function, *numbers: float) -> Evide
 
 def proof_by(evidence: Evidence, answer: Function, search_seconds: float) -> SignatureProof:
     bounds = Bounds(search_seconds, search_seconds)
-    return Proof(Stand(answer), "s", evidence, "float32", Tolerances()).run(float("inf"), bounds)
+    return Proof(Stand(answer), "s", evidence, "float32").run(float("inf"), bounds)
 
 
 def proven(
@@ -290,11 +289,11 @@ def test_a_proof_without_time_for_hard_cases_is_one_for_ordinary_inputs() -> Non
     maker = CaseMaker(FLOATS, run)
     cases = tuple(maker.cases())
     evidence = Evidence(FLOATS, cases, maker, tuple({} for _ in cases), None)
-    assert Proof(Stand(lambda x: x * 2), "s", evidence, "float32", Tolerances()).run(float("inf")).domain == FINITE
+    assert Proof(Stand(lambda x: x * 2), "s", evidence, "float32").run(float("inf")).domain == FINITE
 
 
 def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
-    comparison = Comparison("s", IDS, "float32", Tolerances())
+    comparison = Comparison("s", IDS, "float32")
     comparison.add("a case", {"y": np.array([1])}, {"y": np.array([1])})
     assert comparison.proof().verdict is Verdict.INDISTINCT
     assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT

@@ -38,7 +38,7 @@ def test_the_code_is_known_wherever_it_lies(code: Path) -> None:
     ("file", "old", "new"),
     [
         ("converters/cases.py", "_MAX_RECORDED = 50", "_MAX_RECORDED = 51"),
-        ("converters/tolerances.py", "_OF_DOUBLES = 1e-9", "_OF_DOUBLES = 1e-8"),
+        ("backends/agreement.py", "Tolerance(1e-9, 1e-9)", "Tolerance(1e-8, 1e-9)"),
         ("backends/made_inputs.py", "_STRING_BYTES = 64", "_STRING_BYTES = 65"),
         ("backends/onnx_session.py", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"),
         ("converters/hazards.json", '"form":"onnx"', '"form":"tflite"'),
@@ -69,7 +69,7 @@ def test_a_verdict_of_other_code_is_not_served_and_goes_when_there_is_no_room(
     cache = tmp_path / "cache"
     run_job(zoo / "strings", cache_dir=str(cache))
     (old,) = (cache / "entries").iterdir()
-    change(code / "converters" / "tolerances.py", "_OF_DOUBLES = 1e-9", "_OF_DOUBLES = 1e-8")
+    change(code / "backends" / "agreement.py", "Tolerance(1e-9, 1e-9)", "Tolerance(1e-8, 1e-9)")
     again = run_job(zoo / "strings", code=code, cache_dir=str(cache))
     assert not again.report.from_cache
     assert len(list((cache / "entries").iterdir())) == 2

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.agreement import Tolerance, tolerance_of
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from converters import frames
 from converters.cases import Case, CaseMaker, batched
 from converters.proof import Comparison, nearest, relative_moves, sizes_of
 from converters.report import SignatureProof, Verdict
 from converters.roundings import moved_answers
-from converters.tolerances import Tolerance, Tolerances
 
 X = {"x": TensorSpec("float32", (-1, 3))}
 
@@ -32,7 +32,7 @@ def rows(seed: int = 0, dtype: str = "float32") -> np.ndarray:
 def compared(
     truth: np.ndarray, answer: np.ndarray, signature: Signature | None = None, precision: str = "float32"
 ) -> SignatureProof:
-    comparison = Comparison("s", signature or outputs(), precision, Tolerances())
+    comparison = Comparison("s", signature or outputs(), precision)
     comparison.add("a case", {"y": truth}, {"y": answer})
     return comparison.proof()
 
@@ -67,7 +67,7 @@ def test_near_zero_the_tolerance_is_relative_to_the_whole_output() -> None:
 def test_the_reason_says_which_output_differs_by_how_much_on_which_case() -> None:
     answer = rows()
     answer[3, 2] += 0.5
-    comparison = Comparison("s", outputs(), "float32", Tolerances())
+    comparison = Comparison("s", outputs(), "float32")
     comparison.add("floats normal, batch 1", {"y": rows(1)}, {"y": rows(1)})
     comparison.add("all 0", {"y": rows()}, {"y": answer})
     proof = comparison.proof()
@@ -93,11 +93,10 @@ def test_doubles_must_be_doubles() -> None:
     assert compared(truth, truth.astype(np.float32).astype(np.float64), signature).verdict is Verdict.DIFFERS
 
 
-def test_tolerances_are_configurable() -> None:
-    tolerances = Tolerances({"float32": 0.5}, 1.0)
-    assert tolerances.of("float32", "float32") == Tolerance(0.5, 1.0)
-    assert tolerances.of("float32", "int64") is None
-    assert tolerances.of("float32", "string") is None
+def test_only_floats_have_a_tolerance() -> None:
+    assert tolerance_of("float32", "float32") == Tolerance(1e-4, 1e-7)
+    assert tolerance_of("float32", "int64") is None
+    assert tolerance_of("float32", "string") is None
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int64", "bool"])
@@ -148,7 +147,7 @@ def test_complex_numbers_and_halves_and_empty_arrays_are_compared() -> None:
     assert compared(truth, truth.conj(), outputs("complex64")).verdict is Verdict.DIFFERS
     half = rows(dtype="float16")
     assert compared(half, np.nextafter(half, np.float16(9)), outputs("float16")).verdict is Verdict.PROVEN
-    comparison = Comparison("s", outputs(), "float32", Tolerances())
+    comparison = Comparison("s", outputs(), "float32")
     comparison.add("empty", {"y": rows()[:0]}, {"y": rows()[:0]})
     assert comparison.proof().verdict is Verdict.INDISTINCT
 
@@ -179,14 +178,14 @@ def test_an_output_that_differs_within_but_not_between_rows_proves_nothing() -> 
 
 
 def test_variation_between_cases_counts() -> None:
-    comparison = Comparison("s", outputs(), "float32", Tolerances())
+    comparison = Comparison("s", outputs(), "float32")
     for seed in (0, 1):
         comparison.add("one row", {"y": rows(seed)[:1]}, {"y": rows(seed)[:1]})
     assert comparison.proof().verdict is Verdict.PROVEN
 
 
 def test_rows_of_many_shapes_are_told_apart_by_their_means() -> None:
-    comparison = Comparison("s", outputs(shape=(-1, -1)), "float32", Tolerances())
+    comparison = Comparison("s", outputs(shape=(-1, -1)), "float32")
     for size in (2, 3):
         comparison.add("a size", {"y": np.full((1, size), size, np.float32)}, {"y": np.full((1, size), size, "f4")})
     assert comparison.proof().verdict is Verdict.PROVEN
@@ -194,7 +193,7 @@ def test_rows_of_many_shapes_are_told_apart_by_their_means() -> None:
 
 def test_a_count_may_be_constant_beside_floats_that_vary() -> None:
     signature = Signature(X, {"y": TensorSpec("float32", (-1, 4)), "n": TensorSpec("int32", ())})
-    comparison = Comparison("s", signature, "float32", Tolerances())
+    comparison = Comparison("s", signature, "float32")
     answer = {"y": rows(), "n": np.array(4, np.int32)}
     comparison.add("a case", answer, answer)
     proof = comparison.proof()
@@ -203,8 +202,8 @@ def test_a_count_may_be_constant_beside_floats_that_vary() -> None:
 
 
 def test_no_cases_prove_nothing_and_failures_are_told() -> None:
-    assert Comparison("s", outputs(), "float32", Tolerances()).proof().verdict is Verdict.UNTESTED
-    proof = Comparison("s", outputs(), "float32", Tolerances()).proof(failure="it died")
+    assert Comparison("s", outputs(), "float32").proof().verdict is Verdict.UNTESTED
+    proof = Comparison("s", outputs(), "float32").proof(failure="it died")
     assert (proof.verdict, proof.reason) == (Verdict.FAILED, "it died")
 
 
@@ -224,7 +223,7 @@ def test_the_tolerance_grows_with_what_a_rounding_does_but_not_without_bound() -
     assert tolerance.beside_noise(1.0).relative == pytest.approx(3e-3)
     answer = rows() * np.float32(1.0005)
     for noise, verdict in ((1e-4, Verdict.PROVEN), (1e-5, Verdict.DIFFERS)):
-        comparison = Comparison("s", outputs(), "float32", Tolerances())
+        comparison = Comparison("s", outputs(), "float32")
         comparison.add("a case", {"y": rows()}, {"y": answer}, noise={"y": noise})
         assert comparison.proof().verdict is verdict
         assert comparison.proof().outputs[0].noise == noise

@@ -21,7 +21,6 @@ from converters.narrowing import USUAL, narrowed, tamed
 from converters.roundings import noise_of, with_medians
 from converters.search import Search, Suspect
 from converters.sections import Section
-from converters.tolerances import Tolerances
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
 
@@ -65,7 +64,7 @@ def searching(
 
     cases = list(CaseMaker(signature, run).cases())
     noise = with_medians(noise_of(cases, run, float("inf")), len(cases))
-    judge = Judge(Stand(answer), "s", signature, risk or run, cases, noise, precision, Tolerances())
+    judge = Judge(Stand(answer), "s", signature, risk or run, cases, noise, precision)
     ticks = itertools.count()
     return Search(judge, cases, [], domain, 1, clock=lambda: next(ticks) * 1e-3)
 
@@ -280,7 +279,7 @@ def test_the_longest_call_is_a_small_part_of_the_time() -> None:
 
     now = [0.0]
     cases = [Case("a", {"x": np.ones((3, 4), np.float32)}, {"y": np.full((3, 4), 2, np.float32)})]
-    judge = Judge(Stand(lambda x: 2 * x), "s", FLOATS, slow, cases, [{}], "float32", Tolerances())
+    judge = Judge(Stand(lambda x: 2 * x), "s", FLOATS, slow, cases, [{}], "float32")
     assert Search(judge, cases, [], ANY, 1, clock=lambda: now[0]).run(4.0) is None
     assert max(counts) <= 10
     assert now[0] < 4.5

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from backends.agreement import tolerance_of
 from converters.ties import with_ties
-from converters.tolerances import Tolerances
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -18,7 +18,7 @@ def taken(
 ) -> np.ndarray:
     """Whether `others` are as good as `places`, beside `floats`; `moved` are TensorFlow's places beside the inputs."""
     row = {"y": np.array(floats, np.float32)}
-    tolerances = {"i": None, "y": Tolerances().of("float32", "float32")}
+    tolerances = {"i": None, "y": tolerance_of("float32", "float32")}
     answer = {"i": np.array(others), **row}
     beside = [{"i": np.array(each), **row} for each in moved]
     found: np.ndarray = with_ties({"i": np.array(places), **row}, beside, answer, tolerances, {"y": size})["i"]
