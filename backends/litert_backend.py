@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
 from backends.contract import BackendError, Code, IncompleteError, Signature
 from backends.default_values import default_arrays
+from backends.form import FormDescription, FormSignature, is_form, read_form
 from backends.interpreter_pool import InterpreterPool
 from backends.litert_interpreters import Slot, new_pool, plan_memory, refusing
 from backends.litert_plans import Declared, Mapped, Plan
@@ -28,8 +28,8 @@ def load(path: str, intra_op_threads: int = 0, interpreters: int = 0) -> LiteRTB
     """
     size = interpreters or len(os.sched_getaffinity(0))
     try:
-        if is_artifact(path, FILE):
-            return _load_artifact(path, read_artifact(path), intra_op_threads or 1, size)
+        if is_form(path, FILE):
+            return _load_form(path, read_form(path), intra_op_threads or 1, size)
         return _load_model(path, intra_op_threads or 1, size)
     except IncompleteError as error:  # it was complete a moment ago
         raise BackendError(Code.FAILED_PRECONDITION, f"cannot load {path}: {error}") from error
@@ -49,15 +49,15 @@ def _load_model(path: str, threads: int, size: int) -> LiteRTBackend:
     return LiteRTBackend(dict.fromkeys(plans, pool), plans, unsupported, [remark] if remark else [])
 
 
-def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> LiteRTBackend:
+def _load_form(path: str, form: FormDescription, threads: int, size: int) -> LiteRTBackend:
     """Load a converted model: the signatures of the SavedModel share the interpreters of their files."""
-    if artifact.format != "tflite":
-        raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {artifact.format}, not to tflite")
+    if form.format != "tflite":
+        raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {form.format}, not to tflite")
     by_file: dict[str, tuple[InterpreterPool[Slot], Plan]] = {}
     pools: dict[str, InterpreterPool[Slot]] = {}
     plans: dict[str, Plan] = {}
     remarks: list[str] = []
-    for name, entry in sorted(artifact.signatures.items()):
+    for name, entry in sorted(form.signatures.items()):
         if entry.file not in by_file:
             pool = new_pool(read(path, entry.file), threads, size, falls_back=False)
             if remark := plan_memory(pool):
@@ -69,10 +69,10 @@ def _load_artifact(path: str, artifact: Artifact, threads: int, size: int) -> Li
                 raise BackendError(Code.UNIMPLEMENTED, f"{entry.file} cannot be served: {error}") from error
         pools[name], plan = by_file[entry.file]
         plans[name] = _mapped(name, entry, plan)
-    return LiteRTBackend(pools, plans, artifact.unsupported, remarks)
+    return LiteRTBackend(pools, plans, form.unsupported, remarks)
 
 
-def _mapped(name: str, entry: ArtifactSignature, plan: Plan) -> Mapped:
+def _mapped(name: str, entry: FormSignature, plan: Plan) -> Mapped:
     """Return the plan of a converted signature. Raise BackendError if signature and file do not match."""
 
     def mismatch(why: str) -> BackendError:

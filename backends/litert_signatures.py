@@ -51,7 +51,7 @@ def plans_of(
 
 
 def plan_of_file(interpreter: Interpreter) -> Plan:
-    """Return the plan of a converted file, see `ArtifactSignature`: its one signature, or its tensors by name."""
+    """Return the plan of a converted file, see `FormSignature`: its one signature, or its tensors by name."""
     keys = list(interpreter.get_signature_list())
     if len(keys) == 1:
         return _key_plan(interpreter, keys[0])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends import onnx_model
-from backends.artifact import Artifact, ArtifactSignature, is_artifact, read_artifact
 from backends.contract import DEFAULT_SIGNATURE, BackendError, Code, IncompleteError, Signature, TensorSpec
 from backends.default_values import default_arrays
+from backends.form import FormDescription, FormSignature, is_form, read_form
 from backends.onnx_session import OnnxSession, Port, SessionSettings
 
 
@@ -24,8 +24,8 @@ def load(path: str, settings: SessionSettings) -> OnnxBackend:
     Raise BackendError if ONNX Runtime refuses it.
     """
     try:
-        if is_artifact(path, onnx_model.FILE):
-            return _load_artifact(path, read_artifact(path), settings)
+        if is_form(path, onnx_model.FILE):
+            return _load_form(path, read_form(path), settings)
         return _load_model(path, settings)
     except IncompleteError as error:  # it was complete a moment ago
         raise BackendError(Code.FAILED_PRECONDITION, f"cannot load {path}: {error}") from error
@@ -130,23 +130,23 @@ def _spec(name: str, port: Port) -> TensorSpec:
     return TensorSpec(port.element.name, port.shape, name)
 
 
-def _load_artifact(path: str, artifact: Artifact, settings: SessionSettings) -> OnnxBackend:
+def _load_form(path: str, form: FormDescription, settings: SessionSettings) -> OnnxBackend:
     """Load a converted model: the signatures of the SavedModel share the sessions of their files."""
-    if artifact.format != "onnx":
-        raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {artifact.format}, not to onnx")
+    if form.format != "onnx":
+        raise BackendError(Code.INVALID_ARGUMENT, f"it is converted to {form.format}, not to onnx")
     settings = dataclasses.replace(settings, flushes_subnormals=True)  # TensorFlow is what it has to equal
     sessions: dict[str, OnnxSession] = {}
     plans: dict[str, _Plan] = {}
     remarks: list[str] = []
-    for name, entry in sorted(artifact.signatures.items()):
+    for name, entry in sorted(form.signatures.items()):
         if entry.file not in sessions:
             sessions[entry.file] = OnnxSession(onnx_model.read(path, entry.file), settings)
             remarks += sessions[entry.file].remarks
         plans[name] = _plan(name, entry, sessions[entry.file])
-    return OnnxBackend(plans, remarks, artifact.unsupported)
+    return OnnxBackend(plans, remarks, form.unsupported)
 
 
-def _plan(name: str, entry: ArtifactSignature, session: OnnxSession) -> _Plan:
+def _plan(name: str, entry: FormSignature, session: OnnxSession) -> _Plan:
     """Return the plan of a converted signature. Raise BackendError if signature and session do not match."""
     signature = entry.signature
     for specs, names, ports, what in (
@@ -164,5 +164,5 @@ def _plan(name: str, entry: ArtifactSignature, session: OnnxSession) -> _Plan:
     return _Plan(session, signature, entry.inputs, entry.outputs, default_arrays(signature))
 
 
-def _mismatch(name: str, entry: ArtifactSignature, why: str) -> BackendError:
+def _mismatch(name: str, entry: FormSignature, why: str) -> BackendError:
     return BackendError(Code.INVALID_ARGUMENT, f"its signature {name!r} does not fit {entry.file}: {why}")

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from backends import onnx_model, op_libraries, tflite_model
-from backends.artifact import model_files
 from backends.contract import Backend, BackendError, Code
+from backends.form import model_files
 from backends.saved_model import check_complete as check_saved_model
 
 __all__ = ["BACKENDS", "FORKED", "MODEL_FILES", "backend_for", "check_complete", "end_profile", "load", "profile"]
@@ -42,7 +42,7 @@ def backend_for(names: Collection[str], prefer_tflite: bool) -> str:
 def check_complete(backend: str, path: str) -> None:
     """Raise IncompleteError if the version folder at `path` is not complete, BackendError if it is broken.
 
-    The folder of a converted model (`backends.artifact`) is complete if its files are.
+    The folder of a converted model (`backends.form`) is complete if its files are.
     """
     if backend == "tensorflow":
         check_saved_model(path)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from backends import op_libraries
-from backends.artifact import Artifact, ArtifactSignature, Format, write_artifact
 from backends.contract import BackendError, Signature
+from backends.form import Format, FormDescription, FormSignature, write_form
 from converters.child import ChildError, Limits, fork
 from converters.forms import Form, load_form
 from converters.frames import send
@@ -29,7 +29,7 @@ _Say = Callable[[str], None]
 class Tried:
     """What one entry point did: the files of signatures, and why there are none of others."""
 
-    entries: dict[str, ArtifactSignature] = field(default_factory=dict)
+    entries: dict[str, FormSignature] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     final: set[str] = field(default_factory=set)
     unsupported: set[str] = field(default_factory=set)
@@ -67,7 +67,7 @@ class Converting:
         entry point claims success says little."""
         begun = time.monotonic()
         os.makedirs(self.folder)
-        done: dict[str, ArtifactSignature] = {}
+        done: dict[str, FormSignature] = {}
         proofs: dict[str, SignatureProof] = {}
         hopeless: set[str] = set()
         attempts: list[Attempt] = []
@@ -116,7 +116,7 @@ class Converting:
         log = os.path.join(spec.work_dir, f"{self.name}-{number}.log")
         return attempt(self.name, self._converter, entry_point, task, log, limits, spec.op_libraries)
 
-    def _proven(self, tried: Tried, proofs: dict[str, SignatureProof]) -> dict[str, ArtifactSignature]:
+    def _proven(self, tried: Tried, proofs: dict[str, SignatureProof]) -> dict[str, FormSignature]:
         """Those of the converted signatures that load and are proven. The others become failures."""
         entries = tried.entries
         if not entries:
@@ -143,26 +143,26 @@ class Converting:
                 tried.failures[name] = f"converted, but not proven ({proof.verdict}): {proof.reason}"
         return proven
 
-    def _prove(self, entries: Mapping[str, ArtifactSignature]) -> dict[str, SignatureProof]:
+    def _prove(self, entries: Mapping[str, FormSignature]) -> dict[str, SignatureProof]:
         self._describe(entries)
         return prove_folder(
             self._spec, self._converter.FORM, self._precision, self.folder, list(entries), self._evidence
         )
 
-    def _describe(self, entries: Mapping[str, ArtifactSignature]) -> None:
-        artifact = {
+    def _describe(self, entries: Mapping[str, FormSignature]) -> None:
+        form = {
             "format": self._converter.FORM,
             "precision": self._precision,
             "signatures": {name: entry.to_json() for name, entry in entries.items()},
             "unsupported": dict(self._unsupported),
         }
-        write_artifact(self.folder, Artifact.from_json(artifact))
+        write_form(self.folder, FormDescription.from_json(form))
 
 
 def prove_folder(
     spec: JobSpec, form: Format, precision: str, folder: str, names: Sequence[str], evidence: Mapping[str, Evidence]
 ) -> dict[str, SignatureProof]:
-    """The proofs of the signatures `names` of the artifact in `folder`. Raises BackendError, ChildError."""
+    """The proofs of the signatures `names` of the form in `folder`. Raises BackendError, ChildError."""
     log = os.path.join(spec.work_dir, f"{os.path.basename(folder)}-run.log")
     # On a GPU, ONNX Runtime multiplies float32 as TF32.
     arithmetic = "tf32" if spec.device != "cpu" and form == "onnx" and precision == "float32" else precision
@@ -192,8 +192,8 @@ def attempt(
             for message in iter(lambda: child.answer()[0], {"done": True}):
                 signature = message["name"]
                 if "entry" in message:
-                    artifact = {"format": converter.FORM, "precision": task.precision}
-                    read = Artifact.from_json({**artifact, "signatures": {signature: message["entry"]}})
+                    form = {"format": converter.FORM, "precision": task.precision}
+                    read = FormDescription.from_json({**form, "signatures": {signature: message["entry"]}})
                     tried.entries[signature] = read.signatures[signature]
                     continue
                 tried.failures[signature] = message["reason"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.artifact import Format
 from backends.contract import BackendError, Code, Signature
+from backends.form import Format
 from converters import cores
 from converters.cases import DiedError
 from converters.child import Child, ChildError, Limits, fork, start

@@ -18,8 +18,8 @@ from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.grappler import tf_optimizer
 
-from backends.artifact import ArtifactSignature
 from backends.contract import Signature, TensorSpec
+from backends.form import FormSignature
 from backends.tensorflow_loading import opened
 from converters.plugin import Converted, Failed, Task, shared
 
@@ -118,7 +118,7 @@ def converted(
 ) -> Iterator[Converted | Failed]:
     """The signatures of `task`, frozen and each given to `convert` with a number for its file; those that compute the
     same share the file of the first. `named` makes the names in the file of those of the graph."""
-    done: dict[str, ArtifactSignature] = {}
+    done: dict[str, FormSignature] = {}
     for number, cut in enumerate(frozen(task, freezer)):
         if isinstance(cut, Failed):
             yield cut

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from backends.artifact import Format
 from backends.dtypes import BY_NUMBER
+from backends.form import Format
 
 __all__ = [
     "FILE",

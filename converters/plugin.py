@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from backends.artifact import ArtifactSignature, Format
 from backends.contract import Signature
+from backends.form import Format, FormSignature
 
 __all__ = ["Converted", "Converter", "EntryPoint", "Failed", "Task", "shared"]
 
@@ -31,7 +31,7 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Converted:
     name: str
-    entry: ArtifactSignature
+    entry: FormSignature
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Failed:
 
 
 def shared(
-    done: ArtifactSignature, signature: Signature, inputs: Mapping[str, str], outputs: Mapping[str, str]
-) -> ArtifactSignature:
+    done: FormSignature, signature: Signature, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> FormSignature:
     """`signature` by the file of `done`, which computes the same; `inputs` and `outputs` are the names there, if it has
     them all."""
     present = set(done.inputs.values())
-    return ArtifactSignature(
+    return FormSignature(
         done.file, signature, {alias: name for alias, name in inputs.items() if name in present}, outputs
     )
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from backends.artifact import Format
 from backends.dtypes import BY_NAME
+from backends.form import Format
 
 __all__ = ["REPAIRED", "repair"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from backends.artifact import ArtifactSignature, Format
 from backends.contract import Signature
+from backends.form import Format, FormSignature
 from converters.onnx_handlers import HANDLERS
 from converters.plugin import Converted, EntryPoint, Failed, Task
 from converters.repairs import repair
@@ -125,7 +125,7 @@ def _written(
         logger.removeHandler(heard)
     if heard.ops:
         return Failed(name, f"tf2onnx does not know {', '.join(sorted(heard.ops))}", tuple(sorted(heard.ops)))
-    return Converted(name, ArtifactSignature(file, task.signatures[name], inputs, outputs))
+    return Converted(name, FormSignature(file, task.signatures[name], inputs, outputs))
 
 
 def _present(path: str, inputs: Mapping[str, str]) -> Mapping[str, str]:

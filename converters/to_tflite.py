@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from backends.artifact import ArtifactSignature, Format
+from backends.form import Format, FormSignature
 from converters.plugin import Converted, EntryPoint, Failed, Task
 from converters.repairs import repair
 
@@ -106,7 +106,7 @@ def _written(
         said = _PLACE.sub("", first_line(error)) or type(error).__name__
         reason = f"TF-Lite does not know {', '.join(sorted(ops))}" if ops else said
         return Failed(name, reason, tuple(sorted(ops)))
-    return Converted(name, ArtifactSignature(file, task.signatures[name], present, outputs))
+    return Converted(name, FormSignature(file, task.signatures[name], present, outputs))
 
 
 def _present(content: bytes, inputs: Mapping[str, str]) -> Mapping[str, str]:

@@ -41,7 +41,7 @@ class PublicState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (see `backends.artifact`).
+    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (see `backends.form`).
 
     `threads` is the number of threads it was measured with (0: the backend decides). `domains` gives, by signature, the
     inputs for which it was proven.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.artifact import Artifact, ArtifactSignature, write_artifact
 from backends.contract import BackendError, Signature
+from backends.form import FormDescription, FormSignature, write_form
 from benchmarks.operators.catalogue import variants_of
 from benchmarks.operators.values import Case, cases
 from benchmarks.operators.variants import Variant
@@ -199,7 +199,7 @@ def _noise(reference: Reference, name: str, truth: _Truth) -> dict[str, float]:
 class _Forms:
     """The converted signatures that load, by a process that is started again where it has died."""
 
-    def __init__(self, form: str, spec: JobSpec, folder: str, entries: Mapping[str, ArtifactSignature]) -> None:
+    def __init__(self, form: str, spec: JobSpec, folder: str, entries: Mapping[str, FormSignature]) -> None:
         self.failures: dict[str, str] = {}
         self._form = form
         self._spec = spec
@@ -219,12 +219,12 @@ class _Forms:
             self._entries = {name: entry for name, entry in entries.items() if name not in self.failures}
 
     def _load(self) -> Form:
-        artifact = {
+        form = {
             "format": self._form,
             "precision": "float32",
             "signatures": {name: entry.to_json() for name, entry in self._entries.items()},
         }
-        write_artifact(self._folder, Artifact.from_json(artifact))
+        write_form(self._folder, FormDescription.from_json(form))
         backend = BACKEND_OF[registry.converter(registry.CONVERTERS[self._form]).FORM]
         log = os.path.join(self._folder, "run.log")
         self._loaded = load_in(fork(backend, serve, log, _LIMITS), self._spec, backend, self._folder)
@@ -277,7 +277,7 @@ def _of_form(
 
 def _converted(
     form: str, converter: Converter, spec: JobSpec, folder: str, signatures: Mapping[str, Signature]
-) -> tuple[dict[str, ArtifactSignature], dict[str, str]]:
+) -> tuple[dict[str, FormSignature], dict[str, str]]:
     """The files of signatures, and why there are none of others. Where a converter dies, those that are left are tried
     one by one."""
     log = os.path.join(folder, "convert.log")

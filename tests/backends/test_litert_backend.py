@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import litert_backend
-from backends.artifact import Artifact, ArtifactSignature, write_artifact
 from backends.contract import Backend, BackendError, Code, Placed, Signature, TensorSpec
 from backends.dtypes import DTYPES, DType
+from backends.form import FormDescription, FormSignature, write_form
 from backends.interpreter_pool import InterpreterPool
 from backends.litert_interpreters import refusing
 from backends.registry import check_complete
@@ -378,11 +378,11 @@ def test_a_file_that_went_or_is_no_model_is_an_error(tmp_path: Path) -> None:
 # -- converted models ------------------------------------------------------------------------------------------
 
 
-def converted(zoo: Path, folder: Path, source: str, *entries: ArtifactSignature) -> Backend:
+def converted(zoo: Path, folder: Path, source: str, *entries: FormSignature) -> Backend:
     """A folder as a converter leaves it, with the file of a model of the zoo, loaded."""
     shutil.copy(zoo / source / "model.tflite", folder / "0.tflite")
     found = {f"s{number}": entry for number, entry in enumerate(entries)}
-    write_artifact(str(folder), Artifact("tflite", "float32", found))
+    write_form(str(folder), FormDescription("tflite", "float32", found))
     check_complete("litert", str(folder))
     return litert_backend.load(str(folder), interpreters=2)
 
@@ -393,7 +393,7 @@ def test_a_converted_model_presents_the_signatures_that_it_was_made_of(zoo: Path
         {"out": TensorSpec("float32", None, "PartitionedCall:0")},
         "my/method",
     )
-    entry = ArtifactSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"})
+    entry = FormSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"})
     backend = converted(zoo, tmp_path, "lite_old", entry, entry)
     assert backend.signatures == {"s0": signature, "s1": signature}
     inputs = {"in": floats([2]), "unused": np.array(1)}
@@ -404,7 +404,7 @@ def test_a_converted_model_presents_the_signatures_that_it_was_made_of(zoo: Path
 
 def test_a_size_of_one_is_no_unknown_size_in_a_converted_model(zoo: Path, tmp_path: Path) -> None:
     known, unknown = (
-        ArtifactSignature(
+        FormSignature(
             "0.tflite",
             Signature({"in": TensorSpec("float32", shape)}, {"out": TensorSpec("float32", None)}),
             {"in": "x"},
@@ -425,7 +425,7 @@ def test_a_converted_file_with_one_signature_is_mapped_by_its_names(zoo: Path, t
         {f"my_{name}": spec for name, spec in own.inputs.items()},
         {f"my_{name}": spec for name, spec in own.outputs.items()},
     )
-    entry = ArtifactSignature(
+    entry = FormSignature(
         "0.tflite", signature, {f"my_{name}": name for name in own.inputs}, {f"my_{name}": name for name in own.outputs}
     )
     backend = converted(zoo, tmp_path, source, entry)
@@ -439,7 +439,7 @@ def test_a_converted_file_with_one_signature_is_mapped_by_its_names(zoo: Path, t
 
 def test_a_converted_model_leaves_to_tensorflow_what_xnnpack_refuses(zoo: Path, tmp_path: Path) -> None:
     signature = Signature({"samples": TensorSpec("float32", (-1, -1))}, {"frames": TensorSpec("float32", None)})
-    entry = ArtifactSignature("0.tflite", signature, {"samples": "samples"}, {"frames": "frames"})
+    entry = FormSignature("0.tflite", signature, {"samples": "samples"}, {"frames": "frames"})
     backend = converted(zoo, tmp_path, "lite_audio", entry)
     assert backend.run("s0", {"samples": np.ones((1, 512), np.float32)}, ["frames"])[0].shape == (1, 1, 1, 1)
     error = refusal(backend, "s0", {"samples": np.ones((1, 511), np.float32)}, "frames")
@@ -449,6 +449,6 @@ def test_a_converted_model_leaves_to_tensorflow_what_xnnpack_refuses(zoo: Path, 
 def test_a_converted_file_that_does_not_fit_its_signature_is_refused(zoo: Path, tmp_path: Path) -> None:
     signature = Signature({"in": TensorSpec("int32", None)}, {"out": TensorSpec("float32", None)})
     with pytest.raises(BackendError, match=r"does not fit 0\.tflite: its input 'in' is int32, there float32"):
-        converted(zoo, tmp_path, "lite_old", ArtifactSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"}))
+        converted(zoo, tmp_path, "lite_old", FormSignature("0.tflite", signature, {"in": "x"}, {"out": "Identity"}))
     with pytest.raises(BackendError, match="its input 'in' is 'z' there, which it has not"):
-        converted(zoo, tmp_path, "lite_old", ArtifactSignature("0.tflite", signature, {"in": "z"}, {"out": "Identity"}))
+        converted(zoo, tmp_path, "lite_old", FormSignature("0.tflite", signature, {"in": "z"}, {"out": "Identity"}))

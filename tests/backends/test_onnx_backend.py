@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from backends import onnx_backend
-from backends.artifact import Artifact, ArtifactSignature, write_artifact
 from backends.contract import BackendError, Code, Placed, Signature, TensorSpec
 from backends.dtypes import BY_NAME
+from backends.form import FormDescription, FormSignature, write_form
 from backends.onnx_backend import OnnxBackend
 from backends.onnx_session import SessionSettings
 from backends.registry import check_complete
@@ -423,18 +423,18 @@ SIGNATURE = Signature(
 )
 
 
-def artifact(**entries: ArtifactSignature) -> Artifact:
-    return Artifact("onnx", "float32", entries)
+def form(**entries: FormSignature) -> FormDescription:
+    return FormDescription("onnx", "float32", entries)
 
 
-def entry(signature: Signature = SIGNATURE, file: str = "0.onnx", x: str = "x", y: str = "y") -> ArtifactSignature:
-    return ArtifactSignature(file, signature, {"images": x}, {"logits": y})
+def entry(signature: Signature = SIGNATURE, file: str = "0.onnx", x: str = "x", y: str = "y") -> FormSignature:
+    return FormSignature(file, signature, {"images": x}, {"logits": y})
 
 
 def test_a_converted_model_presents_the_signatures_that_it_was_made_of(tmp_path: Path) -> None:
     write(tmp_path, linear(), "0.onnx")
     only_h = Signature({"images": SIGNATURE.inputs["images"]}, {"logits": SIGNATURE.outputs["logits"]}, "my/method")
-    write_artifact(str(tmp_path), artifact(a=entry(), b=entry(only_h, y="h")))
+    write_form(str(tmp_path), form(a=entry(), b=entry(only_h, y="h")))
     backend = onnx_backend.load(str(tmp_path), SessionSettings())
     assert backend.signatures == {"a": SIGNATURE, "b": only_h}
     x = floats([1, 0, 0])
@@ -451,7 +451,7 @@ def test_subnormal_floats_are_zero_to_a_converted_model(tmp_path: Path) -> None:
     only_h = Signature({"images": SIGNATURE.inputs["images"]}, {"logits": SIGNATURE.outputs["logits"]})
     (tmp_path / "converted").mkdir()
     write(tmp_path / "converted", linear(), "0.onnx")
-    write_artifact(str(tmp_path / "converted"), artifact(serving_default=entry(only_h, y="h")))
+    write_form(str(tmp_path / "converted"), form(serving_default=entry(only_h, y="h")))
     write(tmp_path / "written", linear())
     script = (
         "import json, sys, numpy as np\n"
@@ -483,7 +483,7 @@ def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
         {"images": SIGNATURE.inputs["images"]}, SIGNATURE.outputs, SIGNATURE.method_name, {"images": default}
     )
     write(tmp_path, linear(), "0.onnx")
-    write_artifact(str(tmp_path), artifact(a=entry(signature)))
+    write_form(str(tmp_path), form(a=entry(signature)))
     backend = onnx_backend.load(str(tmp_path), SessionSettings())
     assert backend.signatures["a"].defaults == {"images": default}
     assert backend.run("a", {}, ["logits"])[0].tolist() == [[18.5, 23.5]]
@@ -495,7 +495,7 @@ def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
     [
         (entry(x="nope"), "its input 'images' is 'nope' there, which it has not"),
         (entry(y="nope"), "its output 'logits' is 'nope' there, which it has not"),
-        (ArtifactSignature("0.onnx", SIGNATURE, {}, {"logits": "y"}), "nothing is given to the inputs ['x'] there"),
+        (FormSignature("0.onnx", SIGNATURE, {}, {"logits": "y"}), "nothing is given to the inputs ['x'] there"),
         (
             entry(Signature({"images": TensorSpec("int32", None)}, SIGNATURE.outputs)),
             "its input 'images' is int32, there a tensor(float)",
@@ -503,10 +503,10 @@ def test_an_input_with_a_default_may_be_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_a_converted_file_that_does_not_fit_its_signature_is_refused(
-    tmp_path: Path, found: ArtifactSignature, words: str
+    tmp_path: Path, found: FormSignature, words: str
 ) -> None:
     write(tmp_path, linear(), "0.onnx")
-    write_artifact(str(tmp_path), artifact(a=found))
+    write_form(str(tmp_path), form(a=found))
     with pytest.raises(BackendError) as caught:
         onnx_backend.load(str(tmp_path), SessionSettings())
     assert caught.value.message.endswith(f"its signature 'a' does not fit 0.onnx: {words}")

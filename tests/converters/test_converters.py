@@ -14,9 +14,9 @@ import pytest
 
 from appliance.conversion.text import report_text
 from backends import litert_backend
-from backends.artifact import read_artifact
 from backends.contract import BackendError, Code
 from backends.domain import FINITE, Domain
+from backends.form import read_form
 from converters.report import Candidate, Report, Verdict
 from tests.support.acceleration_jobs import ROOT, Outcome, run_job
 from tests.support.acceleration_models import acceleration_zoo
@@ -108,7 +108,7 @@ def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
             assert output.relative is not None
             assert output.relative <= (1e-4 if chosen.precision == "float32" else 1e-1)
             assert output.variation > 0.1 or proof.signature == "constant"
-    artifact = read_artifact(report.artifact)
+    artifact = read_form(report.artifact)
     assert artifact.format == report.chosen
     assert set(artifact.signatures) == set(report.signatures)
     assert Path(report.artifact).is_relative_to(outcome.work_dir)
@@ -158,10 +158,10 @@ def test_a_convolution_over_images_of_any_size_is_served_at_any_size(jobs: Jobs)
 
 
 def test_signatures_that_compute_the_same_share_a_file(jobs: Jobs) -> None:
-    keras3 = read_artifact(jobs("keras3").report.artifact)  # its exports have serve and serving_default
+    keras3 = read_form(jobs("keras3").report.artifact)  # its exports have serve and serving_default
     assert len(keras3.signatures) == 2
     assert len({entry.file for entry in keras3.signatures.values()}) == 1
-    multi_io = read_artifact(jobs("multi_io").report.artifact)
+    multi_io = read_form(jobs("multi_io").report.artifact)
     assert len({entry.file for entry in multi_io.signatures.values()}) == len(multi_io.signatures) == 3
 
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.artifact import Artifact, ArtifactSignature, read_artifact, write_artifact
 from backends.contract import BackendError, Code, IncompleteError, Signature, TensorSpec
+from backends.form import FormDescription, FormSignature, read_form, write_form
 from backends.registry import backend_for, check_complete
 from tests.support import grpc_calls
 from tests.support.onnx_models import (
@@ -222,19 +222,19 @@ def test_the_files_and_the_option_decide_the_backend(names: set[str], prefer_tfl
 SIGNATURE = Signature(
     {"x": TensorSpec("float32", (-1, 3), "x:0")}, {"y": TensorSpec("float32", None)}, "m", {"x": b"d"}
 )
-ENTRY = ArtifactSignature("0.onnx", SIGNATURE, {"x": "a"}, {"y": "b"})
+ENTRY = FormSignature("0.onnx", SIGNATURE, {"x": "a"}, {"y": "b"})
 
 
 def test_what_a_converter_writes_is_read_again(tmp_path: Path) -> None:
-    artifact = Artifact("onnx", "float16", {"one": ENTRY, "two": ENTRY})
-    write_artifact(str(tmp_path), artifact)
-    assert read_artifact(str(tmp_path)) == artifact
+    form = FormDescription("onnx", "float16", {"one": ENTRY, "two": ENTRY})
+    write_form(str(tmp_path), form)
+    assert read_form(str(tmp_path)) == form
     assert os.listdir(tmp_path) == ["signatures.json"]
 
 
 def test_a_converted_model_is_complete_with_all_of_its_files(tmp_path: Path) -> None:
     assert reason(tmp_path) == "model.onnx is missing"
-    write_artifact(str(tmp_path), Artifact("onnx", "float32", {"one": ENTRY}))
+    write_form(str(tmp_path), FormDescription("onnx", "float32", {"one": ENTRY}))
     assert reason(tmp_path) == "0.onnx is missing"
     write(tmp_path, linear().SerializeToString()[:-40], "0.onnx")
     assert reason(tmp_path).startswith("0.onnx ")
@@ -243,7 +243,7 @@ def test_a_converted_model_is_complete_with_all_of_its_files(tmp_path: Path) -> 
 
 
 def test_a_description_that_is_cut_off_is_incomplete(tmp_path: Path) -> None:
-    write_artifact(str(tmp_path), Artifact("onnx", "float32", {"one": ENTRY}))
+    write_form(str(tmp_path), FormDescription("onnx", "float32", {"one": ENTRY}))
     text = (tmp_path / "signatures.json").read_text()
     for size in (0, 1, len(text) // 2, len(text) - 1):
         (tmp_path / "signatures.json").write_text(text[:size])
@@ -270,7 +270,7 @@ def test_a_description_that_is_cut_off_is_incomplete(tmp_path: Path) -> None:
 def test_a_description_that_says_something_else_is_refused(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
-    document = Artifact("onnx", "float32", {"one": ENTRY}).to_json()
+    document = FormDescription("onnx", "float32", {"one": ENTRY}).to_json()
     document["signatures"]["one"].update(change)
     (tmp_path / "signatures.json").write_text(json.dumps(document))
     error = refusal(tmp_path)

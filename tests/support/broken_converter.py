@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from backends.artifact import ArtifactSignature
+from backends.form import FormSignature
 from converters import to_onnx
 from converters.plugin import Converted, EntryPoint, Failed, Task
 
@@ -48,7 +48,7 @@ def _write_garbage(task: Task) -> Iterator[Converted | Failed]:
     for name, signature in task.signatures.items():
         Path(task.folder, f"{task.prefix}0.onnx").write_bytes(b"\x08\x08 this is no graph")
         names = {alias: alias for alias in signature.inputs}, {alias: alias for alias in signature.outputs}
-        yield Converted(name, ArtifactSignature(f"{task.prefix}0.onnx", signature, *names))
+        yield Converted(name, FormSignature(f"{task.prefix}0.onnx", signature, *names))
 
 
 def _change_one_weight(task: Task) -> Iterator[Converted | Failed]:

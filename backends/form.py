@@ -35,7 +35,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,100})?")
 
 
 @dataclass(frozen=True, slots=True)
-class ArtifactSignature:
+class FormSignature:
     """How `file` in the folder implements `signature`.
 
     `inputs` and `outputs` map the signature's names to the file's. An input that the converted graph does not use may
@@ -58,7 +58,7 @@ class ArtifactSignature:
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
+class FormDescription:
     """A converted model: its signatures by name. `precision` is that of its weights or of its arithmetic.
 
     `unsupported` has the signatures of the SavedModel that no backend serves → the reason.
@@ -66,7 +66,7 @@ class Artifact:
 
     format: Format
     precision: Precision
-    signatures: Mapping[str, ArtifactSignature]
+    signatures: Mapping[str, FormSignature]
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,14 +91,14 @@ class Artifact:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> Artifact:
-        """Return the artifact that `to_json` wrote. Raise BackendError for anything else."""
+    def from_json(cls, value: Any) -> FormDescription:
+        """Return the description that `to_json` wrote. Raise BackendError for anything else."""
         try:
             return cls(
                 value["format"],
                 value["precision"],
                 {
-                    name: ArtifactSignature(
+                    name: FormSignature(
                         entry["file"],
                         Signature.from_json(entry["signature"]),
                         dict(entry["inputs"]),
@@ -112,7 +112,7 @@ class Artifact:
             raise _invalid(f"it has another structure: {type(error).__name__}: {error}") from error
 
 
-def _check(what: str, form: str, entry: ArtifactSignature) -> None:
+def _check(what: str, form: str, entry: FormSignature) -> None:
     signature = entry.signature
     # A plain name, so that it cannot lead out of the folder, and not that of a model that was dropped there as it is.
     if (
@@ -149,8 +149,8 @@ def _invalid(why: str) -> BackendError:
     return BackendError(Code.INVALID_ARGUMENT, f"{FILE} does not describe a converted model: {why}")
 
 
-def read_artifact(path: str) -> Artifact:
-    """Return the artifact in the folder `path`; its files are not checked.
+def read_form(path: str) -> FormDescription:
+    """Return the description of the form in the folder `path`; its files are not checked.
 
     Raise IncompleteError if `signatures.json` is missing or cut off, BackendError if its content is invalid.
     """
@@ -162,10 +162,10 @@ def read_artifact(path: str) -> Artifact:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IncompleteError(f"{FILE} is damaged, or not written to its end: {error}") from error
-    return Artifact.from_json(value)
+    return FormDescription.from_json(value)
 
 
-def is_artifact(path: str, ready: str) -> bool:
+def is_form(path: str, ready: str) -> bool:
     """Return whether the folder `path` holds a converted model, and not the file `ready`, a model dropped as it is."""
     return os.path.lexists(os.path.join(path, FILE)) and not os.path.lexists(os.path.join(path, ready))
 
@@ -173,19 +173,19 @@ def is_artifact(path: str, ready: str) -> bool:
 def model_files(path: str, ready: str) -> list[str]:
     """Return the files of a framework in the folder `path`: `ready`, or those that its `signatures.json` names.
 
-    Raise what `read_artifact` raises.
+    Raise what `read_form` raises.
     """
-    if not is_artifact(path, ready):
+    if not is_form(path, ready):
         return [ready]
-    return sorted({entry.file for entry in read_artifact(path).signatures.values()})
+    return sorted({entry.file for entry in read_form(path).signatures.values()})
 
 
-def write_artifact(path: str, artifact: Artifact) -> None:
+def write_form(path: str, form: FormDescription) -> None:
     """Write `signatures.json` in the folder `path`, atomically: a reader sees all of it or nothing. Raise OSError."""
     temporary = os.path.join(path, f".{FILE}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:
-            json.dump(artifact.to_json(), file)
+            json.dump(form.to_json(), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, os.path.join(path, FILE))
