@@ -11,9 +11,22 @@ from backends.contract import Backend, BackendError, Code
 from backends.form import model_files
 from backends.saved_model import check_complete as check_saved_model
 
-__all__ = ["BACKENDS", "FORKED", "MODEL_FILES", "backend_for", "check_complete", "end_profile", "load", "profile"]
+__all__ = [
+    "BACKENDS",
+    "BACKEND_OF",
+    "FORKED",
+    "MODEL_FILES",
+    "backend_for",
+    "check_complete",
+    "end_profile",
+    "load",
+    "profile",
+]
 
 BACKENDS = ("tensorflow", "litert", "onnx")
+
+BACKEND_OF: Mapping[str, str] = {"onnx": "onnx", "tflite": "litert"}
+"""The backend that loads forms of a format (`backends.form.Format`)."""
 
 FORKED = frozenset({"tensorflow"})
 """The backends that run in a process forked from one that has imported their framework; others start a new process."""

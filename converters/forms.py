@@ -9,6 +9,7 @@ import numpy as np
 
 from backends.contract import BackendError, Code, Signature
 from backends.form import Format
+from backends.registry import BACKEND_OF
 from converters import cores
 from converters.cases import DiedError
 from converters.child import Child, ChildError, Limits, fork, start
@@ -16,7 +17,7 @@ from converters.measure import Call
 from converters.runner import serve
 from converters.spec import JobSpec
 
-__all__ = ["BACKEND_OF", "Form", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
+__all__ = ["Form", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,8 +28,6 @@ _MAX_DEATHS = 3
 _RISK_SECONDS = 5.0
 _RISK_BYTES = 2 << 30
 _MAX_LITERT_THREADS = 8  # more cost more than they bring on the models measured
-
-BACKEND_OF: Mapping[Format, str] = {"onnx": "onnx", "tflite": "litert"}
 
 
 def threads_of(spec: JobSpec, backend: str) -> int:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Literal
 
 from backends.domain import FINITE, Domain
+from backends.form import Format
 
 __all__ = [
     "Attempt",
@@ -124,7 +125,7 @@ class Candidate:
     operators in the model, on values of which its proof may have seen none (`converters.hazards`)."""
 
     name: str
-    form: Literal["onnx", "tflite"]
+    form: Format
     precision: str
     attempts: tuple[Attempt, ...] = ()
     seconds: float = 0.0

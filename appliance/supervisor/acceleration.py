@@ -25,14 +25,13 @@ from appliance.lifecycle.actions import StartWorker
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
-from backends.registry import backend_for
+from backends.registry import BACKEND_OF, backend_for
 from converters.cache import Entry, default_folder, hold
 from converters.codec import from_json, to_json
 from converters.report import Demotion, Report
 
 logger = logging.getLogger(__name__)
 
-_BACKENDS = {"onnx": "onnx", "tflite": "litert"}  # what serves which form
 _MAX_WHY = 500  # characters of what a framework says
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 # A job converts in up to two formats, by up to three entry points and in up to three precisions each, and each
@@ -262,13 +261,13 @@ class Acceleration:
     @staticmethod
     def _form(case: _Case) -> Form | None:
         report = case.report
-        if report is None or report.chosen not in _BACKENDS or not report.artifact:
+        if report is None or report.chosen not in BACKEND_OF or not report.artifact:
             return None
         if any(demotion.candidate == report.candidate for demotion in report.demotions):
             return None
         proofs = next((c.proofs for c in report.candidates if c.name == report.candidate), ())
         domains = tuple((proof.signature, proof.domain) for proof in proofs)
-        return Form(_BACKENDS[report.chosen], report.artifact, report.threads, domains)
+        return Form(BACKEND_OF[report.chosen], report.artifact, report.threads, domains)
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:

@@ -13,6 +13,7 @@ import numpy as np
 
 from backends.contract import BackendError, Signature
 from backends.form import FormDescription, FormSignature, write_form
+from backends.registry import BACKEND_OF
 from benchmarks.operators.catalogue import variants_of
 from benchmarks.operators.values import Case, cases
 from benchmarks.operators.variants import Variant
@@ -20,7 +21,7 @@ from converters import registry
 from converters.cases import DiedError
 from converters.child import ChildError, Limits, fork
 from converters.converting import attempt
-from converters.forms import BACKEND_OF, Form, Reference, load_in
+from converters.forms import Form, Reference, load_in
 from converters.frames import send
 from converters.plugin import Converter, Task
 from converters.proof import Comparison, relative_moves
