@@ -6,5 +6,5 @@ repairs     operators that converters get wrong, spelled out; hazards, what is k
 proving     cases and hard_cases (edges, constants), run by TensorFlow and by a converted form; proof compares
 measure     calls in turns; load, what others take meanwhile; choice decides
 cache       forms and reports on disk, by what they were made from; identity, of the code
-child       processes that may crash, hang or eat memory; frames, runner, forms
+child       processes that may crash, hang or eat memory; frames, runner, processes
 """

@@ -13,9 +13,9 @@ from backends import op_libraries
 from backends.contract import BackendError, Signature
 from backends.form import Format, FormDescription, FormSignature, write_form
 from converters.child import ChildError, Limits, fork
-from converters.forms import Form, load_form
 from converters.frames import send
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
+from converters.processes import ModelProcess, load_form
 from converters.proving import Evidence, prove
 from converters.report import Attempt, Candidate, SignatureProof, Verdict
 from converters.spec import JobSpec
@@ -102,7 +102,7 @@ class Converting:
             self._describe(done)
         return Candidate(
             self.name,
-            self._converter.FORM,
+            self._converter.FORMAT,
             self._precision,
             tuple(attempts),
             time.monotonic() - begun,
@@ -146,12 +146,12 @@ class Converting:
     def _prove(self, entries: Mapping[str, FormSignature]) -> dict[str, SignatureProof]:
         self._describe(entries)
         return prove_folder(
-            self._spec, self._converter.FORM, self._precision, self.folder, list(entries), self._evidence
+            self._spec, self._converter.FORMAT, self._precision, self.folder, list(entries), self._evidence
         )
 
     def _describe(self, entries: Mapping[str, FormSignature]) -> None:
         form = {
-            "format": self._converter.FORM,
+            "format": self._converter.FORMAT,
             "precision": self._precision,
             "signatures": {name: entry.to_json() for name, entry in entries.items()},
             "unsupported": dict(self._unsupported),
@@ -167,7 +167,7 @@ def prove_folder(
     # On a GPU, ONNX Runtime multiplies float32 as TF32.
     arithmetic = "tf32" if spec.device != "cpu" and form == "onnx" and precision == "float32" else precision
 
-    def load() -> Form:
+    def load() -> ModelProcess:
         return load_form(spec, form, folder, log)
 
     search = spec.min_search_seconds, spec.search_seconds
@@ -192,7 +192,7 @@ def attempt(
             for message in iter(lambda: child.answer()[0], {"done": True}):
                 signature = message["name"]
                 if "entry" in message:
-                    form = {"format": converter.FORM, "precision": task.precision}
+                    form = {"format": converter.FORMAT, "precision": task.precision}
                     read = FormDescription.from_json({**form, "signatures": {signature: message["entry"]}})
                     tried.entries[signature] = read.signatures[signature]
                     continue

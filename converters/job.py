@@ -39,12 +39,12 @@ from converters.choice import choose, unproven
 from converters.codec import from_json, to_json
 from converters.constants import constants_of, graphs_of
 from converters.converting import Converting, prove_folder
-from converters.forms import Form, Reference, load_form, threads_of
 from converters.hazards import hazards_of, told
 from converters.identity import own_code
 from converters.load import OthersLoad
 from converters.measure import Call, Calls, measure
 from converters.plugin import Converter
+from converters.processes import ModelProcess, Reference, load_form, threads_of
 from converters.proving import Evidence, gather
 from converters.registry import converter
 from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
@@ -260,7 +260,7 @@ class _Work:
         for name, (module, precision) in self._plans.items():
             folder = os.path.join(self.result, _FORMS, name)
             converting = Converting(self._spec, folder, name, module, precision, evidence, self._say, unsupported)
-            hazards = told(hazards_of(graphs, module.FORM))
+            hazards = told(hazards_of(graphs, module.FORMAT))
             candidates.append(dataclasses.replace(converting.run(), hazards=hazards))
             is_repeatable &= converting.is_repeatable
         self._keep(candidates)
@@ -296,7 +296,7 @@ class _Work:
         self._say(f"measuring TensorFlow, {', '.join(candidate.name for candidate in able)}")
         failures: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
-            forms: dict[str, Form] = {"tensorflow": reference.form}
+            forms: dict[str, ModelProcess] = {"tensorflow": reference.process}
             for candidate in able:
                 log = os.path.join(spec.work_dir, f"{candidate.name}-time.log")
                 try:
@@ -344,7 +344,7 @@ class _Work:
 
 
 def _calls(
-    forms: Mapping[str, Form], makers: Mapping[str, CaseMaker], max_batch: int, failures: dict[str, str]
+    forms: Mapping[str, ModelProcess], makers: Mapping[str, CaseMaker], max_batch: int, failures: dict[str, str]
 ) -> dict[tuple[str, int], dict[str, Call]]:
     """The calls to measure, of the forms that take the inputs; `failures` gets the others, and why where there are none
     for any."""
@@ -382,7 +382,7 @@ def _plans(spec: JobSpec, modules: Mapping[str, Converter]) -> dict[str, tuple[C
     return {
         name if precision == "float32" else f"{name}-{precision}": (module, precision)
         for name, module in modules.items()
-        if spec.policy in ("auto", module.FORM)
+        if spec.policy in ("auto", module.FORMAT)
         for precision in spec.precisions
         if precision in module.PRECISIONS
     }

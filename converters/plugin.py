@@ -1,4 +1,4 @@
-"""What a converter is: a module with `FORM`, `PRECISIONS`, `VERSIONS` and `ENTRY_POINTS`.
+"""What a converter is: a module with `FORMAT`, `PRECISIONS`, `VERSIONS` and `ENTRY_POINTS`.
 
 An entry point is one way to convert, of which no single one works for every model. Each runs in a process of its own,
 which has imported TensorFlow; whatever it raises, prints or takes down is reported and costs nobody else anything.
@@ -61,7 +61,7 @@ EntryPoint = Callable[[Task], Iterator[Converted | Failed]]
 class Converter(Protocol):
     """The module of a converter. `VERSIONS` are the distributions on whose versions its results depend."""
 
-    FORM: Format
+    FORMAT: Format
     PRECISIONS: tuple[str, ...]
     VERSIONS: tuple[str, ...]
     ENTRY_POINTS: Mapping[str, EntryPoint]

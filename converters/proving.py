@@ -14,11 +14,11 @@ from backends.contract import BackendError, Signature
 from backends.domain import FINITE, Domain
 from converters.cases import Case, CaseMaker, Inputs, Run
 from converters.child import ChildError
-from converters.forms import Form, Reference
 from converters.hard_cases import HardCases, Refused
 from converters.judging import Judge, Runs
 from converters.mutations import within
 from converters.narrowing import USUAL, narrowed, open_sizes, tamed
+from converters.processes import ModelProcess, Reference
 from converters.proof import Comparison
 from converters.report import Searched, SignatureProof, Verdict
 from converters.roundings import noise_of, with_medians
@@ -168,7 +168,7 @@ def _problem(
 
 
 def prove(
-    load: Callable[[], Form],
+    load: Callable[[], ModelProcess],
     names: Sequence[str],
     evidence: Mapping[str, Evidence],
     precision: str,
@@ -194,9 +194,9 @@ def prove(
 class _Reloaded:
     """A form that is started again where it has died."""
 
-    def __init__(self, load: Callable[[], Form]) -> None:
+    def __init__(self, load: Callable[[], ModelProcess]) -> None:
         self._load = load
-        self._form: Form | None = load()
+        self._form: ModelProcess | None = load()
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray], seconds: float) -> dict[str, np.ndarray]:
         """See `Runs`."""

@@ -22,6 +22,6 @@ CONVERTERS: Mapping[str, str] = {
 def converter(module: str) -> Converter:
     """The converter in `module`. Raises ImportError, AttributeError for what is none."""
     found = importlib.import_module(module)
-    for name in ("FORM", "PRECISIONS", "VERSIONS", "ENTRY_POINTS"):
+    for name in ("FORMAT", "PRECISIONS", "VERSIONS", "ENTRY_POINTS"):
         getattr(found, name)
     return typing.cast(Converter, found)

@@ -15,9 +15,9 @@ from converters.onnx_handlers import HANDLERS
 from converters.plugin import Converted, EntryPoint, Failed, Task
 from converters.repairs import repair
 
-__all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
+__all__ = ["ENTRY_POINTS", "FORMAT", "PRECISIONS", "VERSIONS"]
 
-FORM: Format = "onnx"
+FORMAT: Format = "onnx"
 PRECISIONS = ("float32",)
 VERSIONS = ("tensorflow", "tf2onnx", "onnx", "onnxruntime-gpu")
 
@@ -38,7 +38,7 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
         def convert(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
             inputs, outputs = _named(cut.inputs), _named(cut.outputs)
             names = list(inputs.values()), list(outputs.values())
-            repair(cut.graph_def, FORM)
+            repair(cut.graph_def, FORMAT)
             with tf.Graph().as_default():
                 tf.import_graph_def(cut.graph_def, name="")
                 optimized = tf_loader.tf_optimize(*names, cut.graph_def)
@@ -73,7 +73,7 @@ def _from_loader(task: Task) -> Iterator[Converted | Failed]:
                 return_initialized_tables=True,
                 return_tensors_to_rename=True,
             )
-            repair(graph_def, FORM)
+            repair(graph_def, FORMAT)
             _convert(graph_def, name, inputs, outputs, tables, path)
             sides = ({renamed[t]: t for t in inputs if t in renamed}, {renamed[t]: t for t in outputs if t in renamed})
             if sides[1].keys() != signature.outputs.keys():

@@ -12,9 +12,9 @@ from backends.form import Format, FormSignature
 from converters.plugin import Converted, EntryPoint, Failed, Task
 from converters.repairs import repair
 
-__all__ = ["ENTRY_POINTS", "FORM", "PRECISIONS", "VERSIONS"]
+__all__ = ["ENTRY_POINTS", "FORMAT", "PRECISIONS", "VERSIONS"]
 
-FORM: Format = "tflite"
+FORMAT: Format = "tflite"
 PRECISIONS = ("float32", "float16", "int8")
 VERSIONS = ("tensorflow", "ai-edge-litert")
 
@@ -33,7 +33,7 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
     from converters.freezing import FREEZERS, FrozenSignature, converted  # noqa: PLC0415
 
     def write(number: int, cut: FrozenSignature) -> Converted | Failed:
-        repair(cut.graph_def, FORM)
+        repair(cut.graph_def, FORMAT)
 
         def converter() -> Any:
             return tf.lite.TFLiteConverter.from_concrete_functions([_function(tf, cut)], tf.Module())

@@ -21,9 +21,9 @@ from converters import registry
 from converters.cases import DiedError
 from converters.child import ChildError, Limits, fork
 from converters.converting import attempt
-from converters.forms import Form, Reference, load_in
 from converters.frames import send
 from converters.plugin import Converter, Task
+from converters.processes import ModelProcess, Reference, load_in
 from converters.proof import Comparison, relative_moves
 from converters.runner import serve
 from converters.spec import JobSpec
@@ -205,7 +205,7 @@ class _Forms:
         self._form = form
         self._spec = spec
         self._folder = folder
-        self._loaded: Form | None = None
+        self._loaded: ModelProcess | None = None
         self._entries = dict(entries)
         try:
             self._load()
@@ -219,14 +219,14 @@ class _Forms:
                 self.end()
             self._entries = {name: entry for name, entry in entries.items() if name not in self.failures}
 
-    def _load(self) -> Form:
+    def _load(self) -> ModelProcess:
         form = {
             "format": self._form,
             "precision": "float32",
             "signatures": {name: entry.to_json() for name, entry in self._entries.items()},
         }
         write_form(self._folder, FormDescription.from_json(form))
-        backend = BACKEND_OF[registry.converter(registry.CONVERTERS[self._form]).FORM]
+        backend = BACKEND_OF[registry.converter(registry.CONVERTERS[self._form]).FORMAT]
         log = os.path.join(self._folder, "run.log")
         self._loaded = load_in(fork(backend, serve, log, _LIMITS), self._spec, backend, self._folder)
         return self._loaded

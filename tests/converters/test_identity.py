@@ -52,7 +52,7 @@ def test_a_change_of_what_makes_or_judges_is_other_code(code: Path, file: str, o
 
 def test_a_converter_of_somebody_elses_is_part_of_it(tmp_path: Path) -> None:
     other = tmp_path / "mine.py"
-    other.write_text("FORM = 'onnx'\n")
+    other.write_text("FORMAT = 'onnx'\n")
     assert own_code((str(other),)) != own_code()
 
 

@@ -14,7 +14,7 @@ from backends.form import FormSignature
 from converters import to_onnx
 from converters.plugin import Converted, EntryPoint, Failed, Task
 
-FORM = "onnx"
+FORMAT = "onnx"
 PRECISIONS = ("float32",)
 VERSIONS = ("onnx",)
 

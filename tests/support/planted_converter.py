@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from converters import to_onnx
 from converters.plugin import Converted, EntryPoint, Failed, Task
 
-FORM = "onnx"
+FORMAT = "onnx"
 PRECISIONS = ("float32",)
 VERSIONS = ("onnx",)
 

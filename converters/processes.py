@@ -1,4 +1,4 @@
-"""A model in a child process, in TensorFlow's form or in a converted one: to be run and timed by its job."""
+"""Models in child processes, TensorFlow's own or a converted form: a job runs and times them there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from converters.measure import Call
 from converters.runner import serve
 from converters.spec import JobSpec
 
-__all__ = ["Form", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
+__all__ = ["ModelProcess", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,14 +31,18 @@ _MAX_LITERT_THREADS = 8  # more cost more than they bring on the models measured
 
 
 def threads_of(spec: JobSpec, backend: str) -> int:
-    """The threads of one call. LiteRT would take one where it is not told."""
+    """Return the number of threads of one call; 0 leaves it to the framework. LiteRT would take one if not told."""
     if spec.threads or backend != "litert":
         return spec.threads
     return min(len(cores.MEASURED), _MAX_LITERT_THREADS)
 
 
-class Form:
-    """A loaded model. Ends with its `with` block."""
+class ModelProcess:
+    """A process that has loaded a model. Its `with` block ends it.
+
+    `signatures` are those that it serves; `unsupported` has the others → the reason; `changing` are those that change
+    variables, tables or files (see `backends.contract.Changing`).
+    """
 
     def __init__(
         self,
@@ -50,9 +54,9 @@ class Form:
         self._child = child
         self.signatures = signatures
         self.unsupported = unsupported
-        self.changing = changing  # as of `backends.contract.Changing`
+        self.changing = changing
 
-    def __enter__(self) -> Form:
+    def __enter__(self) -> ModelProcess:
         return self
 
     @property
@@ -65,14 +69,18 @@ class Form:
     def run(
         self, signature: str, inputs: Arrays, seconds: float = _CALL_SECONDS, more_bytes: int | None = None
     ) -> dict[str, np.ndarray]:
-        """All outputs. Raises BackendError where the framework refuses, ChildError where the process dies, hangs, or
-        takes `more_bytes` besides what it had."""
+        """Return all outputs of the signature by name, in at most `seconds`.
+
+        Raise BackendError if the framework refuses the inputs, ChildError if the process dies, hangs, or takes
+        `more_bytes` besides what it had.
+        """
         message, arrays = self._child.ask({"op": "run", "signature": signature}, inputs, seconds, more_bytes)
         _raise_refusal(message)
         return arrays
 
     def timed(self, signature: str, inputs: Arrays) -> Call:
-        """For `converters.measure`. Raises BackendError, ChildError."""
+        """Return what `converters.measure` calls: it takes a number of calls, and returns the nanoseconds of each.
+        It raises BackendError, ChildError."""
 
         def call(calls: int) -> list[int]:
             message, _ = self._child.ask({"op": "time", "signature": signature, "calls": calls}, inputs, _CALL_SECONDS)
@@ -84,71 +92,74 @@ class Form:
 
 
 class Reference:
-    """TensorFlow: started again when an input has killed it."""
+    """TensorFlow with the SavedModel of the job. It is started again after an input has killed it."""
 
     def __init__(self, spec: JobSpec, log: str) -> None:
         self._spec = spec
         self._log = log
         self._deaths = 0
-        self._form: Form | None = load_reference(spec, log)
-        self.signatures = self._form.signatures
-        self.unsupported = self._form.unsupported
-        self.changing = self._form.changing
+        self._process: ModelProcess | None = load_reference(spec, log)
+        self.signatures = self._process.signatures
+        self.unsupported = self._process.unsupported
+        self.changing = self._process.changing
 
     def __enter__(self) -> Reference:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._form is not None:
-            self._form.__exit__()
+        if self._process is not None:
+            self._process.__exit__()
 
     @property
-    def form(self) -> Form:
-        """Raises ChildError where it dies again and again."""
-        if self._form is None:
+    def process(self) -> ModelProcess:
+        """Return the process, started again if it has died. Raise ChildError if it died too often."""
+        if self._process is None:
             if self._deaths >= _MAX_DEATHS:
                 raise ChildError(f"TensorFlow died {self._deaths} times on the inputs of the proof")
-            self._form = load_reference(self._spec, self._log)
-        return self._form
+            self._process = load_reference(self._spec, self._log)
+        return self._process
 
     def run(self, signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
-        """As `Form.run`; an input that kills or hangs TensorFlow counts as refused."""
-        form = self.form
+        """Run like `ModelProcess.run`, but count an input that kills or hangs TensorFlow as refused."""
+        process = self.process
         try:
-            return form.run(signature, inputs)
+            return process.run(signature, inputs)
         except ChildError as error:
             self._deaths += 1
-            self._form = None
+            self._process = None
             raise BackendError(Code.INTERNAL, str(error)) from error
 
     def risk(self, signature: str, inputs: Arrays, seconds: float = 0.0) -> dict[str, np.ndarray]:
-        """As `Form.run`, for inputs that may well kill TensorFlow or never end: it gets a few seconds (`seconds`, if
-        that is more), and a death is no sign that something is wrong with it. Raises BackendError, DiedError."""
-        form = self.form
+        """Run inputs that may kill TensorFlow or never end, like `ModelProcess.run`.
+
+        TensorFlow gets a few seconds, or `seconds` if that is more. Its death does not count against the model. Raise
+        BackendError if it refuses, DiedError if it dies or hangs.
+        """
+        process = self.process
         try:
-            return form.run(signature, inputs, max(_RISK_SECONDS, seconds), _RISK_BYTES)
+            return process.run(signature, inputs, max(_RISK_SECONDS, seconds), _RISK_BYTES)
         except ChildError as error:
-            self._form = None
+            self._process = None
             raise DiedError(str(error)) from error
 
 
-def load_reference(spec: JobSpec, log: str) -> Form:
-    """TensorFlow with the SavedModel, forked from this process, which has imported it. Raises BackendError,
+def load_reference(spec: JobSpec, log: str) -> ModelProcess:
+    """Load the SavedModel by TensorFlow, in a fork of this process, which has imported it. Raise BackendError,
     ChildError."""
     child = fork("TensorFlow", serve, log, Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding))
     return load_in(child, spec, "tensorflow", spec.path)
 
 
-def load_form(spec: JobSpec, form: Format, path: str, log: str) -> Form:
-    """The converted model in the folder `path`, in a process without TensorFlow. Raises BackendError, ChildError."""
-    backend = BACKEND_OF[form]
+def load_form(spec: JobSpec, of_format: Format, path: str, log: str) -> ModelProcess:
+    """Load the form in the folder `path`, in a process without TensorFlow. Raise BackendError, ChildError."""
+    backend = BACKEND_OF[of_format]
     limits = Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding)
     return load_in(start(backend, "converters.runner", log, limits), spec, backend, path)
 
 
-def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
-    """What lies at `path`, loaded by `backend` in `child`, which runs `converters.runner.serve`. Raises BackendError,
-    ChildError."""
+def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> ModelProcess:
+    """Have `child`, which runs `converters.runner.serve`, load the folder `path` by `backend`. It is killed if it
+    cannot. Raise BackendError, ChildError."""
     request: dict[str, Any] = {
         "op": "load",
         "backend": backend,
@@ -170,7 +181,7 @@ def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> Form:
     except BaseException:
         child.kill()
         raise
-    return Form(child, signatures, message["unsupported"], message["changing"])
+    return ModelProcess(child, signatures, message["unsupported"], message["changing"])
 
 
 def _raise_refusal(message: Mapping[str, Any]) -> None:
