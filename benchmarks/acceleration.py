@@ -22,7 +22,7 @@ from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import accelerate
 from benchmarks.models import MODELS, ROOT, prepare_model
 from converters.codec import to_json
-from converters.report import Candidate, Report, Verdict
+from converters.report import FormReport, Report, Verdict
 
 FOLDER = os.path.join(ROOT, "benchmarks", ".cache", "acceleration")
 SEED = 11
@@ -165,16 +165,16 @@ def _make(name: str) -> None:
 def _row(name: str, report: Report) -> list[str]:
     cells = [name]
     for form in ("onnx", "tflite"):
-        candidate = next((c for c in report.candidates if c.name == form), None)
-        cells.append("not tried" if candidate is None else _converted(candidate))
-        cells.append("-" if candidate is None else _proven(candidate, len(report.signatures)))
-    chosen = next((c for c in report.candidates if c.name == report.candidate), None)
+        tried = next((c for c in report.forms if c.name == form), None)
+        cells.append("not tried" if tried is None else _converted(tried))
+        cells.append("-" if tried is None else _proven(tried, len(report.signatures)))
+    chosen = next((c for c in report.forms if c.name == report.form), None)
     truth = {(t.signature, t.batch): t.milliseconds for t in report.tensorflow}
     for batch in (1, 8):
         key = next((k for k in truth if k[1] == batch), None)
         times = [f"{truth[key]:.3f}"] if key else ["-"]
         for form in ("onnx", "tflite"):
-            found = [t for c in report.candidates if c.name == form for t in c.timings if (t.signature, t.batch) == key]
+            found = [t for c in report.forms if c.name == form for t in c.timings if (t.signature, t.batch) == key]
             times.append(f"{found[0].milliseconds:.3f}" if found else "-")
         cells.append(" / ".join(times))
     speedups = {t.batch: truth[t.signature, t.batch] / t.milliseconds for t in chosen.timings} if chosen else {}
@@ -182,15 +182,13 @@ def _row(name: str, report: Report) -> list[str]:
     return cells
 
 
-def _converted(candidate: Candidate) -> str:
-    return ", ".join(candidate.entry_points) or (
-        f"no: {candidate.unsupported_ops[0]}" if candidate.unsupported_ops else "no"
-    )
+def _converted(form: FormReport) -> str:
+    return ", ".join(form.entry_points) or (f"no: {form.unsupported_ops[0]}" if form.unsupported_ops else "no")
 
 
-def _proven(candidate: Candidate, signatures: int) -> str:
-    proven = sum(proof.verdict is Verdict.PROVEN for proof in candidate.proofs)
-    worst = [o.relative for proof in candidate.proofs for o in proof.outputs if o.relative is not None]
+def _proven(form: FormReport, signatures: int) -> str:
+    proven = sum(proof.verdict is Verdict.PROVEN for proof in form.proofs)
+    worst = [o.relative for proof in form.proofs for o in proof.outputs if o.relative is not None]
     return f"{proven}/{signatures}" + (f" ({max(worst):.0e})" if worst else "")
 
 
@@ -198,9 +196,9 @@ def _worst(report: Report) -> float:
     """The worst relative difference of the chosen form."""
     found = [
         output.relative or 0.0
-        for candidate in report.candidates
-        if candidate.name == report.candidate
-        for proof in candidate.proofs
+        for form in report.forms
+        if form.name == report.form
+        for proof in form.proofs
         for output in proof.outputs
     ]
     return max(found, default=0.0)
@@ -242,7 +240,7 @@ def main() -> int:
     floats = [reports[name] for name in FLOAT_MODELS if name in reports]
     faster = sum(report.chosen != "tensorflow" for report in floats)
     worst = max(map(_worst, reports.values()), default=0.0)
-    slower = [n for n, r in reports.items() for c in r.candidates if c.name == r.candidate and c.slowest < 1.0]
+    slower = [n for n, r in reports.items() for c in r.forms if c.name == r.form and c.slowest < 1.0]
     print(f"\nfloat models with a proven faster form: {faster} of {len(floats)} (aim: 9 of 10)")
     print(f"worst difference of what was chosen: {worst:.1e} relative (aim: {PARITY_AIM:.0e})")
     print(f"served by a slower form than TensorFlow: {', '.join(slower) or 'none'} (aim: none)")

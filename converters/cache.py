@@ -7,8 +7,8 @@
         files.json            of each file its size and SHA-256; its first line is the SHA-256 of its rest
         used                  its mtime is the last use; it is locked (shared) by those who use the entry
         report-MACHINE.json   proof, timings and choice on one kind of machine; checked like files.json
-        demoted-CANDIDATE.json  that a form failed in service, when and why; checked likewise
-        forms/CANDIDATE/      the files of a converted form
+        demoted-FORM.json  that a form failed in service, when and why; checked likewise
+        forms/FORM/           the files of a converted form
 
 Nothing is trusted that does not match its hash: a disk that fills up, a copy that stops half-way or a bad sector makes
 an entry that is thrown away and made again. Hashes are no signatures: who may write here decides what is served.
@@ -104,18 +104,19 @@ class Entry:
             return False
         return True
 
-    def demotion(self, candidate: str) -> Demotion | None:
-        """That `candidate` failed in service, if that is known: what is not whole, or says it of another, is not."""
-        file = self._demotion_path(candidate)
+    def demotion(self, form: str) -> Demotion | None:
+        """Return why the form with the name `form` was given up. Return None if it was not, and if the file that says
+        so is damaged or is about another form."""
+        file = self._demotion_path(form)
         try:
             found = from_json(Demotion, _read_checked(file))
         except (OSError, ValueError):
             return None
-        return dataclasses.replace(found, file=file) if found.candidate == candidate else None
+        return dataclasses.replace(found, file=file) if found.form == form else None
 
     def demote(self, demotion: Demotion) -> Demotion:
         """Keeps `demotion`; the same with its file, if it could."""
-        file = self._demotion_path(demotion.candidate)
+        file = self._demotion_path(demotion.form)
         try:
             _write_checked(file, to_json(demotion))
         except OSError as error:
@@ -123,24 +124,24 @@ class Entry:
             return demotion
         return dataclasses.replace(demotion, file=file)
 
-    def _demotion_path(self, candidate: str) -> str:
-        return os.path.join(self.path, f"demoted-{candidate}.json")
+    def _demotion_path(self, form: str) -> str:
+        return os.path.join(self.path, f"demoted-{form}.json")
 
     def _report_path(self, machine: str) -> str:
         return os.path.join(self.path, f"report-{machine}.json")
 
 
-def hold(artifact: str) -> Entry | None:
-    """Keeps the entry that has the folder `artifact` from being evicted; None where it is gone."""
-    path = os.path.dirname(os.path.dirname(artifact))  # …/KEY/forms/CANDIDATE
+def hold(form: str) -> Entry | None:
+    """Keep the entry that has the folder `form` from being evicted; return None if it is gone."""
+    path = os.path.dirname(os.path.dirname(form))  # …/KEY/forms/FORM
     try:
         descriptor = os.open(os.path.join(path, _USED), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         _lock(descriptor, fcntl.LOCK_SH, _LOCK_SECONDS)
-        if not os.path.isdir(artifact):
-            raise FileNotFoundError(artifact)  # evicted between the opening and the locking
+        if not os.path.isdir(form):
+            raise FileNotFoundError(form)  # evicted between the opening and the locking
         os.utime(descriptor)
     except OSError:
         os.close(descriptor)

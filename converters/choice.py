@@ -8,26 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from converters.report import Candidate, Chosen, Timing, Verdict
+from converters.report import Chosen, FormReport, Timing, Verdict
 
 __all__ = ["Choice", "choose", "unproven"]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`candidate` is the name of the chosen one, "" where TensorFlow stays. `candidates` are those that were given,
+    """`form` is the name of the chosen one, "" where TensorFlow stays. `forms` are those that were given,
     with their speed-ups and what was decided of each."""
 
     chosen: Chosen
-    candidate: str
+    form: str
     reason: str
-    candidates: tuple[Candidate, ...]
+    forms: tuple[FormReport, ...]
 
 
-def unproven(candidate: Candidate, served: Sequence[str]) -> str:
-    """Why `candidate` cannot stand in for TensorFlow: a version uses one form for all of the signatures `served`.
+def unproven(form: FormReport, served: Sequence[str]) -> str:
+    """Why `form` cannot stand in for TensorFlow: a version uses one form for all of the signatures `served`.
     "" where it can."""
-    proofs = {proof.signature: proof for proof in candidate.proofs}
+    proofs = {proof.signature: proof for proof in form.proofs}
     for name in served:
         proof = proofs.get(name)
         if proof is not None and proof.verdict is Verdict.PROVEN:
@@ -36,7 +36,7 @@ def unproven(candidate: Candidate, served: Sequence[str]) -> str:
             return f"signature {name!r} is not proven ({proof.verdict}): {proof.reason}"
         # Most often all entry points fail alike.
         reasons: dict[str, list[str]] = {}
-        for attempt in candidate.attempts:
+        for attempt in form.attempts:
             if name in attempt.failures:
                 reasons.setdefault(attempt.failures[name], []).append(attempt.entry_point)
         said = "; ".join(f"{reason} (by {', '.join(points)})" for reason, points in reasons.items())
@@ -45,29 +45,29 @@ def unproven(candidate: Candidate, served: Sequence[str]) -> str:
 
 
 def choose(
-    candidates: Sequence[Candidate],
+    forms: Sequence[FormReport],
     tensorflow: Sequence[Timing],
     served: Sequence[str],
     min_speedup: float,
     given_up: Mapping[str, str] = MappingProxyType({}),
 ) -> Choice:
-    """Chooses among the candidates and TensorFlow, given all timings; `given_up` says of candidates that are out of the
-    question why. Judges candidates alike that were judged before.
+    """Chooses among the forms and TensorFlow, given all timings; `given_up` says of forms that are out of the
+    question why. Judges forms alike that were judged before.
 
-    A candidate's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast
+    A form's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast
     at the other is no gain. It must reach `min_speedup`, and no single part may be below 1 (or below `min_speedup`,
     where somebody sets that below 1): nobody is served more slowly than by TensorFlow.
     """
     truth = {(timing.signature, timing.batch): timing.milliseconds for timing in tensorflow}
-    judged: list[Candidate] = []
-    for candidate in candidates:
-        reason = given_up.get(candidate.name) or unproven(candidate, served)
+    judged: list[FormReport] = []
+    for form in forms:
+        reason = given_up.get(form.name) or unproven(form, served)
         if reason:
-            judged.append(dataclasses.replace(candidate, reason=reason))
+            judged.append(dataclasses.replace(form, reason=reason))
             continue
-        speedups = _speedups(candidate.timings, truth)
+        speedups = _speedups(form.timings, truth)
         if not speedups:
-            judged.append(dataclasses.replace(candidate, reason=candidate.reason or "it was not measured"))
+            judged.append(dataclasses.replace(form, reason=form.reason or "it was not measured"))
             continue
         mean = math.exp(sum(map(math.log, speedups.values())) / len(speedups))
         (signature, batch), slowest = min(speedups.items(), key=lambda item: item[1])
@@ -78,11 +78,11 @@ def choose(
             reason = (
                 f"it is {mean:.2f} times as fast as TensorFlow, less than acceleration_min_speedup, {min_speedup:g}"
             )
-        judged.append(dataclasses.replace(candidate, speedup=mean, slowest=slowest, reason=reason))
-    able = [candidate for candidate in judged if candidate.speedup and not candidate.reason]
+        judged.append(dataclasses.replace(form, speedup=mean, slowest=slowest, reason=reason))
+    able = [form for form in judged if form.speedup and not form.reason]
     if not able:
         return Choice("tensorflow", "", _nothing(judged), tuple(judged))
-    best = max(able, key=lambda candidate: candidate.speedup)
+    best = max(able, key=lambda form: form.speedup)
     said = (
         f"{best.name} is proven for all signatures and {best.speedup:.2f} times as fast as TensorFlow "
         f"({best.slowest:.2f} at least)"
@@ -91,13 +91,13 @@ def choose(
         dataclasses.replace(c, reason=said if c is best else f"{best.name} is faster") if c in able else c
         for c in judged
     )
-    return Choice(best.form, best.name, said, final)
+    return Choice(best.format, best.name, said, final)
 
 
-def _nothing(judged: Sequence[Candidate]) -> str:
+def _nothing(judged: Sequence[FormReport]) -> str:
     if not judged:
         return "nothing was tried"
-    return "; ".join(f"{candidate.name}: {candidate.reason}" for candidate in judged)
+    return "; ".join(f"{form.name}: {form.reason}" for form in judged)
 
 
 def _speedups(timings: Sequence[Timing], truth: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:

@@ -1,4 +1,7 @@
-"""Frozen dataclasses as JSON's values, and back: numbers, strings, enums, literals, tuples, mappings, optional ones."""
+"""Turn frozen dataclasses into values of JSON, and back.
+
+Their fields may be numbers, strings, string enums, literals, tuples, mappings, dataclasses, or None.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,22 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "json_name", "to_json"]
 
 T = TypeVar("T")
 
+_JSON_NAME = "json"
+
+
+def json_name(name: str) -> dict[str, str]:
+    """Return the metadata of a dataclass's field that is called `name` in JSON."""
+    return {_JSON_NAME: name}
+
 
 def to_json(value: Any) -> Any:
-    """A dataclass as JSON's values."""
+    """Return the values of JSON for a dataclass."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.metadata.get(_JSON_NAME, f.name): to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -26,7 +36,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], value: Any) -> T:
-    """The dataclass `kind` that `to_json` gave as `value`. Raises ValueError for what it would not give."""
+    """Return the dataclass `kind` that `to_json` gave as `value`. Raise ValueError for any other value."""
     try:
         found: T = _read(kind, value)
     except (AttributeError, KeyError, TypeError) as error:
@@ -37,7 +47,8 @@ def from_json(kind: type[T], value: Any) -> T:
 def _read(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _read(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+        names = {f.metadata.get(_JSON_NAME, f.name): f.name for f in dataclasses.fields(kind)}
+        return kind(**{names[key]: _read(hints[names[key]], item) for key, item in value.items()})  # type: ignore[operator]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return tuple(_read(arguments[0], item) for item in value)

@@ -17,7 +17,7 @@ from converters.frames import send
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
 from converters.processes import ModelProcess, load_form
 from converters.proving import Evidence, prove
-from converters.report import Attempt, Candidate, SignatureProof, Verdict
+from converters.report import Attempt, FormReport, SignatureProof, Verdict
 from converters.spec import JobSpec
 
 __all__ = ["Converting", "Tried", "attempt", "prove_folder"]
@@ -62,7 +62,7 @@ class Converting:
         self._say = say
         self._unsupported = unsupported
 
-    def run(self) -> Candidate:
+    def run(self) -> FormReport:
         """Tries the entry points in turn. A signature is done once a conversion of it loads and is proven: that an
         entry point claims success says little."""
         begun = time.monotonic()
@@ -100,7 +100,7 @@ class Converting:
                 os.unlink(os.path.join(self.folder, file))
         if done:
             self._describe(done)
-        return Candidate(
+        return FormReport(
             self.name,
             self._converter.FORMAT,
             self._precision,

@@ -47,7 +47,7 @@ from converters.plugin import Converter
 from converters.processes import ModelProcess, Reference, load_form, threads_of
 from converters.proving import Evidence, gather
 from converters.registry import converter
-from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
+from converters.report import FormReport, Report, SignatureProof, Timing, Verdict
 from converters.spec import JobSpec
 
 __all__ = ["accelerate", "main", "run"]
@@ -59,7 +59,7 @@ ReadRecorded = Callable[[str, Mapping[str, Signature]], Recorded]
 """Reads the requests that were recorded for the version folder, which has these signatures. Raises BackendError."""
 
 _FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
-_CANDIDATES = "candidates.json"
+_REPORTS = "candidates.json"
 _FORMS = "forms"
 _MAX_MEASURED_SIGNATURES = 8
 _DEFAULT_BATCH = 8
@@ -125,30 +125,30 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
             if entry is None:
                 return report
             stack.callback(entry.close)
-        entry.put_report(machine_key, dataclasses.replace(report, artifact=""))
+        entry.put_report(machine_key, dataclasses.replace(report, folder=""))
         return _without_demoted(report, entry, spec)
 
 
 def _without_demoted(report: Report, entry: Entry, spec: JobSpec) -> Report:
     """The report, which `entry` keeps without regard to what has failed in service since, with the choice among the
     other candidates."""
-    demotions = tuple(found for c in report.candidates if (found := entry.demotion(c.name)) is not None)
+    demotions = tuple(found for c in report.forms if (found := entry.demotion(c.name)) is not None)
     if demotions:
-        given_up = {found.candidate: f"it failed in service, at {found.at}: {found.why}" for found in demotions}
-        choice = choose(report.candidates, report.tensorflow, report.signatures, spec.min_speedup, given_up)
+        given_up = {found.form: f"it failed in service, at {found.at}: {found.why}" for found in demotions}
+        choice = choose(report.forms, report.tensorflow, report.signatures, spec.min_speedup, given_up)
         report = dataclasses.replace(
             report,
             chosen=choice.chosen,
             reason=choice.reason,
-            candidate=choice.candidate,
-            candidates=choice.candidates,
+            form=choice.form,
+            forms=choice.forms,
             demotions=demotions,
         )
-    return dataclasses.replace(report, artifact=_artifact(entry.path, report.candidate))
+    return dataclasses.replace(report, folder=_form_folder(entry.path, report.form))
 
 
-def _artifact(folder: str, candidate: str) -> str:
-    return os.path.join(folder, _FORMS, candidate) if candidate else ""
+def _form_folder(folder: str, form: str) -> str:
+    return os.path.join(folder, _FORMS, form) if form else ""
 
 
 class _Work:
@@ -220,10 +220,10 @@ class _Work:
             name: CaseMaker(signature, partial(reference.run, name), recorded.get(name, ()))
             for name, signature in reference.signatures.items()
         }
-        return self._chosen(reference, makers, known.candidates, entry.path)
+        return self._chosen(reference, makers, known.forms, entry.path)
 
     def _chosen(
-        self, reference: Reference, makers: Mapping[str, CaseMaker], candidates: Sequence[Candidate], folder: str
+        self, reference: Reference, makers: Mapping[str, CaseMaker], candidates: Sequence[FormReport], folder: str
     ) -> Report:
         """Measures those of `candidates` that are proven, and chooses."""
         spec, served = self._spec, tuple(makers)
@@ -233,27 +233,27 @@ class _Work:
         return Report(
             choice.chosen,
             choice.reason,
-            choice.candidate,
-            _artifact(folder, choice.candidate),
+            choice.form,
+            _form_folder(folder, choice.form),
             served,
-            choice.candidates,
+            choice.forms,
             tuple(tensorflow),
             threads_of(spec, "litert"),
             others=others,
             disturbed=others > spec.max_others,
         )
 
-    def _keep(self, candidates: Sequence[Candidate]) -> None:
-        with open(os.path.join(self.result, _CANDIDATES), "w", encoding="utf-8") as file:
+    def _keep(self, candidates: Sequence[FormReport]) -> None:
+        with open(os.path.join(self.result, _REPORTS), "w", encoding="utf-8") as file:
             json.dump([to_json(candidate) for candidate in candidates], file)
 
     def _forms(
         self, entry: Entry | None, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
-    ) -> tuple[list[Candidate], str, bool]:
+    ) -> tuple[list[FormReport], str, bool]:
         """The candidates, proven on this machine, the folder of their forms, and whether nothing was ended."""
         if entry is not None:  # its files match their hashes, and another format of ours would have another key
-            with open(os.path.join(entry.path, _CANDIDATES), encoding="utf-8") as file:
-                known = [from_json(Candidate, value) for value in json.load(file)]
+            with open(os.path.join(entry.path, _REPORTS), encoding="utf-8") as file:
+                known = [from_json(FormReport, value) for value in json.load(file)]
             return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
         candidates, is_repeatable = [], True
         graphs = graphs_of(self._spec.path, self._spec.tags)
@@ -266,14 +266,14 @@ class _Work:
         self._keep(candidates)
         return candidates, self.result, is_repeatable
 
-    def _proven_again(self, candidate: Candidate, folder: str, evidence: Mapping[str, Evidence]) -> Candidate:
+    def _proven_again(self, candidate: FormReport, folder: str, evidence: Mapping[str, Evidence]) -> FormReport:
         names = [name for name in evidence if name in candidate.converted]
         if not names or len(names) < len(evidence):
             return candidate
         self._say(f"{candidate.name}: proving on this machine what was converted elsewhere")
-        path = _artifact(folder, candidate.name)
+        path = _form_folder(folder, candidate.name)
         try:
-            proofs = prove_folder(self._spec, candidate.form, candidate.precision, path, names, evidence)
+            proofs = prove_folder(self._spec, candidate.format, candidate.precision, path, names, evidence)
         except (BackendError, ChildError) as error:
             reason = f"it does not load on this machine: {error}"
             failed = (SignatureProof(name, Verdict.FAILED, reason) for name in names)
@@ -284,10 +284,10 @@ class _Work:
         self,
         reference: Reference,
         makers: Mapping[str, CaseMaker],
-        candidates: Sequence[Candidate],
-        able: Sequence[Candidate],
+        candidates: Sequence[FormReport],
+        able: Sequence[FormReport],
         folder: str,
-    ) -> tuple[list[Candidate], list[Timing], float]:
+    ) -> tuple[list[FormReport], list[Timing], float]:
         """The candidates with the timings of those that are able, TensorFlow's, and the share of the processors that
         others took meanwhile."""
         if not able:
@@ -300,7 +300,7 @@ class _Work:
             for candidate in able:
                 log = os.path.join(spec.work_dir, f"{candidate.name}-time.log")
                 try:
-                    form = load_form(spec, candidate.form, _artifact(folder, candidate.name), log)
+                    form = load_form(spec, candidate.format, _form_folder(folder, candidate.name), log)
                     forms[candidate.name] = stack.enter_context(form)
                 except (BackendError, ChildError) as error:
                     failures[candidate.name] = f"it could not be measured: {error}"

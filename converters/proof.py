@@ -26,7 +26,7 @@ _MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
 
 
 class Comparison:
-    """One signature of one candidate, compared case by case."""
+    """One signature of one form, compared case by case."""
 
     def __init__(self, name: str, signature: Signature, precision: str) -> None:
         self._name = name
@@ -79,7 +79,7 @@ class Comparison:
         }
 
     def proof(self, refused: int = 0, on_refused: str = "", failure: str = "") -> SignatureProof:
-        """The result. `failure` says that the candidate failed where TensorFlow answered."""
+        """The result. `failure` says that the form failed where TensorFlow answered."""
         verdict, reason = self._verdict(failure)
         return SignatureProof(
             self._name,

@@ -1,4 +1,4 @@
-"""What became of the acceleration of a version: candidates, proof, timings, and the choice."""
+"""The report of a job: the forms of a version, their proofs and timings, and the choice."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Literal
 
 from backends.domain import FINITE, Domain
 from backends.form import Format
+from converters.codec import json_name
 
 __all__ = [
     "Attempt",
-    "Candidate",
     "Chosen",
     "Demotion",
+    "FormReport",
     "OutputParity",
     "Report",
     "Searched",
@@ -89,7 +90,7 @@ class Searched:
 class SignatureProof:
     """A signature compared with TensorFlow. `cases` were compared; `refused` were refused by TensorFlow, not counted.
 
-    `on_refused` says what the candidate did with inputs that TensorFlow refuses: "refused", "answered", or "" where
+    `on_refused` says what the form did with inputs that TensorFlow refuses: "refused", "answered", or "" where
     there were none. `domain` are the inputs for which it is proven, and `beyond` says what it does elsewhere, for which
     `edges` cases were run. Differences are told on the smallest inputs that were found for them.
     """
@@ -119,13 +120,17 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A converted form. `speedup` is over TensorFlow (the geometric mean), `slowest` the least of its parts; 0: not
-    measured. `reason` says why it was not chosen, or why it was. `hazards` are what its form is known to get wrong of
-    operators in the model, on values of which its proof may have seen none (`converters.hazards`)."""
+class FormReport:
+    """What became of one form: how it was converted, its proofs, its timings.
+
+    `name` is its format, with its precision if that is not float32 ("tflite-int8"). `seconds` is how long it took to
+    convert and prove it. `speedup` is over TensorFlow, the geometric mean, and `slowest` the least of its parts; 0: it
+    was not measured. `reason` says why it was chosen, or why not. `hazards` are what its format is known to get
+    wrong of the model's operators, on values that its proof may not have seen (`converters.hazards`).
+    """
 
     name: str
-    form: Format
+    format: Format = field(metadata=json_name("form"))
     precision: str
     attempts: tuple[Attempt, ...] = ()
     seconds: float = 0.0
@@ -152,10 +157,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Demotion:
-    """A candidate that was given up since it failed in service; `at` is a time of ISO 8601. As long as `file` is there,
-    it is not chosen again; "": nothing keeps that in mind."""
+    """Why the form with the name `form` was given up: it failed in service.
 
-    candidate: str
+    `at` is when, by the wall clock, in ISO 8601. The form is not chosen again as long as `file` exists; "": there is no
+    such file, and the next start of the server may choose it.
+    """
+
+    form: str = field(metadata=json_name("candidate"))
     at: str
     why: str
     file: str = ""
@@ -163,20 +171,24 @@ class Demotion:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that is to be said of one version on one machine.
+    """What a job found for one version on one machine.
 
-    `candidate` is the name of the chosen candidate, "" for TensorFlow; `artifact` the folder of its files, valid only
-    on this machine and while the entry of the cache is held. `threads` is on how many threads each form was measured.
-    `others` is the share of the processors that other processes had meanwhile, from 0 to 1; where the timings are
-    `disturbed` by them, the next job for the same measures again.
+    `chosen` is what is to serve the version: "tensorflow", or the format of the form with the name `form`, whose files
+    are in `folder` (both "" for TensorFlow); it is valid on this machine, while the entry of the cache is held.
+    `forms` are all that were tried, and `tensorflow` are TensorFlow's timings. `threads` is the number of threads that
+    each form was measured on. `others` is the share of the processors that other processes took meanwhile, from 0 to 1;
+    if the timings are `disturbed` by them, the next job for the version measures again. `seconds` is how long the job
+    took, and `measured_at` when it ended, by the wall clock, in ISO 8601.
+
+    The names in JSON are those of the page `/v1/models/NAME/versions/N/acceleration`, which clients read.
     """
 
     chosen: Chosen
     reason: str
-    candidate: str = ""
-    artifact: str = ""
+    form: str = field(default="", metadata=json_name("candidate"))
+    folder: str = field(default="", metadata=json_name("artifact"))
     signatures: tuple[str, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
+    forms: tuple[FormReport, ...] = field(default=(), metadata=json_name("candidates"))
     tensorflow: tuple[Timing, ...] = ()
     threads: int = 0
     machine: str = ""

@@ -15,7 +15,7 @@ __all__ = ["JobSpec"]
 class JobSpec:
     """Accelerate the SavedModel at `path`.
 
-    `work_dir` is an empty folder for the job's files; a chosen artifact lies there where the cache has not taken it.
+    `work_dir` is an empty folder for the job's files; the chosen form is left there unless the cache has taken it.
     Besides its cases, a form is searched for differences: each of its signatures for `min_search_seconds` at least, all
     together for `search_seconds` at most. Thread counts, the session's configuration and `op_libraries` are those with
     which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as disturbed where

@@ -310,5 +310,5 @@ def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
         fields = {field.name for field in dataclasses.fields(Report)}
         report = from_json(Report, {name: value for name, value in known.items() if name in fields})
         print(report_text(report), end="")
-        if report.candidate and known.get("proof_inputs") == "finite":
+        if report.form and known.get("proof_inputs") == "finite":
             print("proof_inputs is finite: nothing looks for NaN, infinity and floats out of the usual")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converters.report import Candidate, Demotion, Report, Searched, SignatureProof, Timing, Verdict
+from converters.report import Demotion, FormReport, Report, Searched, SignatureProof, Timing, Verdict
 
 __all__ = ["demotion_text", "report_text"]
 
@@ -19,32 +19,32 @@ def report_text(report: Report) -> str:
         ["FORM", "CONVERTED", "PROVEN", "WORST DIFFERENCE", *(f"{name} x{batch}" for name, batch in shown), "SPEED-UP"],
         ["tensorflow", "-", "-", "-", *_times(report.tensorflow, shown), "1.00"],
     ]
-    for candidate in report.candidates:
-        converted = ", ".join(candidate.entry_points) or "no"
-        proven = sum(proof.verdict is Verdict.PROVEN for proof in candidate.proofs)
-        speedup = f"{candidate.speedup:.2f}" if candidate.speedup else "-"
-        times = _times(candidate.timings, shown)
+    for form in report.forms:
+        converted = ", ".join(form.entry_points) or "no"
+        proven = sum(proof.verdict is Verdict.PROVEN for proof in form.proofs)
+        speedup = f"{form.speedup:.2f}" if form.speedup else "-"
+        times = _times(form.timings, shown)
         of_all = f"{proven} of {len(report.signatures)}"
-        rows.append([candidate.name, converted, of_all, _worst(candidate), *times, speedup])
+        rows.append([form.name, converted, of_all, _worst(form), *times, speedup])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append("")
-    for candidate in report.candidates:
-        lines.append(f"{candidate.name}: {candidate.reason}")
-        if candidate.unsupported_ops:
-            lines.append(f"  operators that it does not know: {', '.join(candidate.unsupported_ops)}")
-        if candidate.hazards and candidate.proofs:
-            more = len(candidate.hazards) - _MAX_HAZARDS
-            known = "; ".join(candidate.hazards[:_MAX_HAZARDS]) + (f"; and {more} more" if more > 0 else "")
+    for form in report.forms:
+        lines.append(f"{form.name}: {form.reason}")
+        if form.unsupported_ops:
+            lines.append(f"  operators that it does not know: {', '.join(form.unsupported_ops)}")
+        if form.hazards and form.proofs:
+            more = len(form.hazards) - _MAX_HAZARDS
+            known = "; ".join(form.hazards[:_MAX_HAZARDS]) + (f"; and {more} more" if more > 0 else "")
             lines.append(f"  known of operators in the model, should such values come about inside: {known}")
-        for proof in candidate.proofs:
+        for proof in form.proofs:
             lines.append(f"  {_proof_line(proof)}")
             if proof.searched.inputs:
                 lines.append(f"    {_search_line(proof.searched)}")
             if proof.verdict is Verdict.PROVEN and (left_out := proof.domain.left_out()):
                 lines.append(f"    TensorFlow answers {left_out}")
                 lines += [f"      {why}" for why in proof.beyond[:_MAX_BEYOND]]
-    lines += [f"{demotion.candidate} was given up: {demotion_text(demotion)}" for demotion in report.demotions]
+    lines += [f"{demotion.form} was given up: {demotion_text(demotion)}" for demotion in report.demotions]
     if report.disturbed:
         lines.append(
             f"other processes took {report.others:.0%} of the processors while this was measured: it is measured again "
@@ -66,8 +66,8 @@ def _times(timings: tuple[Timing, ...], shown: list[tuple[str, int]]) -> list[st
     return [found.get(key, "-") for key in shown]
 
 
-def _worst(candidate: Candidate) -> str:
-    found = [o.relative for proof in candidate.proofs for o in proof.outputs if o.relative is not None]
+def _worst(form: FormReport) -> str:
+    found = [o.relative for proof in form.proofs for o in proof.outputs if o.relative is not None]
     return f"{max(found):.1e}" if found else "-"
 
 

@@ -115,10 +115,10 @@ class Acceleration:
         """Note that the form of `servable` is not served any more; if that is `lasting`, in the cache too."""
         logger.warning("%s: its accelerated form is given up: %s", servable, why)
         case = self._cases.get(servable)
-        if case is None or case.report is None or not case.report.candidate:
+        if case is None or case.report is None or not case.report.form:
             return
         at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        demotion = Demotion(case.report.candidate, at, why[:_MAX_WHY])
+        demotion = Demotion(case.report.form, at, why[:_MAX_WHY])
         if lasting and case.entry is not None:
             self._tasks.start(self._remember(case, case.report, case.entry, demotion))
         case.report = _with_demotion(case.report, demotion)
@@ -174,7 +174,7 @@ class Acceleration:
                 self._end(case)
             case.state, case.progress = "done", ""
             report = case.report
-            case.entry = await asyncio.to_thread(hold, report.artifact) if report.artifact else None
+            case.entry = await asyncio.to_thread(hold, report.folder) if report.folder else None
             logger.info(
                 "%s: %s is served fastest: %s",
                 servable,
@@ -183,7 +183,7 @@ class Acceleration:
                 extra={"fields": {"model": servable.model, "version": servable.version, "chosen": report.chosen}},
             )
             for demotion in report.demotions:
-                logger.warning("%s: %s failed before: %s", servable, demotion.candidate, demotion_text(demotion))
+                logger.warning("%s: %s failed before: %s", servable, demotion.form, demotion_text(demotion))
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
         """Run one process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
@@ -227,7 +227,7 @@ class Acceleration:
         how = describe_status(await exited)
         if report is None:
             raise ValueError(f"the job {how}" + (f"; its last words: {words[-1]}" if words else ""))
-        if not report.artifact.startswith(work_dir):
+        if not report.folder.startswith(work_dir):
             self._work_dirs.remove(work_dir)
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
         return report
@@ -261,13 +261,13 @@ class Acceleration:
     @staticmethod
     def _form(case: _Case) -> Form | None:
         report = case.report
-        if report is None or report.chosen not in BACKEND_OF or not report.artifact:
+        if report is None or report.chosen not in BACKEND_OF or not report.folder:
             return None
-        if any(demotion.candidate == report.candidate for demotion in report.demotions):
+        if any(demotion.form == report.form for demotion in report.demotions):
             return None
-        proofs = next((c.proofs for c in report.candidates if c.name == report.candidate), ())
+        proofs = next((form.proofs for form in report.forms if form.name == report.form), ())
         domains = tuple((proof.signature, proof.domain) for proof in proofs)
-        return Form(BACKEND_OF[report.chosen], report.artifact, report.threads, domains)
+        return Form(BACKEND_OF[report.chosen], report.folder, report.threads, domains)
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:

@@ -16,7 +16,7 @@ from converters.choice import choose
 from converters.codec import from_json, to_json
 from converters.load import OthersLoad, others_share
 from converters.measure import Call, measure
-from converters.report import Attempt, Candidate, OutputParity, Report, SignatureProof, Timing, Verdict
+from converters.report import Attempt, Demotion, FormReport, OutputParity, Report, SignatureProof, Timing, Verdict
 
 Form = Literal["onnx", "tflite"]
 
@@ -29,17 +29,17 @@ TENSORFLOW = timings(10.0, 40.0)
 PROVEN = SignatureProof("s", Verdict.PROVEN, "", 3)
 
 
-def form(name: Form, taken: tuple[Timing, ...] = (), proofs: tuple[SignatureProof, ...] = (PROVEN,)) -> Candidate:
-    return Candidate(name, name, "float32", proofs=proofs, timings=taken)
+def form(name: Form, taken: tuple[Timing, ...] = (), proofs: tuple[SignatureProof, ...] = (PROVEN,)) -> FormReport:
+    return FormReport(name, name, "float32", proofs=proofs, timings=taken)
 
 
 def test_the_fastest_proven_form_is_chosen() -> None:
     choice = choose([form("onnx", timings(5, 20)), form("tflite", timings(4, 20))], TENSORFLOW, ["s"], 1.1)
-    assert (choice.chosen, choice.candidate) == ("tflite", "tflite")
-    assert choice.candidates[0].speedup == pytest.approx(2.0)
-    assert choice.candidates[0].reason == "tflite is faster"
-    assert choice.candidates[1].speedup == pytest.approx(5**0.5)
-    assert choice.candidates[1].slowest == pytest.approx(2.0)
+    assert (choice.chosen, choice.form) == ("tflite", "tflite")
+    assert choice.forms[0].speedup == pytest.approx(2.0)
+    assert choice.forms[0].reason == "tflite is faster"
+    assert choice.forms[1].speedup == pytest.approx(5**0.5)
+    assert choice.forms[1].slowest == pytest.approx(2.0)
 
 
 def test_a_gain_below_the_margin_changes_nothing() -> None:
@@ -71,8 +71,8 @@ def test_one_signature_that_was_not_converted_keeps_all_on_tensorflow() -> None:
         Attempt("b", (), {"t": "no such operator"}),
         Attempt("c", (), {"t": "it crashed"}),
     )
-    candidate = Candidate("onnx", "onnx", "float32", attempts, proofs=(PROVEN,), timings=timings(1, 1))
-    choice = choose([candidate], TENSORFLOW, ["s", "t"], 1.1)
+    known = FormReport("onnx", "onnx", "float32", attempts, proofs=(PROVEN,), timings=timings(1, 1))
+    choice = choose([known], TENSORFLOW, ["s", "t"], 1.1)
     assert choice.chosen == "tensorflow"
     assert choice.reason.endswith("'t' was not converted: no such operator (by a, b); it crashed (by c)")
 
@@ -80,7 +80,7 @@ def test_one_signature_that_was_not_converted_keeps_all_on_tensorflow() -> None:
 def test_what_was_not_measured_is_not_chosen() -> None:
     choice = choose([form("onnx"), form("tflite", timings(5, 20))], TENSORFLOW, ["s"], 1.1)
     assert choice.chosen == "tflite"
-    assert choice.candidates[0].reason == "it was not measured"
+    assert choice.forms[0].reason == "it was not measured"
     assert choose([], TENSORFLOW, ["s"], 1.1).reason == "nothing was tried"
 
 
@@ -92,36 +92,36 @@ pairs = st.tuples(milliseconds, milliseconds)
 def test_nothing_slower_than_tensorflow_is_ever_chosen(
     truth: tuple[float, float], taken: Sequence[tuple[float, float]], margin: float
 ) -> None:
-    candidates = [Candidate(f"c{n}", "onnx", "float32", (), 0.0, (PROVEN,), timings(*t)) for n, t in enumerate(taken)]
-    choice = choose(candidates, timings(*truth), ["s"], margin)
-    if choice.candidate:
-        one, eight = taken[int(choice.candidate[1:])]
+    forms = [FormReport(f"c{n}", "onnx", "float32", (), 0.0, (PROVEN,), timings(*t)) for n, t in enumerate(taken)]
+    choice = choose(forms, timings(*truth), ["s"], margin)
+    if choice.form:
+        one, eight = taken[int(choice.form[1:])]
         assert one <= truth[0]
         assert eight <= truth[1]
         assert (truth[0] / one * truth[1] / eight) ** 0.5 >= margin * (1 - 1e-9)
 
 
 def test_what_has_failed_in_service_is_not_chosen_again() -> None:
-    candidates = [form("onnx", timings(5, 20)), form("tflite", timings(4, 20))]
-    first = choose(candidates, TENSORFLOW, ["s"], 1.1)
-    again = choose(first.candidates, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed"})
-    assert (again.chosen, again.candidate) == ("onnx", "onnx")
-    assert again.candidates[1].reason == "it failed"
-    neither = choose(again.candidates, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed", "onnx": "it died"})
+    forms = [form("onnx", timings(5, 20)), form("tflite", timings(4, 20))]
+    first = choose(forms, TENSORFLOW, ["s"], 1.1)
+    again = choose(first.forms, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed"})
+    assert (again.chosen, again.form) == ("onnx", "onnx")
+    assert again.forms[1].reason == "it failed"
+    neither = choose(again.forms, TENSORFLOW, ["s"], 1.1, {"tflite": "it failed", "onnx": "it died"})
     assert (neither.chosen, neither.reason) == ("tensorflow", "onnx: it died; tflite: it failed")
 
 
 def test_who_is_judged_again_is_judged_alike() -> None:
     differs = SignatureProof("s", Verdict.DIFFERS, "output 'y' is 1 instead of 2", 3)
-    candidates = [
+    forms = [
         form("onnx", timings(5, 20)),
         form("tflite", timings(9.9, 40)),
         form("tflite", proofs=(differs,)),
         form("tflite", proofs=()),
         form("tflite"),
     ]
-    first = choose(candidates, TENSORFLOW, ["s"], 1.1)
-    assert choose(first.candidates, TENSORFLOW, ["s"], 1.1) == first
+    first = choose(forms, TENSORFLOW, ["s"], 1.1)
+    assert choose(first.forms, TENSORFLOW, ["s"], 1.1) == first
 
 
 # -- measuring
@@ -188,9 +188,19 @@ def test_a_report_survives_json() -> None:
     parity = OutputParity("y", "float32", None, 1e-6, 0.01, "all 0", 1.5)
     proof = SignatureProof("s", Verdict.PROVEN, "", 3, 1, 0, (parity,), "refused")
     attempt = Attempt("frozen session", ("s",), {"t": "no"}, ("Igamma",), 0.5)
-    candidate = Candidate("onnx", "onnx", "float32", (attempt,), 1.0, (proof,), timings(1, 2), 2.0, 1.5, "why")
-    report = Report("onnx", "why", "onnx", "/a", ("s",), (candidate,), TENSORFLOW, 2, "cpu", {"onnx": "1"}, 3.0)
+    known = FormReport("onnx", "onnx", "float32", (attempt,), 1.0, (proof,), timings(1, 2), 2.0, 1.5, "why")
+    report = Report("onnx", "why", "onnx", "/a", ("s",), (known,), TENSORFLOW, 2, "cpu", {"onnx": "1"}, 3.0)
     assert from_json(Report, to_json(report)) == report
     for broken in ({"chosen": "magic", "reason": ""}, {"chosen": "onnx", "reason": 3}, {"chosen": "onnx"}, [], None):
         with pytest.raises(ValueError, match=r"this is no Report|is none of|is no str"):
             from_json(Report, broken)
+
+
+def test_a_report_has_the_names_in_json_that_clients_read() -> None:
+    known = FormReport("tflite-int8", "tflite", "int8")
+    report = Report("tflite", "why", known.name, "/a", forms=(known,), demotions=(Demotion("onnx", "now", "it died"),))
+    found = to_json(report)
+    assert (found["chosen"], found["candidate"], found["artifact"]) == ("tflite", "tflite-int8", "/a")
+    assert found["candidates"][0]["name"] == "tflite-int8"
+    assert found["candidates"][0]["form"] == "tflite"
+    assert found["demotions"][0]["candidate"] == "onnx"

@@ -17,7 +17,7 @@ from backends import litert_backend
 from backends.contract import BackendError, Code
 from backends.domain import FINITE, Domain
 from backends.form import read_form
-from converters.report import Candidate, Report, Verdict
+from converters.report import FormReport, Report, Verdict
 from tests.support.acceleration_jobs import ROOT, Outcome, run_job
 from tests.support.acceleration_models import acceleration_zoo
 from tests.support.server import eventually
@@ -87,8 +87,8 @@ def jobs(zoo: Path) -> Iterator[Jobs]:
         yield lambda name: outcomes[name].result()
 
 
-def candidate(report: Report, name: str) -> Candidate:
-    return next(found for found in report.candidates if found.name == name)
+def form_of(report: Report, name: str) -> FormReport:
+    return next(found for found in report.forms if found.name == name)
 
 
 # -- what is converted
@@ -99,7 +99,7 @@ def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
     outcome = jobs(name)
     report = outcome.report
     assert report.chosen in {"onnx", "tflite"}, report.reason
-    chosen = candidate(report, report.candidate)
+    chosen = form_of(report, report.form)
     assert {proof.signature for proof in chosen.proofs} == set(report.signatures)
     for proof in chosen.proofs:
         assert proof.verdict is Verdict.PROVEN
@@ -108,41 +108,41 @@ def test_a_model_gets_a_proven_form(jobs: Jobs, name: str) -> None:
             assert output.relative is not None
             assert output.relative <= (1e-4 if chosen.precision == "float32" else 1e-1)
             assert output.variation > 0.1 or proof.signature == "constant"
-    artifact = read_form(report.artifact)
-    assert artifact.format == report.chosen
-    assert set(artifact.signatures) == set(report.signatures)
-    assert Path(report.artifact).is_relative_to(outcome.work_dir)
+    described = read_form(report.folder)
+    assert described.format == report.chosen
+    assert set(described.signatures) == set(report.signatures)
+    assert Path(report.folder).is_relative_to(outcome.work_dir)
 
 
 def test_the_places_of_the_largest_may_be_others_where_those_are_equal(jobs: Jobs) -> None:
     """Roundings, and what is 0 to TensorFlow alone, give equals another order in each framework: no form is refused."""
     for name in ("onnx", "tflite"):
-        found = candidate(jobs("ranking").report, name)
+        found = form_of(jobs("ranking").report, name)
         assert [proof.verdict for proof in found.proofs] == [Verdict.PROVEN] * 3, found
         assert all(proof.searched.inputs > 100 for proof in found.proofs)
 
 
 def test_every_form_and_tensorflow_are_measured_at_one_and_at_eight(jobs: Jobs) -> None:
     report = jobs("conv").report
-    assert [c.name for c in report.candidates] == ["onnx", "tflite", "tflite-float16", "tflite-int8"]
-    for timings in [report.tensorflow, *(c.timings for c in report.candidates if c.speedup)]:
+    assert [c.name for c in report.forms] == ["onnx", "tflite", "tflite-float16", "tflite-int8"]
+    for timings in [report.tensorflow, *(c.timings for c in report.forms if c.speedup)]:
         assert [(t.signature, t.batch) for t in timings] == [("serving_default", 1), ("serving_default", 8)]
         assert all(t.milliseconds > 0 and t.runs >= 5 for t in timings)
-    chosen = candidate(report, report.candidate)
-    assert chosen.speedup == max(c.speedup for c in report.candidates) > 0
+    chosen = form_of(report, report.form)
+    assert chosen.speedup == max(c.speedup for c in report.forms) > 0
 
 
 def test_lower_precisions_are_other_numbers_within_their_tolerances(jobs: Jobs) -> None:
     report = jobs("conv").report
-    worst = {c.name: c.proofs[0].outputs[0].relative for c in report.candidates}
-    assert all(c.proofs[0].verdict is Verdict.PROVEN for c in report.candidates)
+    worst = {c.name: c.proofs[0].outputs[0].relative for c in report.forms}
+    assert all(c.proofs[0].verdict is Verdict.PROVEN for c in report.forms)
     assert worst["tflite"] is not None
     assert worst["tflite-float16"] is not None
     assert worst["tflite"] * 10 < worst["tflite-float16"]
 
 
 def test_a_convolution_over_images_of_any_size_is_served_at_any_size(jobs: Jobs) -> None:
-    backend = litert_backend.load(jobs("any_size").report.artifact, interpreters=1)
+    backend = litert_backend.load(jobs("any_size").report.folder, interpreters=1)
     signature = backend.signatures["serving_default"]
     (name,), (output,) = signature.inputs, signature.outputs
     for shape, expected in (
@@ -158,20 +158,20 @@ def test_a_convolution_over_images_of_any_size_is_served_at_any_size(jobs: Jobs)
 
 
 def test_signatures_that_compute_the_same_share_a_file(jobs: Jobs) -> None:
-    keras3 = read_form(jobs("keras3").report.artifact)  # its exports have serve and serving_default
+    keras3 = read_form(jobs("keras3").report.folder)  # its exports have serve and serving_default
     assert len(keras3.signatures) == 2
     assert len({entry.file for entry in keras3.signatures.values()}) == 1
-    multi_io = read_form(jobs("multi_io").report.artifact)
+    multi_io = read_form(jobs("multi_io").report.folder)
     assert len({entry.file for entry in multi_io.signatures.values()}) == len(multi_io.signatures) == 3
 
 
 def test_a_policy_names_the_only_form_that_is_tried(jobs: Jobs) -> None:
-    assert [c.name for c in jobs("lstm").report.candidates] == ["onnx"]
-    assert [c.name for c in jobs("keras3").report.candidates] == ["tflite"]
+    assert [c.name for c in jobs("lstm").report.forms] == ["onnx"]
+    assert [c.name for c in jobs("keras3").report.forms] == ["tflite"]
 
 
 def test_the_report_names_the_entry_point_that_worked_and_why_others_did_not(jobs: Jobs) -> None:
-    onnx = candidate(jobs("embedding").report, "onnx")
+    onnx = form_of(jobs("embedding").report, "onnx")
     assert onnx.entry_points == ("inlined functions",)
     assert onnx.attempts[0].entry_point == "frozen session"
     assert "expected type resource" in onnx.attempts[0].failures["serving_default"]
@@ -179,7 +179,7 @@ def test_the_report_names_the_entry_point_that_worked_and_why_others_did_not(job
 
 def test_ids_beyond_the_vocabulary_are_refused_by_the_form_as_by_tensorflow(jobs: Jobs) -> None:
     report = jobs("embedding").report
-    proof = candidate(report, "onnx").proofs[0]
+    proof = form_of(report, "onnx").proofs[0]
     assert proof.refused > 0
     assert proof.on_refused == "refused"
     assert proof.verdict is Verdict.PROVEN
@@ -197,7 +197,7 @@ def test_ids_beyond_the_vocabulary_are_refused_by_the_form_as_by_tensorflow(jobs
 def test_a_form_that_is_wrong_out_of_the_usual_is_proven_for_the_rest(
     jobs: Jobs, name: str, form: str, without: Domain
 ) -> None:
-    found = candidate(jobs(name).report, form)
+    found = form_of(jobs(name).report, form)
     for proof in found.proofs:
         assert proof.verdict is Verdict.PROVEN
         assert proof.domain & without == proof.domain
@@ -220,14 +220,14 @@ print(*constants_of(sys.argv[1], ["serve"]))
 
 
 def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) -> None:
-    proof = candidate(jobs("fails").report, "onnx").proofs[0]
+    proof = form_of(jobs("fails").report, "onnx").proofs[0]
     assert (proof.verdict, proof.on_refused) == (Verdict.PROVEN, "answered")
     assert proof.refused > 0
 
 
 def test_recorded_requests_are_the_cases_beside_the_edges() -> None:
     outcome = run_job(acceleration_zoo() / "conv", policy="tflite", process="tests.support.recorded_rows")
-    proof = outcome.report.candidates[0].proofs[0]
+    proof = outcome.report.forms[0].proofs[0]
     assert proof.verdict is Verdict.PROVEN
     assert proof.recorded == 3  # what was recorded alone is batched too
     assert proof.cases > 3
@@ -241,7 +241,7 @@ def test_outputs_that_never_vary_prove_nothing(jobs: Jobs) -> None:
     report = jobs("saturated").report
     assert report.chosen == "tensorflow"
     assert "output 'y' hardly varied" in report.reason
-    assert report.candidates == ()
+    assert report.forms == ()
 
 
 def test_answers_by_chance_prove_nothing(jobs: Jobs) -> None:
@@ -259,8 +259,8 @@ def test_what_changes_variables_or_files_is_not_run_and_stays_on_tensorflow(jobs
 
 def test_operators_that_no_converter_knows_are_named(jobs: Jobs) -> None:
     report = jobs("unknown_operator").report
-    assert (report.chosen, report.candidate, report.artifact) == ("tensorflow", "", "")
-    for found in report.candidates:
+    assert (report.chosen, report.form, report.folder) == ("tensorflow", "", "")
+    for found in report.forms:
         assert found.unsupported_ops == ("Igamma",)
         assert f"{found.name}: signature 'serving_default' was not converted" in report.reason
 
@@ -269,7 +269,7 @@ def test_strings_are_not_even_tried(jobs: Jobs) -> None:
     report = jobs("half_plus_two").report
     assert report.chosen == "tensorflow"
     assert "'classify_x_to_label' has the input 'inputs' of strings" in report.reason
-    assert report.candidates == ()
+    assert report.forms == ()
 
 
 def test_inputs_that_kill_tensorflow_count_as_refused(jobs: Jobs) -> None:
@@ -296,7 +296,7 @@ def test_nothing_is_served_that_is_not_faster_by_the_margin(jobs: Jobs) -> None:
 
 def test_a_converter_that_crashes_hangs_eats_or_lies_costs_nothing_else(jobs: Jobs) -> None:
     outcome = jobs("broken")
-    attempts = {attempt.entry_point: attempt for attempt in outcome.report.candidates[0].attempts}
+    attempts = {attempt.entry_point: attempt for attempt in outcome.report.forms[0].attempts}
     reasons = {name: attempt.failures.get("serving_default", "") for name, attempt in attempts.items()}
     assert "the converter broken (raise) ended with status 1" in reasons["raise"]
     assert "cannot convert 1 signatures" in reasons["raise"]
@@ -305,7 +305,7 @@ def test_a_converter_that_crashes_hangs_eats_or_lies_costs_nothing_else(jobs: Jo
     assert f"more than a conversion may ({BROKEN_MEMORY:,})" in reasons["eat memory"]
     assert "it does not load" in reasons["write garbage"]
     assert "not proven (differs): output" in reasons["change one weight"]
-    assert outcome.report.candidates[0].entry_points == ("work",)
+    assert outcome.report.forms[0].entry_points == ("work",)
     assert outcome.report.chosen == "onnx"
 
 

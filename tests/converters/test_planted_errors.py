@@ -68,8 +68,8 @@ def proofs() -> Proofs:
     found: dict[str, SignatureProof] = {}
     with ThreadPoolExecutor(2) as pool:
         for outcome in pool.map(lambda name: run_job(acceleration_zoo() / name, **planted, **options[name]), options):
-            (candidate,) = outcome.report.candidates
-            found |= {proof.signature: proof for proof in candidate.proofs}
+            (form,) = outcome.report.forms
+            found |= {proof.signature: proof for proof in form.proofs}
     return found.__getitem__
 
 

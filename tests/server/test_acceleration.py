@@ -159,8 +159,8 @@ def test_recorded_requests_are_part_of_the_proof(drop: Drop, served: Callable[..
     warmup_files.put(tmp_path / "recorded" / "predicts", version)
     (tmp_path / "models" / ".a").rename(tmp_path / "models" / "a")
     server = served(acceleration="onnx", **ALWAYS)
-    (candidate,) = wait_until_serving(server, "a", "onnx")["candidates"]
-    assert candidate["proofs"][0]["recorded"] > 0
+    (form,) = wait_until_serving(server, "a", "onnx")["candidates"]
+    assert form["proofs"][0]["recorded"] > 0
 
 
 def test_the_command_proves_on_recorded_requests_too_and_a_server_finds_its_result(
@@ -173,11 +173,11 @@ def test_the_command_proves_on_recorded_requests_too_and_a_server_finds_its_resu
     own = tmp_path / "own-cache"
     options = ModelOptions(acceleration="onnx", **ALWAYS)
     report = accelerate(options, str(version), str(own), 1 << 30, lambda _: None)
-    (candidate,) = report.candidates
-    assert candidate.proofs[0].recorded > 0
+    (form,) = report.forms
+    assert form.proofs[0].recorded > 0
     (tmp_path / "models" / ".a").rename(tmp_path / "models" / "a")
     server = served(acceleration="onnx", cache_dir=own, **ALWAYS)
-    assert wait_until_serving(server, "a", "onnx")["candidates"][0]["attempts"] == to_json(candidate)["attempts"]
+    assert wait_until_serving(server, "a", "onnx")["candidates"][0]["attempts"] == to_json(form)["attempts"]
 
 
 def test_off_converts_nothing(drop: Drop, served: Callable[..., Server], tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_is_in_use_is_not_evicted(cache: Cache, result: Path, tmp_path: Pat
     assert sorted(name[0] for name in os.listdir(tmp_path / "cache" / "entries")) == ["0", "1", "3"]
 
 
-def test_an_artifact_is_held_by_its_folder(cache: Cache, result: Path, tmp_path: Path) -> None:
+def test_a_form_is_held_by_its_folder(cache: Cache, result: Path, tmp_path: Path) -> None:
     entry = cache.put(KEY, str(result))
     assert entry is not None
     entry.close()
@@ -331,16 +331,16 @@ def test_a_second_job_finds_the_result_and_loads_nothing(shared: tuple[Path, Out
     assert outcome.progress == ("found in the cache",)
     assert outcome.report.from_cache
     assert not shared[1].report.from_cache
-    assert outcome.report.candidates == shared[1].report.candidates
-    assert outcome.report.artifact == shared[1].report.artifact
-    assert Path(outcome.report.artifact).is_relative_to(shared[0])
+    assert outcome.report.forms == shared[1].report.forms
+    assert outcome.report.folder == shared[1].report.folder
+    assert Path(outcome.report.folder).is_relative_to(shared[0])
     assert os.listdir(outcome.work_dir) == []
 
 
 def test_another_kind_of_machine_proves_and_measures_but_does_not_convert(
     shared: tuple[Path, Outcome], zoo: Path
 ) -> None:
-    (report,) = Path(shared[1].report.artifact).parents[1].glob("report-*.json")
+    (report,) = Path(shared[1].report.folder).parents[1].glob("report-*.json")
     report.unlink()
     outcome = again(shared, zoo)
     assert "onnx: proving on this machine what was converted elsewhere" in outcome.progress
@@ -353,13 +353,13 @@ def test_another_kind_of_machine_proves_and_measures_but_does_not_convert(
 def test_a_form_that_failed_in_service_is_not_chosen_again_until_that_is_forgotten(
     shared: tuple[Path, Outcome], zoo: Path
 ) -> None:
-    held = hold(shared[1].report.artifact)
+    held = hold(shared[1].report.folder)
     assert held is not None
     kept = held.demote(FAILED)
     held.close()
     outcome = again(shared, zoo)
     assert outcome.progress == ("found in the cache",)
-    assert (outcome.report.chosen, outcome.report.candidate, outcome.report.artifact) == ("tensorflow", "", "")
+    assert (outcome.report.chosen, outcome.report.form, outcome.report.folder) == ("tensorflow", "", "")
     assert outcome.report.demotions == (kept,)
     assert f"onnx: it failed in service, at {FAILED.at}: {FAILED.why}" in outcome.report.reason
     assert f"to try it again, remove {kept.file} and start the server again" in report_text(outcome.report)
@@ -384,10 +384,10 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_but_neither_conve
     assert not quiet.report.disturbed
     assert not quiet.report.from_cache
     assert quiet.report.chosen == "onnx"
-    assert quiet.report.artifact == busy.report.artifact
-    assert quiet.report.candidates[0].proofs == busy.report.candidates[0].proofs
-    assert quiet.report.candidates[0].attempts == busy.report.candidates[0].attempts
-    assert [timing.batch for timing in quiet.report.candidates[0].timings] == [1, 8]
+    assert quiet.report.folder == busy.report.folder
+    assert quiet.report.forms[0].proofs == busy.report.forms[0].proofs
+    assert quiet.report.forms[0].attempts == busy.report.forms[0].attempts
+    assert [timing.batch for timing in quiet.report.forms[0].timings] == [1, 8]
     assert job(-1.0).report.from_cache  # now it is final
 
 
@@ -399,8 +399,8 @@ def test_that_nothing_can_be_done_is_kept_too(zoo: Path, tmp_path: Path) -> None
 
 
 def test_a_job_makes_a_corrupt_entry_again(shared: tuple[Path, Outcome], zoo: Path) -> None:
-    artifact = Path(shared[1].report.artifact)
-    (file,) = artifact.glob("*.onnx")
+    form = Path(shared[1].report.folder)
+    (file,) = form.glob("*.onnx")
     corrupt(file, "a bit flips")
     outcome = again(shared, zoo)
     assert any("converting" in line for line in outcome.progress)
