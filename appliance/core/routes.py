@@ -29,7 +29,7 @@ class VersionRoute:
     reason: str = ""
     socket_path: str = ""
     signatures: Mapping[str, Signature] = field(default_factory=dict)
-    accelerated: str = ""  # the backend of the accelerated form that serves; "" if the model itself serves
+    form_backend: str = ""  # the backend of the form that serves; "" if the model itself serves
     remarks: tuple[str, ...] = ()  # warnings for the operator about an available version
     unsupported: Mapping[str, str] = field(default_factory=dict)  # the signatures that are not served → why not
     refused: tuple[Refused, ...] = ()  # requests that have ended its process
@@ -53,7 +53,7 @@ class VersionRoute:
             "reason": self.reason,
             "socket_path": self.socket_path,
             "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
-            "accelerated": self.accelerated,
+            "form_backend": self.form_backend,
             "remarks": list(self.remarks),
             "unsupported": dict(self.unsupported),
             "refused": [refused.to_json() for refused in self.refused],
@@ -69,7 +69,7 @@ class VersionRoute:
             value["reason"],
             value["socket_path"],
             {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
-            value["accelerated"],
+            value["form_backend"],
             tuple(value["remarks"]),
             value["unsupported"],
             tuple(map(Refused.from_json, value["refused"])),

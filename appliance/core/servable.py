@@ -1,4 +1,4 @@
-"""Names of what is served: a model, a version of it, the state that clients see, and an accelerated form."""
+"""Names of what is served: a model, a version of it, the state that clients see, and a form of a version."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PublicState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An accelerated form of a version: `backend` loads the artifact in the folder `path` (see `backends.form`).
+    """A converted model of a version: `backend` loads it from the folder `path` (see `backends.form`).
 
     `threads` is the number of threads it was measured with (0: the backend decides). `domains` gives, by signature, the
     inputs for which it was proven.

@@ -1,4 +1,4 @@
-"""Runs requests on the model itself while an accelerated form serves it.
+"""Runs requests on the model itself while a form serves it.
 
 This gives a second opinion on a form's error, and answers inputs that the form was not proven for.
 """
@@ -35,7 +35,7 @@ class OwnModel:
     async def opinion(
         self, model: str, version: VersionRoute, run: Run, deadline_ns: int, error: ServingError
     ) -> Arrays:
-        """Return the answer of the model itself, after its accelerated form failed with `error`.
+        """Return the answer of the model itself, after its form failed with `error`.
 
         If the model itself answers, the form is demoted. If it fails too, the error is the client's, and the model's
         own error is raised. Raise `error` if no standby worker is available, or if eight opinions are being asked for
@@ -50,7 +50,7 @@ class OwnModel:
             except NobodyError:
                 raise error from None
             if not isinstance(error, DiedError):  # the supervisor notices the death of a worker by itself
-                why = f"{version.accelerated} failed where TensorFlow answers: {error}"
+                why = f"{version.form_backend} failed where TensorFlow answers: {error}"
                 self._router.tell("demote", {"model": model, "version": version.version, "why": why})
             return arrays
         finally:

@@ -107,7 +107,7 @@ class Pipeline:
             return arrays
         except ServingError as error:
             says_nothing = error.code in _NO_ANSWER and not isinstance(error, DiedError)
-            if not version.accelerated or says_nothing:
+            if not version.form_backend or says_nothing:
                 raise
             return await self._own.opinion(model.name, version, run, deadline_ns, error)
 

@@ -122,7 +122,7 @@ class Manager:
                 actions += self._reconciler.reconcile(model, now)
         return actions
 
-    # -- accelerated forms -----------------------------------------------------------------------------------
+    # -- forms -----------------------------------------------------------------------------------
 
     def accelerate(self, servable: ServableId, form: Form, digest: str, now: float) -> list[Action]:
         """Let `form`, which was made of the files with `digest`, take the place of the version's own model, if the
@@ -131,7 +131,7 @@ class Manager:
         return [] if version is None else self._successors.accelerate(version, form, digest)
 
     def stand_by(self, servable: ServableId, until: float, now: float) -> list[Action]:
-        """Have a worker with the version's own model beside that of its accelerated form until then (monotonic), to
+        """Have a worker with the version's own model beside that of its form until then (monotonic), to
         judge what the form refused."""
         version = self._servables.version(servable)
         if version is None:
@@ -140,7 +140,7 @@ class Manager:
         return actions + self._reconciler.reconcile(self._servables.model_of(version), now)
 
     def demote(self, servable: ServableId, why: str, now: float) -> list[Action]:
-        """Serve the version's own model again, instead of an accelerated form that failed where it should not."""
+        """Serve the version's own model again, instead of a form that failed where it should not."""
         version = self._servables.version(servable)
         if version is None:
             return []

@@ -212,7 +212,7 @@ class RestFront:
                                 "state": version.public_state.name,
                                 "phase": version.state,
                                 "reason": version.reason,
-                                "accelerated": version.accelerated,
+                                "accelerated": version.form_backend,
                                 "remarks": list(version.remarks),
                                 "unsupported": dict(version.unsupported),
                                 "refused": [str(refused) for refused in version.refused],
@@ -271,7 +271,7 @@ class RestFront:
         (version,) = self.router.snapshot.status(spec)
         params = {"model": spec.model, "version": version.version}
         known = await self.router.call("acceleration", params, self._options.rest_api_timeout_in_ms / 1000)
-        about = {**params, "version": str(version.version), "serving": version.accelerated or "its own model"}
+        about = {**params, "version": str(version.version), "serving": version.form_backend or "its own model"}
         nothing = {"state": "none", "progress": "", "demoted": ""}
         resp.data = _json({**about, **(known or nothing)})
 

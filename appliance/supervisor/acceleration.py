@@ -1,4 +1,4 @@
-"""Finds accelerated forms for the versions that are served: one job at a time, its report, and what follows of it."""
+"""Finds forms for the versions that are served: one job at a time, its report, and what follows of it."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Starter:
             path=action.path,
             socket_path=socket_path,
             backend=worker.backend,
-            artifact="" if form is None else form.path,
+            form_path="" if form is None else form.path,
             check_files=action.check_files,
             metrics_directory=self._metrics_directory,
             max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),

@@ -48,7 +48,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
         listener.listen(64)
         watch.start()
         os.environ.update(gpu_environment(task.options.device, task.options.gpu_devices))
-        loaded_from = task.artifact or task.path
+        loaded_from = task.form_path or task.path
         incomplete = _check(task, loaded_from)
         batching = of_version(task.options, task.path)
         load_model = loader_of(task)

@@ -25,7 +25,7 @@ class WorkerTask:
     path: str
     socket_path: str
     backend: str
-    artifact: str  # the folder of the accelerated form that `backend` loads instead of `path`; "" for none
+    form_path: str  # the folder of the form that `backend` loads instead of `path`; "" for none
     check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
     metrics_directory: str
     max_concurrent_requests: int  # the option's value, worked out
@@ -55,7 +55,7 @@ def loader_of(task: WorkerTask) -> Callable[[], Backend]:
     return functools.partial(
         load,
         task.backend,
-        task.artifact or task.path,
+        task.form_path or task.path,
         tags=task.options.tags,
         intra_op_threads=task.options.tensorflow_intra_op_parallelism,
         inter_op_threads=task.options.tensorflow_inter_op_parallelism,

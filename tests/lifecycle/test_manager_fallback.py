@@ -62,7 +62,7 @@ def test_only_the_first_load_may_wait_for_a_form(host: Host) -> None:
 
 def test_a_form_that_was_waited_for_is_served_from_the_first_request(prepared: Host) -> None:
     prepared.ready(1)
-    assert prepared.manager.routes()["a"].versions[0].accelerated == "onnx"
+    assert prepared.manager.routes()["a"].versions[0].form_backend == "onnx"
     assert prepared.manager.own_models() == []
 
 
@@ -87,7 +87,7 @@ def test_where_a_form_does_not_load_the_model_itself_is_loaded_at_once(prepared:
     (told,) = said(prepared)
     assert told.startswith("its form for onnx does not load (")
     prepared.ready(1)
-    assert prepared.manager.routes()["a"].versions[0].accelerated == ""
+    assert prepared.manager.routes()["a"].versions[0].form_backend == ""
     assert prepared.end_all_again() == ["start a/1"]  # of the one that serves
 
 

@@ -32,7 +32,7 @@ def accelerated(host: Host) -> Host:
 
 def form(host: Host) -> str:
     (route,) = host.manager.routes()["a"].versions
-    return route.accelerated
+    return route.form_backend
 
 
 def stand_by(host: Host, seconds: float = 30.0) -> list[str]:

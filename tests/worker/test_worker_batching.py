@@ -116,7 +116,7 @@ class Harness:
             path=directory,
             socket_path=path,
             backend="tensorflow",
-            artifact="",
+            form_path="",
             check_files=True,
             metrics_directory=directory,
             max_concurrent_requests=model_options.max_concurrent_requests,
