@@ -17,6 +17,7 @@ from backends.interpreter_pool import InterpreterPool
 from backends.litert_interpreters import Slot, new_pool, plan_memory, refusing
 from backends.litert_plans import Declared, Mapped, Plan
 from backends.litert_signatures import UnsupportedError, plan_of_file, plans_of
+from backends.request_checks import check_outputs, complete, not_found
 from backends.tflite_model import FILE, read, signatures_in_metadata
 
 
@@ -131,22 +132,9 @@ class LiteRTBackend:
         """
         plan = self._plans.get(signature)
         if plan is None:
-            reason = f" It cannot be served: {self.unsupported[signature]}" if signature in self.unsupported else ""
-            raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.{reason}')
-        if inputs.keys() != plan.signature.inputs.keys():
-            inputs = {**{name: array.copy() for name, array in plan.defaults.items()}, **inputs}
-        if inputs.keys() != plan.signature.inputs.keys():
-            raise BackendError(
-                Code.INVALID_ARGUMENT,
-                f"signature {signature!r} takes the inputs {sorted(plan.signature.inputs)}, but got {sorted(inputs)}",
-            )
-        for output in outputs:
-            if output not in plan.signature.outputs:
-                raise BackendError(
-                    Code.INVALID_ARGUMENT,
-                    f"output tensor alias not found in signature: {output} Outputs expected to be in the set "
-                    f"{{{','.join(sorted(plan.signature.outputs))}}}.",
-                )
+            raise not_found(signature, self.unsupported)
+        inputs = complete(signature, plan.signature, inputs, plan.defaults)
+        check_outputs(plan.signature, outputs)
         for name, declared in plan.declared.items():
             declared.check(name, inputs[name].shape)
         with refusing(), self._pools[signature].borrow() as slot:

@@ -10,6 +10,7 @@ import numpy as np
 
 from backends.contract import BackendError, Code, Signature
 from backends.litert_interpreters import Instance
+from backends.request_checks import shape_text, wrong_shape
 
 __all__ = ["ByKey", "ByTensor", "Declared", "Mapped", "Plan"]
 
@@ -38,10 +39,7 @@ class Declared:
         if (fixed or self.strict) and (
             len(shape) != len(self.shape) or any(shape[axis] != size for axis, size in fixed)
         ):
-            raise BackendError(
-                Code.INVALID_ARGUMENT,
-                f"input {name!r} has the shape {_text(shape)}; the model takes {_text(self.shape)}",
-            )
+            raise wrong_shape(name, shape, self.shape)
         if len(shape) > max(_MAX_RANK, len(self.shape)):
             raise BackendError(
                 Code.INVALID_ARGUMENT,
@@ -54,13 +52,9 @@ class Declared:
         if elements > _MAX_ELEMENTS:
             raise BackendError(
                 Code.INVALID_ARGUMENT,
-                f"input {name!r} has the shape {_text(shape)}; a TensorFlow Lite model takes at most "
+                f"input {name!r} has the shape {shape_text(shape)}; a TensorFlow Lite model takes at most "
                 f"{_MAX_ELEMENTS:,} elements",
             )
-
-
-def _text(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 class Plan(Protocol):

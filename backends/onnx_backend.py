@@ -16,6 +16,7 @@ from backends.contract import DEFAULT_SIGNATURE, BackendError, Code, IncompleteE
 from backends.default_values import default_arrays
 from backends.form import FormDescription, FormSignature, is_form, read_form
 from backends.onnx_session import OnnxSession, Port, SessionSettings
+from backends.request_checks import check_outputs, complete, not_found, wrong_shape
 
 
 def load(path: str, settings: SessionSettings) -> OnnxBackend:
@@ -49,23 +50,9 @@ class OnnxBackend:
         """Run `signature`; see `Backend.run`. Only what `outputs` need is computed."""
         plan = self._plans.get(signature)
         if plan is None:
-            reason = f" It cannot be served: {self.unsupported[signature]}" if signature in self.unsupported else ""
-            raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.{reason}')
-        if inputs.keys() != plan.signature.inputs.keys():
-            inputs = {**{name: array.copy() for name, array in plan.defaults.items()}, **inputs}
-            if inputs.keys() != plan.signature.inputs.keys():
-                raise BackendError(
-                    Code.INVALID_ARGUMENT,
-                    f"signature {signature!r} takes the inputs {sorted(plan.signature.inputs)}, but got "
-                    f"{sorted(inputs)}",
-                )
-        for output in outputs:
-            if output not in plan.signature.outputs:
-                raise BackendError(
-                    Code.INVALID_ARGUMENT,
-                    f"output tensor alias not found in signature: {output} Outputs expected to be in the set "
-                    f"{{{','.join(sorted(plan.signature.outputs))}}}.",
-                )
+            raise not_found(signature, self.unsupported)
+        inputs = complete(signature, plan.signature, inputs, plan.defaults)
+        check_outputs(plan.signature, outputs)
         feeds = {}
         for alias, name in plan.inputs.items():
             _check_shape(alias, inputs[alias].shape, plan.session.inputs[name].shape)
@@ -79,14 +66,7 @@ def _check_shape(alias: str, shape: tuple[int, ...], declared: tuple[int, ...] |
     if declared is None:
         return
     if len(shape) != len(declared) or any(size not in (-1, got) for size, got in zip(declared, shape, strict=True)):
-        raise BackendError(
-            Code.INVALID_ARGUMENT,
-            f"input {alias!r} has the shape {_shape_text(shape)}; the model takes {_shape_text(declared)}",
-        )
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"
+        raise wrong_shape(alias, shape, declared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, struct_pb2
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMBER, REFERENCE
 from backends.graph_effects import effects
+from backends.request_checks import check_outputs, complete, not_found
 from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
 
 # A callable holds compiled executors, and clients choose output filters: without a bound they could fill the memory.
@@ -106,15 +107,8 @@ class TensorFlowBackend:
         that says [-1, 1].
         """
         plan = self._plan(signature, tuple(outputs))
-        if inputs.keys() != plan.inputs.keys():
-            # Copies, because the runtime owns what is fed.
-            inputs = {**{name: array.copy() for name, array in self._defaults[signature].items()}, **inputs}
-        if inputs.keys() != plan.inputs.keys():
-            raise BackendError(
-                Code.INVALID_ARGUMENT,
-                f"signature {signature!r} takes the inputs {sorted(plan.inputs)}, but got {sorted(inputs)}",
-            )
-        feeds = [inputs[name] for name in plan.inputs]
+        inputs = complete(signature, plan.signature, inputs, self._defaults[signature])
+        feeds = [inputs[name] for name in plan.signature.inputs]
         if plan.execute is None:
             fetched = []
         else:
@@ -142,15 +136,8 @@ class TensorFlowBackend:
     def _make_plan(self, name: str, outputs: tuple[str, ...]) -> _Plan:
         signature = self.signatures.get(name)
         if signature is None:
-            reason = f" It cannot be served: {self.unsupported[name]}" if name in self.unsupported else ""
-            raise BackendError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.{reason}')
-        unknown = [output for output in outputs if output not in signature.outputs]
-        if unknown:
-            raise BackendError(
-                Code.INVALID_ARGUMENT,
-                f"output tensor alias not found in signature: {unknown[0]} Outputs expected to be in the set "
-                f"{{{','.join(sorted(signature.outputs))}}}.",
-            )
+            raise not_found(name, self.unsupported)
+        check_outputs(signature, outputs)
         by_tensor = {spec.tensor_name: alias for alias, spec in signature.inputs.items()}
         fetches: list[str] = []
         echoes: list[tuple[int, str]] = []
@@ -167,7 +154,7 @@ class TensorFlowBackend:
                 fetches.append(tensor_name)
         feeds = [spec.tensor_name for spec in signature.inputs.values()]
         execute = self._make_callable(feeds, fetches) if fetches else None
-        return _Plan(signature.inputs, execute, tuple(echoes), tuple(references))
+        return _Plan(signature, execute, tuple(echoes), tuple(references))
 
     def _make_callable(self, feeds: Sequence[str], fetches: Sequence[str]) -> Any:
         """Return a function from one array for each feed to one value for each fetch.
@@ -185,13 +172,14 @@ class TensorFlowBackend:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How to run one choice of outputs: `execute` (None: nothing to fetch) takes the arrays of `inputs` in order.
+    """How to run one choice of outputs: `execute` takes the arrays of the signature's inputs in order. None: there is
+    nothing to fetch.
 
     An echo (position, input) is an output that is the fed tensor itself. `references` are the positions, among the
     fetched values, of variables' own tensors.
     """
 
-    inputs: Mapping[str, TensorSpec]
+    signature: Signature
     execute: Any
     echoes: tuple[tuple[int, str], ...]
     references: tuple[int, ...]
