@@ -1,9 +1,9 @@
 """The job: converts, proves, measures and chooses, for one version.
 
-`python -m converters.job` reads a `JobSpec` as JSON from its standard input, and writes JSON lines to its standard
-output: `{"progress": text}` as often as it has something to say, at the end `{"report": …}`. It exits with 0 also where
-TensorFlow is found to be best. Whatever goes wrong with a model or a converter is in the report; an exit status other
-than 0, with `{"error": text}`, is the job's own failure.
+Its process writes JSON lines to its standard output: `{"progress": text}` as often as it has something to say, at the
+end `{"report": …}`. It exits with 0 also if TensorFlow is found to be best. Whatever goes wrong with a model or a
+converter is in the report; an exit status other than 0, with `{"error": text}`, is the job's own failure.
+`python -m converters.job` runs the job whose `JobSpec` is its standard input, as JSON.
 
 Frameworks are imported in its children only, but TensorFlow, which it imports so that they can be forked with it. It
 never runs an op itself: a fork after one may hang.
@@ -34,7 +34,7 @@ from backends.contract import BackendError, Signature
 from converters import cores
 from converters.cache import Cache, Entry, content_hash, file_hash, key_of
 from converters.cases import CaseMaker, has_batch
-from converters.child import ChildError, become_child
+from converters.child import ChildError
 from converters.choice import choose, unproven
 from converters.codec import from_json, to_json
 from converters.constants import constants_of, graphs_of
@@ -452,8 +452,8 @@ def _ingredients(
     }
 
 
-def main(read_recorded: ReadRecorded = _none_recorded) -> int:
-    """Runs the job of the standard input; the exit status."""
+def main(spec: JobSpec, read_recorded: ReadRecorded = _none_recorded) -> int:
+    """Run the job and write its lines to the standard output; return the exit status."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # frameworks print
 
@@ -463,10 +463,6 @@ def main(read_recorded: ReadRecorded = _none_recorded) -> int:
             output.flush()
 
     try:
-        spec = from_json(JobSpec, json.loads(sys.stdin.buffer.read()))
-        parent = os.environ.pop("DROPSERVE_PARENT", "")
-        if parent:
-            become_child(int(parent), spec.yielding)
         if spec.yielding:
             cores.leave_one()
         report = accelerate(spec, lambda text: write({"progress": text}), read_recorded)
@@ -478,13 +474,13 @@ def main(read_recorded: ReadRecorded = _none_recorded) -> int:
     return 0
 
 
-def run(read_recorded: ReadRecorded = _none_recorded) -> NoReturn:
-    """Is the job's process: runs the job of the standard input, and ends."""
-    status = main(read_recorded)
+def run(spec: JobSpec, read_recorded: ReadRecorded = _none_recorded) -> NoReturn:
+    """Run the job as `main` does, and end the process."""
+    status = main(spec, read_recorded)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 if __name__ == "__main__":
-    run()
+    run(from_json(JobSpec, json.load(sys.stdin)))

@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "gpu": {"host"},
     "config": {"protocols"},
     "lifecycle": {"config"},
-    "conversion": {"config", "converters", "protocols"},
+    "conversion": {"config", "converters", "host", "protocols"},
     "worker": {"config", "host", "metrics", "protocols", "transport"},
     "inference": {"metrics", "protocols", "transport"},
     "rest": {"config", "gpu", "host", "inference", "metrics", "protocols"},

@@ -1,15 +1,12 @@
-"""The settings of a front process, which travel in one environment variable."""
+"""The settings of a front process, as the supervisor gives them to it."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from appliance.config.options import Options, options_from_json
-
-VARIABLE = "DROPSERVE_FRONT"
 
 # ERROR, because gRPC would log a line for each connection that is not TLS on a TLS port: a port scan would fill the
 # log. Its older listener takes 10 % less CPU a request (395-400 against 430-445 µs in gRPC's process; 2026-11, grpcio
@@ -25,7 +22,6 @@ class FrontSettings:
     """
 
     options: Options
-    supervisor: int  # its process number
     control_path: str
     metrics_directory: str
     workers: int
@@ -34,12 +30,11 @@ class FrontSettings:
     max_inflight_bytes: int
     monitoring_path: str = ""  # the path of TensorFlow Serving's metrics; "": not served
 
-    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Return `base` with these settings added as `VARIABLE`."""
-        return {**base, VARIABLE: json.dumps(asdict(self))}
+    def to_json(self) -> dict[str, Any]:
+        """Return these settings as JSON values."""
+        return asdict(self)
 
     @classmethod
-    def from_environment(cls) -> FrontSettings:
-        """Return the settings that `environment` has written into this process's environment."""
-        values = json.loads(os.environ[VARIABLE])
-        return cls(**{**values, "options": options_from_json(Options, values["options"])})
+    def from_json(cls, value: Mapping[str, Any]) -> FrontSettings:
+        """Return the settings that `to_json` gave as `value`."""
+        return cls(**{**value, "options": options_from_json(Options, value["options"])})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
+import signal
 import tempfile
 from collections.abc import Callable
+from typing import TextIO
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
+from appliance.host.processes import describe_status, spawn
 from converters.cache import default_folder
 from converters.codec import from_json, to_json
 from converters.report import Report
@@ -20,7 +21,7 @@ from converters.spec import JobSpec
 __all__ = ["PROCESS", "accelerate", "job_spec"]
 
 PROCESS = "appliance.conversion.process"
-"""The module that runs a job: it reads a `converters.job` spec from its standard input."""
+"""The module that runs a job: its argument is a `JobSpec`."""
 
 
 def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int) -> JobSpec:
@@ -61,31 +62,40 @@ def accelerate(
     with tempfile.TemporaryDirectory(prefix="dropserve-accelerate-") as work_dir:
         spec = job_spec(options, os.path.abspath(path), work_dir, cache_dir, cache_max_bytes)
         spec = dataclasses.replace(spec, yielding=False)
-        isolated = ["-I"] if sys.flags.isolated else []
-        with (
-            open(os.path.join(work_dir, "job.log"), "w+", encoding="utf-8", errors="replace") as log,
-            subprocess.Popen(
-                [sys.executable, *isolated, "-m", PROCESS],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, "DROPSERVE_PARENT": str(os.getpid())},
-            ) as job,
-        ):
-            assert job.stdin is not None
-            assert job.stdout is not None
-            json.dump(to_json(spec), job.stdin)
-            job.stdin.close()
-            for line in job.stdout:
-                message = json.loads(line)
-                if "progress" in message:
-                    say(message["progress"])
-                elif "report" in message:
-                    return from_json(Report, message["report"])
-                else:
-                    raise ConfigError(f"the job failed: {message['error']}", "")
-            status = job.wait()
-            log.seek(0)
-            said = log.read()[-2000:]
-        raise ConfigError(f"the job ended with status {status}", said)
+        with open(os.path.join(work_dir, "job.log"), "w+", encoding="utf-8", errors="replace") as log:
+            return _run(spec, log, say)
+
+
+def _run(spec: JobSpec, log: TextIO, say: Callable[[str], None]) -> Report:
+    """Run the process of a job to its end. What its libraries print goes to `log`. Raise ConfigError if it fails."""
+    output_read, output_write = os.pipe()
+    with open(output_read, encoding="utf-8") as output:
+        try:
+            pid = spawn(PROCESS, to_json(spec), stdout=output_write, stderr=log.fileno())
+        finally:
+            os.close(output_write)
+        try:
+            report = _report(output, say)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)  # Ctrl-C reaches this process only
+            raise
+        finally:
+            _, status = os.waitpid(pid, 0)
+    if report is None:
+        log.seek(0)
+        raise ConfigError(f"the job {describe_status(status)}", log.read()[-2000:])
+    return report
+
+
+def _report(output: TextIO, say: Callable[[str], None]) -> Report | None:
+    """Return the report that the lines of a job's `output` end with, if they do. Raise ConfigError if it has failed."""
+    report = None
+    for line in output:
+        message = json.loads(line)
+        if "progress" in message:
+            say(message["progress"])
+        elif "report" in message:
+            report = from_json(Report, message["report"])
+        else:
+            raise ConfigError(f"the job failed: {message['error']}", "")
+    return report

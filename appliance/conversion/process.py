@@ -1,12 +1,27 @@
 """The process of a job: `converters.job`, given the reader of the requests that were recorded for the version.
 
-It is passed in because `converters` knows nothing of serving.
+The reader is passed in because `converters` knows nothing of serving.
 """
 
 from __future__ import annotations
 
+import os
+from typing import NoReturn
+
+from appliance.host.processes import take_argument
 from appliance.protocols.warmup_records import recorded_cases
+from converters.child import become_child
+from converters.codec import from_json
 from converters.job import run
+from converters.spec import JobSpec
+
+
+def main() -> NoReturn:
+    """Run the job whose `JobSpec` is this process's argument, beside what serves."""
+    spec = from_json(JobSpec, take_argument())
+    become_child(os.getppid(), spec.yielding)
+    run(spec, recorded_cases)
+
 
 if __name__ == "__main__":
-    run(recorded_cases)
+    main()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.core.servable import ServableId
-from appliance.gpu.values import PARENT_VARIABLE, Gpu, GpuStatus, named, with_identities
+from appliance.gpu.values import Gpu, GpuStatus, named, with_identities
 from appliance.host.processes import Reaper, describe_status, spawn
 
 __all__ = ["GpuClient", "driver_status"]
@@ -215,8 +214,7 @@ class GpuClient:
                 raise _ProbeError(f"The NVIDIA driver hangs, and holds process {self._pid} in the kernel; see dmesg")
         ours, theirs = socket.socketpair()
         try:
-            environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-            self._pid = spawn("appliance.gpu.probe", environment, [theirs.fileno()])
+            self._pid = spawn("appliance.gpu.probe", None, [theirs.fileno()])
         except OSError as error:
             ours.close()
             raise _ProbeError(

@@ -23,8 +23,8 @@ from typing import Any
 
 import pynvml
 
-from appliance.gpu.values import MAX_PROCESSES, PARENT_VARIABLE
-from appliance.host.processes import die_with_parent, set_name
+from appliance.gpu.values import MAX_PROCESSES
+from appliance.host.processes import set_name, take_argument
 
 _CONTROL_DESCRIPTOR = 3
 _MAX_GPUS = 256
@@ -207,7 +207,7 @@ def _read() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Report the driver's start, then answer each line with the GPUs until the client closes the socket."""
-    die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    take_argument()
     set_name("ds-gpu")
     control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
 

@@ -13,10 +13,8 @@ from typing import Any
 
 from appliance.core.servable import ServableId
 
-__all__ = ["MAX_PROCESSES", "PARENT_VARIABLE", "Gpu", "GpuProcess", "GpuStatus", "named", "table", "with_identities"]
+__all__ = ["MAX_PROCESSES", "Gpu", "GpuProcess", "GpuStatus", "named", "table", "with_identities"]
 
-# An environment variable of the probe: the number of the process that started it.
-PARENT_VARIABLE = "DROPSERVE_GPU_PROBE_PARENT"
 # The most processes listed for one GPU; those with the most memory are kept.
 MAX_PROCESSES = 256
 

@@ -1,5 +1,9 @@
 """Child processes: started by posix_spawn, reaped in one place, and never left behind.
 
+`spawn` gives the child one argument, which the child takes by `take_argument`. The argument travels in an unlinked file
+that is the child's standard input: it has no limit of size (an environment variable may have 128 KiB, a pipe holds
+64 KiB), nobody else can open it, and once it is taken nothing of it is left for the child's own children.
+
 The supervisor is a subreaper: a worker whose fork server has died becomes its child. Only the supervisor waits for
 processes, so a process number that it knows cannot have been given to another process.
 """
@@ -9,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _CRASHES = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 _FATAL = (*_CRASHES, signal.SIGBUS)
+_MEMORY_DIRECTORY = "/dev/shm"  # noqa: S108 - memory, so that no disk ever has the argument; the file has no name
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,18 +48,6 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def become_worker(supervisor: int, is_expendable: bool = False) -> None:
-    """Prepare a worker's process, however it was started.
-
-    It dies with the supervisor, whose process number is `supervisor`, and ignores Ctrl-C on the terminal. One that
-    `is_expendable` serves nobody.
-    """
-    die_with_parent(supervisor)
-    set_name("ds-trial" if is_expendable else "ds-worker")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-
-
 def is_crash(status: int) -> bool:
     """Return whether a wait status is that of a process that its own code crashed.
 
@@ -62,7 +58,7 @@ def is_crash(status: int) -> bool:
 
 
 def fatal_signal(status: int) -> str:
-    """The name of the signal that a process raised by what it ran, by its wait status; "" where it ended otherwise."""
+    """Return the name of the signal that a process raised by what it ran; "" if its wait status is another."""
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     return signal.Signals(number).name if number in _FATAL else ""
 
@@ -139,43 +135,89 @@ class Reaper:
                 future.set_result(status)
 
 
+def argument_file(argument: Any) -> IO[bytes]:
+    """Return an open file with `argument` (JSON values) for a child of this process; see `take_argument`.
+
+    The caller closes it. Raise OSError if there is no room for it.
+    """
+    data = json.dumps({"parent": os.getpid(), "argument": argument}).encode()
+    try:
+        return _unlinked_file(data, _MEMORY_DIRECTORY)
+    except OSError:  # there is no shared memory here, or it is full
+        return _unlinked_file(data, None)
+
+
+def _unlinked_file(data: bytes, directory: str | None) -> IO[bytes]:
+    file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - the caller closes it. Its mode is 0600
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        file.seek(0)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def take_argument() -> Any:
+    """Return the argument that this process was started with, and have it die with its parent.
+
+    Call it once, before anything else starts a process: the standard input, by which the argument comes, is empty
+    afterwards.
+    """
+    with open(0, "rb", closefd=False) as file:
+        message = json.load(file)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    die_with_parent(message["parent"])
+    return message["argument"]
+
+
 def spawn(
     module: str,
-    environment: Mapping[str, str],
+    argument: Any,
     descriptors: Sequence[int] = (),
-    stderr: int | None = None,
-    stdin: int | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
     stdout: int | None = None,
+    stderr: int | None = None,
 ) -> int:
-    """Start `python -m module` and return its process number.
+    """Start `python -m module` and return its process number; the module's `main` calls `take_argument`.
 
-    `descriptors` become its descriptors 3, 4 and so on. Its output goes to `stderr`, or to this process's own if None;
-    its standard output to `stdout`, if given. `-I` would hide the folder that the project runs from, so it is passed on
-    only if this process has it.
+    `argument` is of JSON values. `descriptors` become the child's descriptors 3, 4 and so on. Its errors go to `stderr`
+    and its output to `stdout`, or else to `stderr`; without either, where this process's own go. Without `environment`,
+    the child has this process's. Raise OSError if it cannot be started.
+
+    `-I` would hide the folder that the project runs from, so it is passed on only if this process has it.
     """
     isolated = ["-I"] if sys.flags.isolated else []
+    with argument_file(argument) as file:
+        standard = {0: file.fileno(), 1: stderr if stdout is None else stdout, 2: stderr}
+        numbers = {n: descriptor for n, descriptor in standard.items() if descriptor is not None}
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, *isolated, "-m", module],
+            dict(os.environ if environment is None else environment),
+            file_actions=_file_actions(numbers | dict(enumerate(descriptors, 3))),
+            setsigmask=[],
+            setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP],
+            setpgroup=0,  # Ctrl-C on the terminal reaches only the supervisor, which then stops the rest in order
+        )
+
+
+def _file_actions(numbers: Mapping[int, int]) -> list[tuple[int, int, int] | tuple[int, int]]:
+    """Return the actions that give the child `numbers`: its descriptor → this process's.
+
+    They copy in two steps, by way of unused numbers, so that no descriptor is overwritten before it has been copied.
+    """
+    first = max(2, *numbers) + 1  # not a standard one that the child shares with this process
+    spares = [number for number in range(first, first + 2 * len(numbers)) if number not in numbers.values()]
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
-    if stderr is not None:
-        actions.append((os.POSIX_SPAWN_DUP2, stderr, 1))
-        actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
-    # Copy in two steps, by way of unused numbers, so that no descriptor is overwritten before it has been copied.
-    first = 3 + len(descriptors)
-    spares = [number for number in range(first, first + 2 * len(descriptors)) if number not in descriptors]
-    for spare, descriptor in zip(spares, descriptors, strict=False):
+    for spare, descriptor in zip(spares, numbers.values(), strict=False):
         actions.append((os.POSIX_SPAWN_DUP2, descriptor, spare))
-    for index, spare in enumerate(spares[: len(descriptors)]):
-        actions.append((os.POSIX_SPAWN_DUP2, spare, 3 + index))
+    for spare, number in zip(spares, numbers, strict=False):
+        actions.append((os.POSIX_SPAWN_DUP2, spare, number))
         actions.append((os.POSIX_SPAWN_CLOSE, spare))
-    if stdin is not None:
-        actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
-    if stdout is not None:
-        actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, *isolated, "-m", module],
-        dict(environment),
-        file_actions=actions,
-        setsigmask=[],
-        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP],
-        setpgroup=0,  # Ctrl-C on the terminal reaches only the supervisor, which then stops the rest in order
-    )
+    return actions

@@ -15,7 +15,7 @@ from uvicorn_worker import UvicornWorker
 
 from appliance.config.front_settings import FrontSettings
 from appliance.host import logs
-from appliance.host.processes import die_with_parent, set_name
+from appliance.host.processes import die_with_parent, set_name, take_argument
 from appliance.rest.bounds import BoundedProtocol
 from appliance.rest.front import App, make_app
 
@@ -74,9 +74,8 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 
 def main() -> None:
     """Run gunicorn's master."""
-    settings = FrontSettings.from_environment()
+    settings = FrontSettings.from_json(take_argument())
     options = settings.options
-    die_with_parent(settings.supervisor)
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds

@@ -24,7 +24,7 @@ from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError, truncated
 from appliance.core.routes import Snapshot, VersionRoute
 from appliance.host import logs
-from appliance.host.processes import die_with_parent, set_name
+from appliance.host.processes import set_name, take_argument
 from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
 from appliance.inference.pipeline import Pipeline
@@ -372,8 +372,7 @@ async def serve(settings: FrontSettings) -> None:
 
 def main() -> None:
     """Run one gRPC process."""
-    settings = FrontSettings.from_environment()
-    die_with_parent(settings.supervisor)
+    settings = FrontSettings.from_json(take_argument())
     set_name("ds-grpc")
     logs.configure(settings.options.log_format, settings.options.log_level)
     quiet_lost_clients()

@@ -190,23 +190,20 @@ class Acceleration:
         work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
         spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
-        input_read, input_write = os.pipe()
         output_read, output_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
         words: list[str] = []
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "DROPSERVE_PARENT": str(os.getpid())}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         if options.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
-            case.pid = spawn(PROCESS, environment, stderr=stderr_write, stdin=input_read, stdout=output_write)
+            case.pid = spawn(PROCESS, to_json(spec), environment=environment, stdout=output_write, stderr=stderr_write)
             self._reaper.forget(case.pid)
             exited = self._reaper.exit_of(case.pid)
         finally:
-            for descriptor in (input_read, output_write, stderr_write):
-                os.close(descriptor)
+            os.close(output_write)
+            os.close(stderr_write)
         self._tasks.start(relay_stderr(f"{servable}'s conversion", stderr_read, words.append, logging.DEBUG))
-        with os.fdopen(input_write, "wb") as file:
-            file.write(json.dumps(to_json(spec)).encode())  # far less than a pipe holds
         reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output_read, "rb", buffering=0)

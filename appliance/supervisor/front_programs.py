@@ -37,7 +37,6 @@ def front_programs(
     def settings(index: int, workers: int) -> FrontSettings:
         return FrontSettings(
             options=options,
-            supervisor=os.getpid(),
             control_path=control_path,
             metrics_directory=metrics_directory,
             monitoring_path=monitoring_path,
@@ -49,11 +48,12 @@ def front_programs(
 
     def start_rest() -> int:
         assert listener is not None
-        return spawn("appliance.rest.process", settings(0, rest).environment(os.environ), [listener.fileno()])
+        return spawn("appliance.rest.process", settings(0, rest).to_json(), [listener.fileno()])
 
     def start_grpc(index: int) -> Callable[[], int]:
         def start() -> int:
-            return spawn("appliance.rpc.server", settings(index, 1).environment(GRPC_ENVIRONMENT | os.environ))
+            environment = GRPC_ENVIRONMENT | os.environ
+            return spawn("appliance.rpc.server", settings(index, 1).to_json(), environment=environment)
 
         return start
 

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.host.processes import Reaper, describe_status, spawn
-from appliance.worker import forkserver
+from appliance.host.processes import Reaper, argument_file, describe_status, spawn
 
 logger = logging.getLogger(__name__)
 
 _STABLE_SECONDS = 10.0
 _MAX_BACKOFF_SECONDS = 10.0
 _IMPORT_SECONDS = 300.0  # 1.5 s, and more from a cold disk
-_FORK_SECONDS = 15.0  # tens of milliseconds, and more where the machine swaps
+_FORK_SECONDS = 15.0  # tens of milliseconds, and more if the machine swaps
+_MAX_MESSAGE_BYTES = 4096  # of what the fork server says
 
 
 @dataclass(slots=True, eq=False)
@@ -65,10 +65,9 @@ class ForkServer:
             **os.environ,
             # Its workers run on the CPU: without this, each would take memory on every GPU.
             "CUDA_VISIBLE_DEVICES": "-1",
-            forkserver.PARENT_VARIABLE: str(os.getpid()),
         }
         read_end, write_end = os.pipe()
-        pid = spawn("appliance.worker.forkserver", environment, [theirs.fileno()], stderr=write_end)
+        pid = spawn("appliance.worker.forkserver", None, [theirs.fileno()], environment=environment, stderr=write_end)
         theirs.close()
         os.close(write_end)
         self._relay_stderr(read_end)
@@ -80,7 +79,7 @@ class ForkServer:
     async def _wait_until_ready(self, ours: socket.socket, pid: int) -> None:
         try:
             async with asyncio.timeout(_IMPORT_SECONDS):
-                said = await asyncio.get_running_loop().sock_recv(ours, forkserver.MAX_MESSAGE_BYTES)
+                said = await asyncio.get_running_loop().sock_recv(ours, _MAX_MESSAGE_BYTES)
         except TimeoutError:
             self._kill(pid, f"was not ready within {_IMPORT_SECONDS:g} s")
         except OSError:
@@ -93,16 +92,21 @@ class ForkServer:
         logger.error("the fork server %s; it is killed", why)
         self._reaper.kill(pid)
 
-    async def fork(self, task: dict[str, Any], descriptors: list[int]) -> int | None:
-        """Return a new worker's process number, or None if the fork server died, or hung and was killed, before it
-        could tell. Wait as long as no fork server is ready."""
+    async def fork(self, task: dict[str, Any], control: int, stderr: int) -> int | None:
+        """Fork a worker for `task` (a `WorkerTask` as JSON values) and return its process number.
+
+        `control` and `stderr` are descriptors: its end of the control socket, and where its libraries print. Return
+        None if the fork server died, or hung and was killed, before it could tell. Wait as long as no fork server is
+        ready. Raise OSError if there is no room for the task.
+        """
         async with self._lock:
             await self._ready.wait()
             self._requests += 1
             asked = self._pid
             try:
-                async with asyncio.timeout(self._fork_seconds):
-                    pid = await self._ask({"id": self._requests, "task": task}, descriptors)
+                with argument_file(task) as argument:
+                    async with asyncio.timeout(self._fork_seconds):
+                        pid = await self._ask(self._requests, [argument.fileno(), control, stderr])
             except TimeoutError:
                 self._kill(asked, f"did not answer within {self._fork_seconds:g} s")
                 pid = None
@@ -110,19 +114,30 @@ class ForkServer:
                 self._ready.clear()
             return pid
 
-    async def _ask(self, request: dict[str, Any], descriptors: list[int]) -> int | None:
+    async def _ask(self, number: int, descriptors: list[int]) -> int | None:
         """Return the new worker's process number, or None if the fork server has died."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-            while data := await loop.sock_recv(self._socket, forkserver.MAX_MESSAGE_BYTES):
+            socket.send_fds(self._socket, [json.dumps({"id": number}).encode()], descriptors)
+            while data := await loop.sock_recv(self._socket, _MAX_MESSAGE_BYTES):
                 answer = json.loads(data)
-                if answer["id"] == request["id"]:  # another is late: its asker has given up, and its worker exits
+                if answer["id"] == number:  # another is late: its asker has given up, and its worker exits
                     return int(answer["pid"])
         except OSError:
             pass
         return None
+
+
+def spawn_worker(task: dict[str, Any], control: int, stderr: int) -> int:
+    """Start a worker that needs no TensorFlow, with an interpreter of its own; return its process number.
+
+    Forked from the fork server, it would carry TensorFlow's 500 MB. The parameters are those of `ForkServer.fork`.
+    Raise OSError.
+    """
+    # NumPy would start a thread for each core, and nothing in a worker multiplies matrices by NumPy.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    return spawn("appliance.worker.process", task, [control], environment=environment, stderr=stderr)
 
 
 class Programs:

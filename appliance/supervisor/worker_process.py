@@ -19,12 +19,11 @@ from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Attempt
 from appliance.supervisor.placement import Placement
-from appliance.supervisor.programs import ForkServer
+from appliance.supervisor.programs import ForkServer, spawn_worker
 from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd, end_of
 from appliance.supervisor.worker_reports import Failure, Progress
-from appliance.worker import spawned as spawned_worker
 from appliance.worker.task import WorkerTask
 from appliance.worker.trials import COPY, PROOF
 from backends.registry import FORKED, backend_for
@@ -130,9 +129,9 @@ class Starter:
             stderr = self._tasks.start(words)
             try:
                 if task.backend in FORKED:
-                    worker.pid = await self._fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+                    worker.pid = await self._fork_server.fork(task.to_json(), theirs.fileno(), write_end)
                 else:
-                    worker.pid = spawned_worker.start(task, theirs.fileno(), write_end)
+                    worker.pid = spawn_worker(task.to_json(), theirs.fileno(), write_end)
             except BaseException:
                 ours.close()
                 raise

@@ -1,19 +1,27 @@
-"""The process of one model version: loads it, tries and warms it up, reports to the supervisor, and serves."""
+"""The process of one model version: loads it, tries and warms it up, reports to the supervisor, and serves.
+
+`python -m appliance.worker.process` begins with an empty interpreter, and is ready in 0.2 s; the fork server's children
+call the same `main`, with TensorFlow imported.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import selectors
+import signal
 import socket
+import sys
 import threading
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 from appliance.config.batching_parameters import of_version
 from appliance.core.errors import ConfigError
 from appliance.core.gpu_devices import gpu_environment
 from appliance.host.memory import resident_bytes
+from appliance.host.processes import set_name, take_argument
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.worker.odd_shapes import try_odd_shapes
 from appliance.worker.serving import Worker
@@ -24,13 +32,34 @@ from backends.contract import Backend, BackendError, Code, IncompleteError, Part
 from backends.domain import ANY, Bounded
 from backends.registry import check_complete
 
-__all__ = ["run_worker"]
+__all__ = ["CONTROL_DESCRIPTOR", "main"]
+
+CONTROL_DESCRIPTOR = 3
+"""The worker's end of its control socket."""
 
 _READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, which it must not break
 
 
-def run_worker(task: WorkerTask, control: socket.socket) -> int:
-    """The life of a worker process; its exit status. It reports to the supervisor in JSON lines on `control`."""
+def main() -> NoReturn:
+    """Be a worker from its start to its end. Its argument is a `WorkerTask`, however the process was started."""
+    status = 1
+    try:
+        task = WorkerTask.from_json(take_argument())
+        set_name("ds-worker" if task.odd_shapes_from is None else "ds-trial")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the terminal: the supervisor ends its workers in order
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        status = _run_worker(task, socket.socket(fileno=CONTROL_DESCRIPTOR))
+    except BaseException:  # noqa: BLE001 - the outer loop of a process
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # Skip the interpreter's teardown: the framework's threads may still use what it would free.
+        os._exit(status)
+
+
+def _run_worker(task: WorkerTask, control: socket.socket) -> int:
+    """Load and serve the model of `task`; return the exit status. Reports go to the supervisor as JSON lines."""
     if task.odd_shapes_from is not None:
         return try_odd_shapes(task, control)
 
@@ -145,3 +174,7 @@ def _exit_with_supervisor(control: socket.socket) -> None:
         if not data:
             os._exit(1)
         return  # a command has come: from now on the main loop reads, and sees the end itself
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
             """A worker; it waits for this process to be its parent, and is ended before it finds that it is not."""
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                worker = await server.fork({}, [theirs.fileno(), theirs.fileno()])
+                worker = await server.fork({"large": "x" * 1_000_000}, theirs.fileno(), theirs.fileno())
             if worker is not None:
                 os.kill(worker, signal.SIGKILL)
             return worker

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 
 from backends.contract import Signature
+from converters.codec import from_json
 from converters.job import run
+from converters.spec import JobSpec
 
 
 def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, list[Mapping[str, np.ndarray]]]:
@@ -18,4 +22,4 @@ def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run(recorded_cases)
+    run(from_json(JobSpec, json.load(sys.stdin)), recorded_cases)
