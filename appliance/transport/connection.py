@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import struct
 import time
@@ -14,14 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
-from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.core.routes import VersionRoute
-from appliance.transport import shared
 from appliance.transport.channel import Channel
 from appliance.transport.wire import (
-    FLAG_DESCRIPTOR,
     FLAG_DRAINING,
-    FLAG_SHARED,
     FLAG_UNPROVEN,
     SEGMENT_ID,
     Buffer,
@@ -30,7 +25,6 @@ from appliance.transport.wire import (
     Packed,
     WireError,
     header,
-    inline,
     predict_meta,
     unpack_arrays,
 )
@@ -86,9 +80,7 @@ class Connection:
             sock.close()
             raise
         self._channel = Channel(sock)
-        self._pool = shared.SegmentPool(SHARED_MEMORY_BYTES)
         self._pending: dict[int, Pending] = {}
-        self._peer_segments: dict[int, int] = {}  # the worker's segments: number → descriptor
         self._next_id = 1
         self._goodbye = False
         self._leaving = False
@@ -103,22 +95,16 @@ class Connection:
         request_id = self._next_id
         self._next_id += 1
         meta = predict_meta(signature, outputs, packed.table)
-        segment = self._pool.acquire(packed.payload_bytes) if packed.payload_bytes >= shared.THRESHOLD_BYTES else None
-        for number in self._pool.forgotten:
-            self._send([header(Kind.FORGET, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
-        self._pool.forgotten.clear()
-        if segment is None:
-            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns)
-            self._send([head + meta, *inline(packed)])
-        else:
-            segment.write(packed.chunks)
-            flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
-            meta = SEGMENT_ID.pack(segment.number) + meta
-            head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns, flags)
-            self._send([head + meta], None if segment.announced else segment.descriptor)
-            segment.announced = True
+        segment = None
+        if self.open:
+            try:
+                sent, segment = self._channel.send_arrays(Kind.PREDICT, request_id, meta, packed, deadline_ns)
+            except EOFError:  # the reader sees the end of file, and fails all pending requests
+                sent = True
+            if not sent:
+                self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
         future: asyncio.Future[Arrays] = self._loop.create_future()
-        pending = Pending(future, None if segment is None else segment.number)
+        pending = Pending(future, segment)
         self._pending[request_id] = pending
         return request_id, pending
 
@@ -151,9 +137,9 @@ class Connection:
         if not self._pending:
             self._close()
 
-    def _send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> None:
-        with contextlib.suppress(EOFError):  # the reader sees the end of file, and fails all pending requests
-            if self.open and not self._channel.send(buffers, descriptor):
+    def _send(self, buffers: Sequence[Buffer]) -> None:
+        with contextlib.suppress(EOFError):  # as above
+            if self.open and not self._channel.send(buffers):
                 self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
@@ -178,7 +164,7 @@ class Connection:
         if frame.kind in (Kind.RESULT, Kind.ERROR):
             pending = self._pending.pop(frame.request_id)
             if pending.segment is not None:
-                self._pool.release(pending.segment)
+                self._channel.release(pending.segment)
             answer: Arrays | Exception = self._result(frame) if frame.kind == Kind.RESULT else _error(frame)
             if not pending.future.done():
                 if isinstance(answer, Exception):
@@ -190,24 +176,15 @@ class Connection:
         elif frame.kind == Kind.GOODBYE:
             self._goodbye = True
         elif frame.kind == Kind.FORGET:
-            descriptor = self._peer_segments.pop(SEGMENT_ID.unpack(frame.meta)[0], None)
-            if descriptor is not None:
-                os.close(descriptor)
+            self._channel.forget(frame)
         else:
             raise WireError(f"a frame of kind {frame.kind}")
 
     def _result(self, frame: Frame) -> Arrays:
         meta, payload = frame.meta, frame.payload
         if payload is None:
-            (number,) = SEGMENT_ID.unpack_from(meta)
-            meta = meta[SEGMENT_ID.size :]
-            if frame.flags & FLAG_DESCRIPTOR:
-                self._peer_segments[number] = self._channel.take_descriptor()
-            try:
-                payload = shared.read(self._peer_segments[number], frame.payload_bytes)
-            except (OSError, MemoryError) as error:
-                raise WireError(f"a shared segment that cannot be read: {error}") from error
-            self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
+            meta, payload = self._channel.shared_payload(frame)
+            self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), frame.meta[: SEGMENT_ID.size]])
         return unpack_arrays(meta, payload)
 
     def _close(self) -> None:
@@ -217,9 +194,6 @@ class Connection:
         self._loop.remove_reader(self._channel.sock.fileno())
         self._loop.remove_writer(self._channel.sock.fileno())
         self._channel.close()
-        self._pool.close()
-        for descriptor in self._peer_segments.values():
-            os.close(descriptor)
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(DrainingError() if self._goodbye else DiedError(self._name))

@@ -1,5 +1,7 @@
 """Shared-memory segments: unlinked files in /dev/shm whose descriptors travel over the Unix socket.
 
+The writer keeps its segments in a `SegmentPool`, the reader those of its peer in `PeerSegments`.
+
 They have no names, so a killed process leaves nothing behind. Segments are reused, because the kernel must clear each
 fresh page (a round trip of 8 MiB took 0.54 ms through the socket, and 0.15 ms through existing pages). Space is
 allocated before use: writing to a full tmpfs would kill the writer with SIGBUS. Segments are written by pwrite, and
@@ -10,12 +12,13 @@ read by pread if the peer is not trusted: a peer that shrinks a file kills any p
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from appliance.transport.wire import Buffer
+from appliance.transport.wire import Buffer, WireError
 
 THRESHOLD_BYTES = 1024 * 1024  # smaller payloads go through the socket: the copy costs little beside running a model
 _DIRECTORY = "/dev/shm"  # noqa: S108 - the kernel's shared memory, no temporary file
@@ -104,6 +107,53 @@ class SegmentPool:
         self._total_bytes -= segment.size
         if segment.announced:
             self.forgotten.append(segment.number)
+
+
+class PeerSegments:
+    """The segments that the peer writes and this side reads, by number.
+
+    A payload from a peer that `is_trusted` is a view of the segment, which the peer does not write again before it has
+    the answer. Another's is a copy, so the segment is free at once.
+    """
+
+    def __init__(self, is_trusted: bool) -> None:
+        self._is_trusted = is_trusted
+        self._segments: dict[int, mmap.mmap | int] = {}  # mappings of a trusted peer's, descriptors of another's
+
+    def add(self, number: int, descriptor: int) -> None:
+        """Take over the descriptor of a new segment. Raise OSError or ValueError if it cannot be mapped."""
+        self.forget(number)
+        if not self._is_trusted:
+            self._segments[number] = descriptor
+            return
+        try:
+            self._segments[number] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+
+    def payload(self, number: int, size: int) -> Buffer:
+        """Return the first `size` bytes of a segment.
+
+        Raise KeyError if its number is unknown, and WireError if it cannot be read.
+        """
+        segment = self._segments[number]
+        if not isinstance(segment, int):
+            return memoryview(segment)[:size]
+        try:
+            return read(segment, size)
+        except (OSError, MemoryError) as error:
+            raise WireError(f"a shared segment that cannot be read: {error}") from error
+
+    def forget(self, number: int) -> None:
+        """Drop a segment that the peer has closed; ignore an unknown number. Payloads keep their mapping alive."""
+        segment = self._segments.pop(number, None)
+        if isinstance(segment, int):
+            os.close(segment)
+
+    def close(self) -> None:
+        """Drop all segments."""
+        for number in list(self._segments):
+            self.forget(number)
 
 
 def _create(size: int) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import select
 import socket
 import threading
@@ -13,19 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from appliance.core.limits import SHARED_MEMORY_BYTES
-from appliance.transport import shared
 from appliance.transport.channel import Channel
 from appliance.transport.wire import (
-    FLAG_DESCRIPTOR,
-    FLAG_SHARED,
     FLAG_UNPROVEN,
-    SEGMENT_ID,
     Buffer,
     Frame,
     Kind,
     header,
-    inline,
     pack_arrays,
 )
 from appliance.worker.batching import Extent
@@ -68,22 +60,13 @@ class Request:
         client = self.client
         with client.lock:
             client.wait_for_room()
-            segment = None
-            if packed.payload_bytes >= shared.THRESHOLD_BYTES and client.open:
-                segment = client.pool.acquire(packed.payload_bytes)
-                for number in client.pool.forgotten:
-                    client.send([header(Kind.FORGET, SEGMENT_ID.size, 0), SEGMENT_ID.pack(number)])
-                client.pool.forgotten.clear()
-            if segment is None:
-                head = header(Kind.RESULT, len(packed.table), packed.payload_bytes, self.request_id)
-                return client.send([head, packed.table, *inline(packed)])
-            segment.write(packed.chunks)
-            flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
-            meta = SEGMENT_ID.pack(segment.number) + packed.table
-            head = header(Kind.RESULT, len(meta), packed.payload_bytes, self.request_id, flags=flags)
-            sent = client.send([head, meta], None if segment.announced else segment.descriptor)
-            segment.announced = True
-            return sent
+            if not client.open:
+                return True
+            try:
+                return client.channel.send_arrays(Kind.RESULT, self.request_id, packed.table, packed)[0]
+            except EOFError:
+                client.open = False
+                return True
 
     def refuse(self, code: Code, message: str, flags: int = 0) -> bool:
         """Send an error; see `Client.send`."""
@@ -102,20 +85,18 @@ class Client:
     """One front's connection. `lock` guards the channel's sending side, the segments and `open`: any thread answers."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.channel = Channel(sock)
-        self.mapped: dict[int, mmap.mmap] = {}
+        self.channel = Channel(sock, trusts_peer=True)
         self.pending: dict[int, Request] = {}
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
-        self.pool = shared.SegmentPool(SHARED_MEMORY_BYTES)
         self.open = True
 
-    def send(self, buffers: Sequence[Buffer], descriptor: int | None = None) -> bool:
+    def send(self, buffers: Sequence[Buffer]) -> bool:
         """Sends or keeps `buffers`; false where something is kept, and the loop must wait for room. Holds `lock`."""
         if not self.open:
             return True
         try:
-            return self.channel.send(buffers, descriptor)
+            return self.channel.send(buffers)
         except EOFError:
             self.open = False
             return True
@@ -137,14 +118,7 @@ class Client:
         """Take a request out of its frame, whose arrays may lie in a segment of the front's."""
         meta, payload = frame.meta, frame.payload
         if payload is None:
-            (number,) = SEGMENT_ID.unpack_from(meta)
-            meta = meta[SEGMENT_ID.size :]
-            if frame.flags & FLAG_DESCRIPTOR:
-                descriptor = self.channel.take_descriptor()
-                self.mapped[number] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-                os.close(descriptor)
-            # A view of its own keeps the mapping alive while the request runs, even when it is forgotten meanwhile.
-            payload = memoryview(self.mapped[number])[: frame.payload_bytes]
+            meta, payload = self.channel.shared_payload(frame)
         return Request(self, frame.request_id, meta, payload)
 
     def say_goodbye(self) -> None:
@@ -159,6 +133,5 @@ class Client:
     def close(self) -> None:
         """Holds `lock`."""
         self.open = False
-        self.pool.close()
         self.channel.close()
         self._room.notify_all()

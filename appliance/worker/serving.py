@@ -271,9 +271,9 @@ class Worker:
                 request.cancelled = True
         elif frame.kind == Kind.RELEASE:
             with client.lock:
-                client.pool.release(*SEGMENT_ID.unpack(frame.meta))
+                client.channel.release(*SEGMENT_ID.unpack(frame.meta))
         elif frame.kind == Kind.FORGET:
-            client.mapped.pop(SEGMENT_ID.unpack(frame.meta)[0], None)
+            client.channel.forget(frame)
         else:
             raise WireError(f"a front sent a frame of kind {frame.kind}")
 
