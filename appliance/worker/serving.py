@@ -1,11 +1,10 @@
-"""Serves a loaded model on a Unix socket: queues, runs, answers.
+"""Serves a loaded model on a Unix socket: reads requests, queues them, and shares them out among threads.
 
-One more thread than `max_concurrent_requests`, all alike: whoever holds `_poll_lock` leads, which is to read and write
-sockets; when there is a request that may run, the leader lets go and runs it itself, and another thread leads. So a
-request that meets an idle worker is not handed from thread to thread, requests are read while others compute, and
-what exceeds the queue is refused at once. Where all threads run, requests that wait are merged; with `enable_batching`
-they wait for each other, and the leader sleeps until the next batch is due. It ends when it has been told to drain
-and has answered everything.
+There is one thread more than `max_concurrent_requests`, and all are alike. The one that holds `_poll_lock` is the
+leader: it reads and writes the sockets. When a request may run, the leader lets go of the lock and runs that request
+itself, and another thread becomes the leader. So an idle worker runs a request in the thread that has read it, requests
+are read while others run, and a request that exceeds the queue is refused at once. While all threads run, waiting
+requests are merged. With `enable_batching` they wait for each other, and the leader sleeps until the next batch is due.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from appliance.config.batching_parameters import BatchingParameters
 from appliance.metrics.recording import WorkerMetrics
@@ -33,13 +30,12 @@ from appliance.transport.wire import (
     Frame,
     Kind,
     WireError,
-    parse_predict_meta,
-    unpack_arrays,
 )
 from appliance.worker.batching import BatchQueue, Entry, Extent, Refusal, RequestQueue
 from appliance.worker.clients import Client, Request
 from appliance.worker.commands import Commands
-from appliance.worker.merging import Call, Inputs, Merging, Outcome, joined
+from appliance.worker.execution import Execution
+from appliance.worker.merging import Inputs, Merging
 from appliance.worker.run_record import RunRecord
 from appliance.worker.run_trace import RunTracer
 from appliance.worker.task import WorkerTask
@@ -54,7 +50,7 @@ _MAX_QUEUE_BYTES = 256 << 20
 class Worker:
     """Serves a loaded backend until it is drained.
 
-    With `batching`, requests wait for each other; without, those of the signatures `mergeable` are merged where they
+    With `batching`, requests wait for each other. Without, requests of the signatures in `mergeable` are merged if they
     wait anyway.
     """
 
@@ -80,19 +76,20 @@ class Worker:
         self._lock = threading.Lock()  # guards the queue and `_running`
         options = task.options
         self._queue: RequestQueue[Request] = RequestQueue(options.max_queue_requests, _MAX_QUEUE_BYTES)
-        self._batches: BatchQueue[Request] | None = None  # in the queue's place, with batching
+        self._batches: BatchQueue[Request] | None = None  # instead of the queue, with batching
         self._concurrency = task.max_concurrent_requests
         if batching is not None:
             self._batches = BatchQueue(batching, options.max_queue_requests, _MAX_QUEUE_BYTES)
             self._concurrency = batching.num_batch_threads or len(os.sched_getaffinity(0))
             if options.max_concurrent_requests:
                 self._concurrency = min(self._concurrency, options.max_concurrent_requests)
-        self.merging = Merging(backend, mergeable if options.merge_waiting_requests else frozenset(), batching)
+        self._merging = Merging(backend, mergeable if options.merge_waiting_requests else frozenset(), batching)
         methods = {name: signature.method_name for name, signature in backend.signatures.items()}
-        self.merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
-        self._tracer = RunTracer(self.merging)
-        # A thread leads while the others run.
+        self._merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
+        self._tracer = RunTracer(self._merging)
+        # One thread leads while the others run.
         self._record = RunRecord(task.record_path, self._concurrency + 1, backend.signatures, task.is_watched)
+        self._execution = Execution(self._merging, self._record, batching is not None, self._on_sent)
         self._running = 0
         self._draining = False
         self._drained = False
@@ -103,7 +100,7 @@ class Worker:
         self._blocked: deque[Client] = deque()
 
     def run(self) -> None:
-        """Serves; returns when drained."""
+        """Serve until the supervisor has said to drain and every request is answered."""
         self._control.setblocking(False)
         self._listener.setblocking(False)
         register = self._selector.register
@@ -117,34 +114,39 @@ class Worker:
             client.say_goodbye()
 
     def note_answered(self, answered: Mapping[str, Inputs]) -> None:
-        """Notes that requests like these, by signature, were answered before it serves."""
+        """Note that requests like these (inputs by signature) were answered before it serves."""
         for signature, inputs in answered.items():
             self._record.answered(self._record.number_of(signature, inputs))
 
     def _work(self, thread: int) -> None:
-        """The thread of this index: leads, runs, leads again. Returns when drained."""
+        """Lead, run and lead again, as the thread with this index, until the worker is drained."""
         row = self._record.row(thread)
         try:
             while True:
                 with self._poll_lock:
                     work = self._next()
                 while work:
-                    self._run(work, row)
+                    self._execution.run(work, row)
                     work = self._finish()
                 if self._drained:
                     return
-        except BaseException:  # noqa: BLE001 - the outer loop of a thread: without it the process would only limp
+        except BaseException:  # noqa: BLE001 - the outer loop of a thread: a worker that lacks one is restarted
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
 
     @property
     def waiting(self) -> int:
-        """The requests in the queue."""
+        """The number of requests in the queue."""
         return len(self._queue if self._batches is None else self._batches)
 
+    @property
+    def connected(self) -> int:
+        """The number of fronts that are connected."""
+        return len(self._clients)
+
     def _next(self) -> list[Entry[Request]]:
-        """Polls until something may run, and takes it; nothing when all is drained. Holds `_poll_lock`."""
+        """Poll until requests may run, and return them; none if all is drained. The caller holds `_poll_lock`."""
         while not self._drained:
             seconds = None
             with self._lock:
@@ -167,38 +169,38 @@ class Worker:
         return []
 
     def _finish(self) -> list[Entry[Request]]:
-        """Ends one run, and takes what has waited meanwhile."""
+        """Count a run as ended, and return the requests that this thread runs next; none if there are none."""
         with self._lock:
             work = self._take()
             if not work:
                 self._running -= 1
             self._tell_queue()
         if not work and (self._draining or self._batches):
-            self._wake()  # the leader looks whether this was the last, and until when it may sleep
+            self._wake()  # the leader checks whether that was the last run, and when a batch is due
         return work
 
     def _tell_queue(self) -> None:
-        """Tells the metrics what waits and runs. Holds `_lock`."""
+        """Tell the metrics what waits and runs. The caller holds `_lock`."""
         nbytes = (self._queue if self._batches is None else self._batches).nbytes
         self._metrics.queue(self.waiting, nbytes, self._running)
 
     def _take(self) -> list[Entry[Request]]:
-        """What the calling thread, which counts as running, is to run. Holds `_lock`."""
+        """Take what this thread, which is counted as running, is to run. The caller holds `_lock`."""
         if self._batches is not None:
             return self._batches.take(time.monotonic_ns(), self._draining) or []
         entry = self._queue.take()
         if entry is None:
             return []
-        # While other threads are free, what waits goes to them: a merged request must not take longer than alone.
-        if self._queue and self._running >= self._concurrency and self.merging.mergeable:
+        # Waiting requests go to free threads first, because a merged request takes longer than one alone.
+        if self._queue and self._running >= self._concurrency and self._merging.mergeable:
             return self._queue.take_like(entry, self._extent_of, self._task.options.max_merged_batch_size)
         return [entry]
 
     def _extent_of(self, request: Request) -> Extent | None:
         if not hasattr(request, "extent"):
             try:
-                request.extent = self.merging.extent(request.meta)
-            except WireError:  # it is answered when it runs
+                request.extent = self._merging.extent(request.meta)
+            except WireError:  # the request gets this error when it runs
                 request.extent = None
         return request.extent
 
@@ -280,7 +282,7 @@ class Worker:
     def _on_predict(self, client: Client, frame: Frame) -> None:
         request = client.request_of(frame)
         if self._draining:
-            self._sent(client, request.refuse(Code.UNAVAILABLE, "the version is being unloaded", FLAG_DRAINING))
+            self._on_sent(client, request.refuse(Code.UNAVAILABLE, "the version is being unloaded", FLAG_DRAINING))
             return
         entry = Entry(request, frame.payload_bytes, frame.deadline_ns)
         client.pending[frame.request_id] = request
@@ -288,7 +290,7 @@ class Worker:
         if refusal is None:
             return
         client.pending.pop(frame.request_id, None)
-        self._sent(client, request.refuse(refusal.code, refusal.message))
+        self._on_sent(client, request.refuse(refusal.code, refusal.message))
 
     def _enqueue(self, entry: Entry[Request]) -> Refusal | None:
         with self._lock:
@@ -304,7 +306,7 @@ class Worker:
 
     def _enqueue_for_batch(self, entry: Entry[Request], batches: BatchQueue[Request]) -> Refusal | None:
         try:
-            found = self.merging.place(entry.item.meta)
+            found = self._merging.place(entry.item.meta)
         except BackendError as error:
             return Refusal(error.code, error.message)
         entry.item.extent = found.extent
@@ -316,114 +318,8 @@ class Worker:
             self._tell_queue()
             return refusal
 
-    # -- running -----------------------------------------------------------------------------------------------
-
-    def _run(self, work: list[Entry[Request]], row: int) -> None:
-        """Runs what was taken together, and ends each request of it."""
-        if self._batches is None and len(work) == 1:
-            self._run_one(work[0], row)
-            return
-        signature = ""
-        outputs: Sequence[str] = ()
-        wanted: list[Entry[Request]] = []
-        calls: list[Call] = []
-        for entry in work:
-            if entry.stop is None:
-                entry.item.client.pending.pop(entry.item.request_id, None)
-            try:
-                _check_wanted(entry)
-                # The same for all: the queue gives together what agrees in them.
-                signature, outputs, table = parse_predict_meta(entry.item.meta)
-                calls.append(_call(entry, unpack_arrays(table, entry.item.payload)))
-                wanted.append(entry)
-            except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
-                self._end(entry, outputs, error)
-        if not self._record.merges:
-            for entry, call in zip(wanted, calls, strict=True):
-                self._end(entry, outputs, self._run_calls(row, signature, outputs, [call])[0])
-        elif calls:
-            for entry, outcome in zip(wanted, self._run_calls(row, signature, outputs, calls), strict=True):
-                self._end(entry, outputs, outcome)
-
-    def _run_calls(self, row: int, signature: str, outputs: Sequence[str], calls: Sequence[Call]) -> list[Outcome]:
-        """What comes of `calls`, which are on record while they run together."""
-        numbers = [self._record.number_of(signature, call.inputs) for call in calls]
-        inputs = calls[0].inputs if len(calls) == 1 else None
-        kinds = set(numbers)
-        is_alone = self._record.is_watching and self._record.watch(row, kinds, inputs)
-        self._record.begin_together(row, kinds)
-        try:
-            outcomes = self.merging.run(signature, outputs, calls)
-            for number, outcome in zip(numbers, outcomes, strict=True):
-                if not isinstance(outcome, Exception):
-                    self._record.answered(number)
-        finally:
-            self._record.end_together(row)
-            if is_alone:
-                self._record.unwatch()
-        return outcomes
-
-    def _run_one(self, entry: Entry[Request], row: int) -> None:
-        """The same for one request without batching, which is the path of almost all: it takes no detour."""
-        request = entry.item
-        request.client.pending.pop(request.request_id, None)
-        try:
-            _check_wanted(entry)
-            signature, outputs, table = parse_predict_meta(request.meta)
-            inputs = unpack_arrays(table, request.payload)
-            record = self._record
-            number = record.number_of(signature, inputs)
-            is_alone = record.is_watching and record.watch(row, (number,), inputs)
-            record.begin(row, number)
-            try:
-                arrays = self.merging.execute(signature, outputs, inputs)
-                record.answered(number)
-            finally:
-                record.end(row)
-                if is_alone:
-                    record.unwatch()
-            self._sent(request.client, request.answer(list(zip(outputs, arrays, strict=True))))
-        except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
-            self._sent(request.client, request.fail(error))
-
-    def _end(self, entry: Entry[Request], outputs: Sequence[str], outcome: Outcome) -> None:
-        """Answers the request, or keeps what came of a part of it until the others have come."""
-        request = entry.item
-        if entry.stop is not None:
-            with self._lock:
-                request.parts[entry.start] = outcome
-                request.unfinished -= entry.stop - entry.start
-                if request.unfinished:
-                    return
-            request.client.pending.pop(request.request_id, None)
-            outcome = joined([request.parts[start] for start in sorted(request.parts)])
-        if isinstance(outcome, Exception):
-            self._sent(request.client, request.fail(outcome))
-            return
-        try:
-            self._sent(request.client, request.answer(list(zip(outputs, outcome, strict=True))))
-        except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
-            self._sent(request.client, request.fail(error))
-
-    def _sent(self, client: Client, sent: bool) -> None:
-        """Has the leader send what is kept of an answer."""
-        if not sent:
+    def _on_sent(self, client: Client, done: bool) -> None:
+        """Have the leader send the rest of an answer that is not `done`."""
+        if not done:
             self._blocked.append(client)
             self._wake()
-
-
-def _check_wanted(entry: Entry[Request]) -> None:
-    """Raises BackendError where the request need not run any more."""
-    if entry.item.cancelled:
-        raise BackendError(Code.CANCELLED, "nobody waits for this request any more")
-    if entry.deadline_ns and time.monotonic_ns() > entry.deadline_ns:
-        raise BackendError(Code.DEADLINE_EXCEEDED, "the deadline passed while the request waited")
-
-
-def _call(entry: Entry[Request], inputs: dict[str, np.ndarray]) -> Call:
-    """What `entry` asks the backend for; only its rows where it is a part of a request."""
-    if entry.stop is not None:
-        part = slice(entry.start, entry.stop)
-        return Call({name: array[part] for name, array in inputs.items()}, entry.stop - entry.start)
-    assert entry.item.extent is not None  # what has none runs alone
-    return Call(inputs, entry.item.extent.rows)

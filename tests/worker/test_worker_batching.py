@@ -338,7 +338,7 @@ def test_requests_that_nobody_waits_for_are_left_out(start: Start) -> None:
     harness.front.send(4, 4)
     harness.waits(4)
     gone.channel.close()
-    eventually(lambda: len(harness.worker._clients) == 1, "the front that went is noticed")
+    eventually(lambda: harness.worker.connected == 1, "the front that went is noticed")
     eventually(lambda: time.monotonic_ns() > deadline_ns, "the deadline passes")
     harness.backend.permits.release(2)
     assert harness.runs() == [4]
