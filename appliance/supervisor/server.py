@@ -34,7 +34,7 @@ from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, first_models, log_warnings
-from appliance.supervisor.odd_shapes import OddShapes
+from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
@@ -99,7 +99,7 @@ class Supervisor:
             options.cache_dir,
             options.cache_max_bytes,
         )
-        self._odd_shapes = OddShapes(self._controller, self._models.options_of, self._tasks)
+        self._odd_shapes = OddShapeTrials(self._controller, self._models.options_of, self._tasks)
         self._published = 0  # the manager's revision that the fronts have
         self._ready = False
         self._leaving = False  # it still serves, but is not ready any more

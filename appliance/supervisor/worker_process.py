@@ -39,7 +39,7 @@ class WorkerProcess:
     options: ModelOptions
     form: Form | None
     preparing: asyncio.Task[Form | None] | None = None  # what finds its form, before there is a process
-    odd_shapes_from: int | None = None  # it serves nobody: see `appliance.worker.odd_shapes`
+    odd_shapes_from: int | None = None  # it serves nobody: see `appliance.worker.odd_shape_trial`
     pid: int | None = None
     socket_path: str = ""
     record_path: str = ""

@@ -23,7 +23,7 @@ from appliance.core.gpu_devices import gpu_environment
 from appliance.host.memory import resident_bytes
 from appliance.host.processes import set_name, take_argument
 from appliance.metrics.recording import Recorder, WorkerMetrics
-from appliance.worker.odd_shapes import try_odd_shapes
+from appliance.worker.odd_shape_trial import try_odd_shapes
 from appliance.worker.serving import Worker
 from appliance.worker.task import WorkerTask, loader_of
 from appliance.worker.trials import Fatal, check_memory

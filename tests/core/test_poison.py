@@ -16,7 +16,7 @@ from appliance.core.routes import VersionRoute
 from appliance.core.servable import Form, PublicState, ServableId
 from appliance.host.processes import fatal_signal
 from appliance.supervisor.worker_end import what_was_fatal
-from appliance.worker.odd_shapes import odd_inputs
+from appliance.worker.odd_shape_trial import odd_inputs
 from appliance.worker.run_record import RunRecord, read_record
 from backends.contract import Signature, TensorSpec
 from tests.support.manager_host import Host

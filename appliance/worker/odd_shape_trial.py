@@ -1,7 +1,8 @@
-"""Requests whose shapes contradict the signature, run once in a process that is there to be lost.
+"""A process that runs requests of odd shapes, and may die of them: shapes that the signature does not declare.
 
-What TensorFlow answers or refuses is its own affair. What ends the process, as a failed CHECK in a kernel does, would
-end the version's too: the supervisor, which reads what the process ran, has it refused.
+TensorFlow may answer such a request or refuse it. But a request that kills this process, as a failed CHECK in a kernel
+does, would kill the version's worker too. The supervisor reads in the run record which request it was, and has such
+requests refused.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ _OUT_OF_MEMORY_SCORE = "900"
 
 
 def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
-    """The life of such a process; its exit status. It says on `control` which input it is at, and how it ended."""
+    """Load the model of `task` and run the odd inputs from number `task.odd_shapes_from` on; return the exit status.
+
+    JSON lines on `control` tell the supervisor which input is run ("trying"), and how it ended: "tried", or "skipped"
+    with the reason.
+    """
 
     def report(event: str, **details: Any) -> None:
         control.sendall(json.dumps({"event": event, **details}).encode() + b"\n")
@@ -77,7 +82,7 @@ def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
 
 
 def odd_inputs(signature: Signature) -> Iterator[Mapping[str, np.ndarray]]:
-    """Inputs of which one has a rank or a size that `signature` does not declare; the likeliest mistakes first."""
+    """Yield inputs of which one has a rank or size that `signature` does not declare, the likeliest mistakes first."""
     specs = {name: spec for name, spec in signature.inputs.items() if name not in signature.defaults}
     shapes = [zip(itertools.repeat(name), _odd_shapes(spec)) for name, spec in specs.items()]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*shapes))
@@ -88,11 +93,11 @@ def odd_inputs(signature: Signature) -> Iterator[Mapping[str, np.ndarray]]:
 
 
 def _odd_shapes(spec: TensorSpec) -> Iterator[tuple[int, ...]]:
-    if spec.shape is None:  # nothing contradicts it
+    if spec.shape is None:  # every shape is declared
         return
     usual = tuple(1 if size < 0 else size for size in spec.shape)
     rank = len(usual)
-    # A bare list of numbers, a row without its batch, a batch of batches; then what is left.
+    # A bare list of numbers, a row without its batch dimension, a batch of batches; then the other ranks.
     ranks = [other for other in (1, rank - 1, rank + 1, 0, *range(2, rank - 1)) if other != rank and other >= 0]
     for other in dict.fromkeys(ranks):
         yield (1,) * (other - rank) + usual[max(rank - other, 0) :]
@@ -108,7 +113,7 @@ def _shapes(name: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _folder_bytes(path: str) -> int:
-    """The size of the files of a version, which is about the memory that it takes."""
+    """Return the size of a version's files, which is about the memory that the loaded model takes."""
     found = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -118,8 +123,7 @@ def _folder_bytes(path: str) -> int:
 
 
 def _yield_to_others() -> None:
-    """Has this process run where a core has nothing else to do, be the first to go when memory runs out, and leave no
-    core file: a crash is expected here."""
+    """Give this process the lowest priority for processor and memory, and let it leave no core file when it crashes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         os.nice(19)

@@ -1,5 +1,7 @@
-"""Tries inputs of odd shapes on each version that TensorFlow can run, in processes that are there to be lost: what ends
-one is refused before a client finds it."""
+"""Tries inputs of odd shapes on each version that TensorFlow can run, in processes that may die of them.
+
+Requests that kill such a process are refused from then on, before a client sends one.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from backends.registry import backend_for
 
-_SETTLE_SECONDS = 2.0  # the version answers its first requests, and other versions load, undisturbed
-_MAX_PROCESSES = 8  # each but the last was lost: a model may die of every rank but its own
+_SETTLE_SECONDS = 2.0  # the version's first requests and the loads of other versions come first
+_MAX_PROCESSES = 8  # each but the last has died: a model may die of every rank but its own
 _SECONDS = 120.0
 _MARGIN_SECONDS = 30.0  # for one process, besides its load
 
 
-class OddShapes:
-    """`options_of(model)` are a model's options."""
+class OddShapeTrials:
+    """The trials of all versions, one at a time. `options_of(model)` returns a model's options."""
 
     def __init__(
         self,
@@ -37,12 +39,12 @@ class OddShapes:
         self._options_of = options_of
         self._tasks = tasks
         self._begun: dict[ServableId, str] = {}  # the digest of the files that were tried last
-        self._looked = 0  # the manager's revision then
-        self._one = asyncio.Lock()  # each takes the memory of a model
+        self._looked = 0  # the manager's revision at the last look
+        self._one = asyncio.Lock()  # each trial takes the memory of a model
         self._processes = 0
 
     def look(self, workers: Workers) -> None:
-        """Start what is to be done for versions that have become available, and forget those that are gone."""
+        """Start the trials of versions that have become available, and forget the versions that are gone."""
         if self._manager.revision == self._looked:
             return
         self._looked = self._manager.revision
