@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class DiedError(ServingError):
-    """The worker ended while it held the request."""
+    """The worker ended while it had the request, which may have run."""
 
     def __init__(self, name: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Inputs that are made up to try a signature with, from the plainest to what few models take."""
+"""Makes inputs to try a signature with: plain ones first, then those that only few models take."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Attempt", "Made", "attempts"]
 
 _UNKNOWN_SIZES = (1, 8, 32, 224)
 _SAMPLES = 16_000  # a second of sound
-_ROWS = 8  # where one is too few: a first dimension may be time, not a batch
+_ROWS = 8  # for models that need several: a first dimension may be time instead of a batch
 _ID_RANGES = (10, 2)
-# What an input of unknown rank may be besides [batch], and the size of its unknown dimensions.
+# Shapes besides [batch] for an input of unknown rank, each with the size of its unknown dimensions.
 _SHAPES = (((), 1), ((-1, -1), 1), ((-1, -1), 8), ((-1, -1, -1), 8), ((-1, -1, -1, 3), 32))
 _STRINGS = (
     (b"", b"0", b"1", b"-1.5", b"a", b"alpha", b"Zz", b"\xc3\xa9", b"the quick brown fox"),
@@ -30,7 +30,7 @@ _STRINGS = (
 
 
 def _png(size: int = 32) -> bytes:
-    """A grey RGB image, which TensorFlow's decoders of JPEG and GIF take too."""
+    """Return a grey RGB image as a PNG, which TensorFlow's decoders of JPEG and GIF take too."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -41,21 +41,25 @@ def _png(size: int = 32) -> bytes:
 
 
 def _wav() -> bytes:
-    """A tenth of a second of silence: 16 bits, one channel, 16 kHz."""
+    """Return a tenth of a second of silence as a WAV: 16 bits, one channel, 16 kHz."""
     data = bytes(3200)
     form = struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-# Contents of files; and a text that is the name of nothing, and unlike the others (see `verdicts`).
+# Contents of files; and a name that stands for nothing and differs from the other texts (see `verdicts`).
 _ODD_STRINGS = (_png(), base64.urlsafe_b64encode(_png()).rstrip(b"="), _wav(), b"nosuchname")
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is left open by a signature: sizes of unknown dimensions, ranges of values, strings (the plainest first),
-    and the shape of what has no rank."""
+    """A choice of what a signature leaves open.
+
+    `unknown` is the size of unknown dimensions but the first, `rows` the size of the first. Ids lie in
+    [0, `id_range`), floats in [0, `float_range`). `shape` is that of inputs of unknown rank. The plainest string is
+    the first.
+    """
 
     unknown: int = 1
     id_range: int = _ID_RANGES[0]
@@ -67,14 +71,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Draws inputs made from a signature; those with a default are left out, as most clients do."""
+    """Draws inputs for a signature. Inputs with a default are left out, as most clients do."""
 
     signature: Signature
     attempt: Attempt
     examples: LearnedExamples = field(default_factory=LearnedExamples)
 
     def __call__(self, count: int, seed: int) -> Mapping[str, np.ndarray]:
-        """Inputs of `count` rows. Raises TooLargeError."""
+        """Return inputs of `count` rows, the same for the same `seed`. Raise TooLargeError."""
         attempt = self.attempt
         strings: Sequence[bytes] = attempt.strings if seed else attempt.strings[:1]
         if self.examples:
@@ -96,7 +100,7 @@ class Made:
 
 
 def attempts(signature: Signature) -> Iterator[Attempt]:
-    """The plainest first; only what the signature leaves open varies. The same signature gives the same ones."""
+    """Yield attempts, the plainest first. Only what the signature leaves open varies; the order is always the same."""
     specs = signature.inputs.values()
     sizes = _UNKNOWN_SIZES if any(_has_open_size(spec) for spec in specs) else _UNKNOWN_SIZES[:1]
     ids = any(spec.element.numpy.kind in "iu" and spec.dtype != "uint8" for spec in specs)
@@ -106,7 +110,7 @@ def attempts(signature: Signature) -> Iterator[Attempt]:
         _STRINGS if texts else _STRINGS[:1], sizes, _ID_RANGES if ids else _ID_RANGES[:1]
     ):
         yield Attempt(unknown, id_range, strings=strings)
-    # What fewer models need, one thing at a time.
+    # Then what only some models need, one at a time.
     id_range = _ID_RANGES[-1]
     if any(spec.shape is None for spec in specs):
         for shape, unknown in _SHAPES:

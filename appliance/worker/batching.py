@@ -1,7 +1,7 @@
-"""The queues of one version, with and without batching. Pure: the caller holds the lock and says the time.
+"""The queues of one version, with and without batching. Pure: the caller holds the lock and passes the time.
 
-`RequestQueue` lets nobody wait for others: it gives one request, and those that wait anyway and may run with it.
-`BatchQueue` is for `enable_batching`: requests wait for each other, in the manner of TensorFlow's
+In a `RequestQueue` no request waits for others: it gives the oldest request, with others that wait and may run with it.
+In a `BatchQueue`, for `enable_batching`, requests wait for each other, as in TensorFlow's
 `core/kernels/batching_util/shared_batch_scheduler.h`.
 """
 
@@ -17,17 +17,17 @@ from backends.contract import Code
 
 T = TypeVar("T")
 
-# So many requests that cannot run with the one at hand are stepped over to find one that can: the search is made with
-# the lock held, and one who is passed over for long must not pay for it.
+# The most requests that a search for others to merge with steps over. The search holds the lock, and a request that is
+# stepped over again and again must not wait for long.
 _MAX_PASSED_OVER = 64
 
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
-    """A request that waits, or, where a large one was split, some of its rows: `start` to `stop` (None: to its end).
+    """A waiting request, or the rows from `start` to `stop` of one that was split; `stop` is None for a whole one.
 
-    `deadline_ns` is in CLOCK_MONOTONIC nanoseconds, 0 for none. `last` is false for all parts of a split request but
-    the last.
+    `deadline_ns` is in CLOCK_MONOTONIC nanoseconds, 0 for none. `last` is true for a whole request and for the last
+    part of a split one.
     """
 
     item: T
@@ -39,7 +39,7 @@ class Entry(Generic[T]):
 
 
 class Extent(NamedTuple):
-    """What requests must share to run together, and the rows (dimension 0 of every input) of this one."""
+    """What a request may be merged with: others of its `group`. `rows` is the size of dimension 0 of all its inputs."""
 
     group: Hashable
     rows: int
@@ -55,8 +55,7 @@ class Refusal(NamedTuple):
 class RequestQueue(Generic[T]):
     """First in, first out; at most `max_requests` and `max_bytes` wait.
 
-    A request that finds the queue empty is taken whatever its size: a limit on bytes must not make a model refuse
-    what it could run.
+    An empty queue takes a request of any size, so that the limit on bytes refuses nothing that could run alone.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -69,19 +68,19 @@ class RequestQueue(Generic[T]):
         return len(self._entries)
 
     def offer(self, entry: Entry[T]) -> str | None:
-        """Queues `entry`, or says why not: the limit that it meets, with its value."""
+        """Queue `entry` and return None, or return which limit refuses it, with its value."""
         reason = _limit_met(len(self._entries), self._max_requests, self.nbytes, entry.nbytes, self._max_bytes)
         if reason is None:
             self.push(entry)
         return reason
 
     def push(self, entry: Entry[T]) -> None:
-        """Queues `entry` whatever the limits: a thread is free, so it does not wait."""
+        """Queue `entry` despite the limits: a thread is free, so it does not wait."""
         self._entries.append(entry)
         self.nbytes += entry.nbytes
 
     def take(self) -> Entry[T] | None:
-        """The request that has waited longest, or None."""
+        """Remove and return the request that has waited longest; None if the queue is empty."""
         if not self._entries:
             return None
         entry = self._entries.popleft()
@@ -89,11 +88,11 @@ class RequestQueue(Generic[T]):
         return entry
 
     def take_like(self, first: Entry[T], extent_of: Callable[[T], Extent | None], max_rows: int) -> list[Entry[T]]:
-        """`first`, which was just taken, and those that may run with it, in the order in which they came.
+        """Remove the requests that may run with `first`, which was taken just before; return them after it, in order.
 
-        `extent_of` says what a request is, None for one that runs alone. All of them together have at most `max_rows`
-        rows, unless `first` alone has more. The first of its kind that has too many ends the search, so that among its
-        kind no request overtakes another.
+        `extent_of` returns None for a request that is never merged. Together they have at most `max_rows` rows, unless
+        `first` alone has more. The search ends at the first request of the group that has too many rows, so that
+        requests of one group never overtake each other.
         """
         taken = [first]
         extent = extent_of(first.item)
@@ -127,10 +126,10 @@ class _Batch(Generic[T]):
 class BatchQueue(Generic[T]):
     """Requests that wait for each other, in batches: one queue of them for each `queue` key (signature and outputs).
 
-    A batch takes requests of one `group` (what may be concatenated). It is closed when it has the rows that may run at
-    once, or when the next request does not fit any more; an open one may run too, from `batch_timeout_micros` after
-    its first request came. At most `max_enqueued_batches` wait in each queue, and in all at most `max_requests` and
-    `max_bytes`. Batches run in the order in which their first requests came.
+    A batch takes requests of one `group`. It is closed, and may run, when it has the rows that may run at once, or when
+    the next request does not fit. An open batch may run from `batch_timeout_micros` after its first request came. At
+    most `max_enqueued_batches` wait in each queue, and at most `max_requests` and `max_bytes` in all queues together.
+    Batches run in the order in which their first requests came.
     """
 
     def __init__(self, parameters: BatchingParameters, max_requests: int, max_bytes: int) -> None:
@@ -139,10 +138,10 @@ class BatchQueue(Generic[T]):
         self._limit = parameters.max_execution_batch_size
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        # All batches wait equally long, so the dictionary's order, which is that of opening, is also that of closing.
+        # In the order in which they were opened, which is that in which they are due: all wait equally long.
         self._open: dict[tuple[Hashable, Hashable], _Batch[T]] = {}
         self._closed: deque[_Batch[T]] = deque()
-        self._batches: dict[Hashable, int] = {}  # how many wait in each queue, where any does
+        self._batches: dict[Hashable, int] = {}  # how many wait in each queue that has any
         self._requests = 0
         self.nbytes = 0
 
@@ -150,13 +149,16 @@ class BatchQueue(Generic[T]):
         return self._requests
 
     def offer(self, entry: Entry[T], queue: Hashable, extent: Extent, now_ns: int, idle: int = 0) -> Refusal | None:
-        """Queues `entry`, or says why not. `idle` threads are free to take batches: so many more may wait."""
+        """Queue `entry` and return None, or return why it is refused.
+
+        `now_ns` is in CLOCK_MONOTONIC nanoseconds. `idle` threads are free to take batches: so many more may wait.
+        """
         refusal = self._refusal(entry, queue, extent, idle)
         if refusal is not None:
             return refusal
         self._requests += 1
         self.nbytes += entry.nbytes
-        if not extent.rows:  # it has nothing to share, and what cuts off padding would take it for all rows
+        if not extent.rows:  # it runs alone: there is no row to pad it with
             batch = self._new(queue, now_ns)
             batch.entries.append(entry)
             self._closed.append(batch)
@@ -177,9 +179,9 @@ class BatchQueue(Generic[T]):
         return None
 
     def take(self, now_ns: int, drain: bool = False) -> list[Entry[T]] | None:
-        """The requests of the batch that is next to run, or None where each must still wait.
+        """Remove and return the requests of the next batch to run; None if all batches must still wait.
 
-        With `drain` no batch waits for more requests.
+        `now_ns` is in CLOCK_MONOTONIC nanoseconds. With `drain` no batch waits for more requests.
         """
         closed = self._closed[0] if self._closed else None
         for key, batch in self._open.items():
@@ -193,7 +195,7 @@ class BatchQueue(Generic[T]):
 
     @property
     def due_ns(self) -> int | None:
-        """When `take` gives something if no request comes: 0 for at once, None for never."""
+        """When `take` next gives a batch if no request comes, in CLOCK_MONOTONIC nanoseconds: 0 now, None never."""
         if self._closed:
             return 0
         for batch in self._open.values():
@@ -235,8 +237,10 @@ class BatchQueue(Generic[T]):
         return 0 if batch is None else self._limit - batch.rows
 
     def _parts(self, entry: Entry[T], rows: int, room: int) -> Sequence[tuple[Entry[T], int]]:
-        """`entry` with its rows; where it must be split, its parts: the first fills the open batch, the others hold as
-        much as one batch can."""
+        """Return `entry` with its rows, or its parts if it must be split.
+
+        The first part fills the open batch, which has `room` for so many rows; the others are as large as a batch.
+        """
         if rows <= (room or self._limit) or not self._parameters.enable_large_batch_splitting:
             return [(entry, rows)]
         parts: list[tuple[Entry[T], int]] = []

@@ -1,4 +1,4 @@
-"""The fronts that a worker serves: their connections, and the requests that came by them, from arrival to answer."""
+"""A worker's end of the fronts' connections, and the requests that came by them, from arrival to answer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from backends.domain import UnprovenError
 
 __all__ = ["Client", "Request"]
 
-# While more than this waits for a front to read it, running threads wait with their next answer. A front that reads
-# nothing for so long is broken: its connection is closed.
+# If more than this is unsent, threads wait before they send their next answer to that front. The connection of a front
+# that reads nothing for `_ROOM_SECONDS` is closed.
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
@@ -37,8 +37,9 @@ _GOODBYE_SECONDS = 10.0
 class Request:
     """One request between its arrival and its answer.
 
-    `extent` is what it may be merged with, None for nothing; it is there once it was asked for. `unfinished` counts the
-    rows of a split request that have not run, and `parts` are what came of the others, by their first row.
+    `extent` says what it may be merged with; None means that it runs alone. It is set when the queue first needs it.
+    `unfinished` is the number of rows of a split request that have not run, and `parts` has the outcomes of the others,
+    by their first row.
     """
 
     __slots__ = ("cancelled", "client", "extent", "meta", "parts", "payload", "request_id", "unfinished")
@@ -55,7 +56,7 @@ class Request:
         self.cancelled = False
 
     def answer(self, arrays: list[tuple[str, np.ndarray]]) -> bool:
-        """Send the outputs; see `Client.send`. Waits while much is unsent to this front."""
+        """Send the outputs, once the front has read enough of what was sent; return what `Client.send` returns."""
         packed = pack_arrays(arrays)
         client = self.client
         with client.lock:
@@ -69,20 +70,20 @@ class Request:
                 return True
 
     def refuse(self, code: Code, message: str, flags: int = 0) -> bool:
-        """Send an error; see `Client.send`."""
+        """Send an error; return what `Client.send` returns. `flags` are those of `transport.wire`."""
         meta = bytes([code]) + message.encode()[:65536]
         with self.client.lock:
             return self.client.send([header(Kind.ERROR, len(meta), 0, self.request_id, flags=flags), meta])
 
     def fail(self, error: Exception) -> bool:
-        """Send what became of the request instead of an answer."""
+        """Send `error` instead of an answer; return what `Client.send` returns."""
         if isinstance(error, BackendError):
             return self.refuse(error.code, error.message, FLAG_UNPROVEN if isinstance(error, UnprovenError) else 0)
         return self.refuse(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 class Client:
-    """One front's connection. `lock` guards the channel's sending side, the segments and `open`: any thread answers."""
+    """One front's connection. Any thread answers, so `lock` guards `open` and the sending side of the channel."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.channel = Channel(sock, trusts_peer=True)
@@ -92,7 +93,7 @@ class Client:
         self.open = True
 
     def send(self, buffers: Sequence[Buffer]) -> bool:
-        """Sends or keeps `buffers`; false where something is kept, and the loop must wait for room. Holds `lock`."""
+        """Send `buffers`; return False if a part must wait for room in the socket. The caller holds `lock`."""
         if not self.open:
             return True
         try:
@@ -102,27 +103,30 @@ class Client:
             return True
 
     def flush(self) -> bool:
-        """Sends what was kept; true when nothing is left. Raises EOFError where the front is gone. Holds `lock`."""
+        """Send what was kept; return whether nothing is left. The caller holds `lock`.
+
+        Raise EOFError if the front is gone.
+        """
         done = self.channel.flush()
         self._room.notify_all()
         return done
 
     def wait_for_room(self) -> None:
-        """Waits while much is unsent: a running thread's turn, for the leader sends it. Holds `lock`."""
+        """Wait until the leader has sent enough of what is kept. The caller, not the leader, holds `lock`."""
         while self.open and self.channel.unsent_bytes > _MAX_UNSENT_BYTES:
             if not self._room.wait(_ROOM_SECONDS) and self.open:
                 self.open = False
-                self.channel.sock.shutdown(socket.SHUT_RDWR)  # the leader sees the end
+                self.channel.sock.shutdown(socket.SHUT_RDWR)  # the leader then sees the end of the file
 
     def request_of(self, frame: Frame) -> Request:
-        """Take a request out of its frame, whose arrays may lie in a segment of the front's."""
+        """Return the request in a PREDICT frame. Raise as `Channel.shared_payload`."""
         meta, payload = frame.meta, frame.payload
         if payload is None:
             meta, payload = self.channel.shared_payload(frame)
         return Request(self, frame.request_id, meta, payload)
 
     def say_goodbye(self) -> None:
-        """Send what is kept, and close: what has no answer by now did not run."""
+        """Tell the front that requests without an answer did not run, send what is kept, and close the connection."""
         with self.lock, contextlib.suppress(EOFError, OSError):
             self.send([header(Kind.GOODBYE, 0, 0)])
             deadline = time.monotonic() + _GOODBYE_SECONDS
@@ -131,7 +135,7 @@ class Client:
         self.channel.close()
 
     def close(self) -> None:
-        """Holds `lock`."""
+        """Close the connection. The caller holds `lock`."""
         self.open = False
         self.channel.close()
         self._room.notify_all()

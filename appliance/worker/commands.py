@@ -1,4 +1,4 @@
-"""What the supervisor tells and asks a worker that serves: lines of JSON on their control socket."""
+"""Commands and questions of the supervisor to a worker that serves: lines of JSON on their control socket."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ __all__ = ["Commands"]
 
 
 class Commands:
-    """The control socket, which does not block. `do(method, params)` does what is asked; it may take long, and raises
-    BackendError."""
+    """The worker's end of the control socket, which does not block.
+
+    `do(method, params)` answers a question; it may take long, and raises BackendError.
+    """
 
     def __init__(self, control: socket.socket, do: Callable[[str, Mapping[str, Any]], Any]) -> None:
         self._control = control
         self._do = do
-        self._lock = threading.Lock()  # of what is sent
+        self._lock = threading.Lock()  # guards the sending side
         self._rest = b""  # the start of a line
 
     def told_to_drain(self) -> bool:
-        """Take what has come; whether it says to drain. Ends the process if the supervisor is gone."""
+        """Read what has come, and return whether the worker is to drain. End the process if the supervisor is gone."""
         data = self._control.recv(65536)
         if not data:
             os._exit(1)
@@ -39,7 +41,7 @@ class Commands:
         return any(command["do"] == "drain" for command in commands)
 
     def _answer(self, command: Mapping[str, Any]) -> None:
-        """Answer one question, in a thread of its own. Answers are short."""
+        """Answer one question, in a thread of its own."""
         answer: dict[str, Any] = {"answer_to": command["ask"]}
         try:
             answer["result"] = self._do(command["method"], command["params"])

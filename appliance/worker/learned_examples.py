@@ -1,8 +1,8 @@
-"""Serialized tensorflow.Examples that a model parses, learned from what it says of those that it does not.
+"""Serialized tensorflow.Examples that a model can parse, learned from the errors about those that it cannot.
 
-A signature says only that it takes strings. TensorFlow's parser names the first feature that it misses, with its type,
-and then, where one value is too few, the shape (`tensorflow/core/util/example_proto_fast_parsing.cc`): so a model's
-required features come to light one refusal at a time. Those that may be missing stay so.
+A signature says only that it takes strings. TensorFlow's parser names the first feature that is missing, with its type,
+and, if the number of values is wrong, the shape (`tensorflow/core/util/example_proto_fast_parsing.cc`). So each error
+tells of one required feature. Optional features are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDS = (b"", b"0", b"1", b"-1.5", b"a", b"alpha", b"Zz", b"\xc3\xa9", b"the qu
 
 
 class LearnedExamples:
-    """What is known so far of the features that a model requires."""
+    """The features that a model is known to require so far."""
 
     def __init__(self) -> None:
         self._features: dict[str, tuple[str, int]] = {}  # name → type and number of values
@@ -34,7 +34,7 @@ class LearnedExamples:
         return bool(self._features)
 
     def learn(self, message: str) -> bool:
-        """Takes the message of a refusal; whether it told something new, so that another try is worth it."""
+        """Learn from the message of an error; return whether it told something new, so that another try is worth it."""
         if missing := _MISSING.search(message):
             name, kind = missing.groups()
             if name in self._features or len(self._features) >= _MAX_FEATURES:
@@ -53,7 +53,7 @@ class LearnedExamples:
         return False
 
     def example(self, seed: int) -> bytes:
-        """An Example with random values: floats in [0, 1), whole numbers from 0 to 9, short strings."""
+        """Return a serialized Example with random values: floats in [0, 1), integers from 0 to 9, short strings."""
         random = np.random.Generator(np.random.PCG64(seed))
         message = protos.Example()
         for name, (kind, count) in sorted(self._features.items()):

@@ -1,7 +1,7 @@
 """Runs several requests of one signature as one, and gives each its own rows of the outputs. No queue, no socket.
 
 Padding follows TensorFlow Serving's `batching/batching_session.cc` (`MergeInputTensors`, `SplitOutputTensors`) and
-`batching_util.cc`; that a request fails only by its own fault is ours.
+`batching_util.cc`. Unlike there, a bad request does not fail the requests that are merged with it.
 """
 
 from __future__ import annotations
@@ -21,46 +21,42 @@ from appliance.worker.batching import Extent
 from backends.contract import Backend, BackendError, Code, Signature
 
 OnRun = Callable[[str, int, int, float], None]
-"""Called after every run that succeeds: its signature, its rows (padding included), its requests and its seconds."""
+"""Called after every run that succeeds: signature, number of rows (with padding), number of requests, seconds."""
 
 Inputs = Mapping[str, np.ndarray]
 Outcome = list[np.ndarray] | Exception
-"""What came of one request: the wanted outputs in order, or why there are none."""
+"""What came of one request: the wanted outputs in their order, or the error."""
 
-_ALIGNMENT = 64  # TensorFlow copies what it is fed unless it begins at a multiple of this
-_SMALL_BYTES = 16384  # copying so much costs less than aligning it
-
-
-_MAX_REMEMBERED_BYTES = 512
-
-# Of one input after padding, which multiplies what a client sent.
-_MAX_BYTES = 4 * 1024**3
+_ALIGNMENT = 64  # TensorFlow copies an input unless it begins at a multiple of this
+_SMALL_BYTES = 16384  # copying inputs of this size costs less than aligning them
+_MAX_REMEMBERED_BYTES = 512  # of a request's meta
+_MAX_BYTES = 4 * 1024**3  # of one input after padding, which can multiply what clients have sent
 
 
 class Call(NamedTuple):
-    """One request's arrays, or a part of them: each input has `rows` rows."""
+    """The arrays of one request or of a part of one: each has `rows` rows."""
 
     inputs: Inputs
     rows: int
 
 
 class Place(NamedTuple):
-    """Where a request waits: the queue, and what it may run with."""
+    """The key of the queue in which a request waits (signature and outputs), and what it may be merged with."""
 
     queue: tuple[str, tuple[str, ...]]
     extent: Extent
 
 
 class _RowsError(Exception):
-    """An output has not one row for each row of the inputs: TensorFlow Serving's words for it."""
+    """An output does not have the inputs' number of rows. The message is TensorFlow Serving's."""
 
 
 def mergeable_extent(meta: bytes, mergeable: Mapping[str, Signature]) -> Extent | None:
-    """What the request with this meta of a PREDICT frame may be merged with; None where it must run alone.
+    """Return what a request may be merged with, by the meta of its PREDICT frame; None if it must run alone.
 
-    Only requests of the signatures `mergeable` are merged, of equal dtypes and, but for the rows, equal shapes, which
-    are as their signature says: other shapes may run too, but nothing has been shown of them. None without rows is
-    merged. Raises WireError.
+    Only signatures in `mergeable` are merged. Merged requests have equal dtypes and, apart from the rows, equal shapes,
+    and the shapes are as the signature declares: others may run too, but merging is not proven for them. A request
+    with zero rows is never merged. Raise WireError.
     """
     signature, outputs, table = parse_predict_meta(meta)
     arrays = sorted(table_shapes(table))
@@ -86,9 +82,9 @@ def _is_declared(signature: Signature, name: str, shape: tuple[int, ...]) -> boo
 
 
 def place(meta: bytes, pad_variable_length_inputs: bool) -> Place:
-    """Where the request with this meta waits under `enable_batching`.
+    """Return where a request waits with `enable_batching`, by the meta of its PREDICT frame.
 
-    Raises BackendError, in TensorFlow Serving's words, where its inputs have no common dimension 0, and WireError.
+    Raise WireError, and BackendError with TensorFlow Serving's message if its inputs have no common dimension 0.
     """
     signature, outputs, table = parse_predict_meta(meta)
     arrays = sorted(table_shapes(table))
@@ -99,7 +95,7 @@ def place(meta: bytes, pad_variable_length_inputs: bool) -> Place:
     rows = arrays[0][2][0]
     if any(shape[0] != rows for _, _, shape in arrays):
         raise BackendError(Code.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size")
-    # What has no elements has none to pad with.
+    # An input without elements has none to pad it with.
     padded = pad_variable_length_inputs and not any(0 in shape for _, _, shape in arrays)
     group = tuple((name, dtype, len(shape) if padded else shape[1:]) for name, dtype, shape in arrays)
     return Place((signature, tuple(outputs)), Extent((padded, group), rows))
@@ -108,10 +104,10 @@ def place(meta: bytes, pad_variable_length_inputs: bool) -> Place:
 class Merging:
     """Runs requests that a queue has put together.
 
-    With `batching`, each execution is padded to the next of the allowed sizes, and its outputs must have the inputs'
-    rows, also where a request runs alone. Without, requests are merged as they are, and a signature whose outputs turn
-    out not to have the inputs' rows is not merged again. In both, where an execution of several fails, each request
-    runs alone.
+    With `batching`, each run is padded to the next of the allowed sizes, and its outputs must have the inputs' number
+    of rows, even if a request runs alone. Without it, requests are merged as they are, and a signature whose outputs do
+    not have the inputs' number of rows is not merged again. In both cases, if a run of several requests fails, each of
+    them runs alone.
     """
 
     def __init__(self, backend: Backend, mergeable: frozenset[str], batching: BatchingParameters | None) -> None:
@@ -119,23 +115,26 @@ class Merging:
         self._batching = batching
         self.mergeable = {name: backend.signatures[name] for name in mergeable}
         self.on_run: OnRun = lambda *_: None
-        # Most requests have the meta of one before. Clients choose it: only short ones are remembered, and few.
+        # Most requests have the same meta as one before. Clients choose it, so only a few short ones are remembered.
         self._extent = functools.lru_cache(1024)(lambda meta: mergeable_extent(meta, self.mergeable))
         self._place = functools.lru_cache(1024)(
             lambda meta: place(meta, batching is not None and batching.pad_variable_length_inputs)
         )
 
     def extent(self, meta: bytes) -> Extent | None:
-        """`mergeable_extent` of this model."""
+        """Return `mergeable_extent` for this model."""
         return self._extent(meta) if len(meta) <= _MAX_REMEMBERED_BYTES else mergeable_extent(meta, self.mergeable)
 
     def place(self, meta: bytes) -> Place:
-        """`place` of this model."""
+        """Return `place` for this model."""
         return self._place(meta) if len(meta) <= _MAX_REMEMBERED_BYTES else self._place.__wrapped__(meta)
 
     def run(self, signature: str, outputs: Sequence[str], calls: Sequence[Call]) -> list[Outcome]:
-        """What came of each of `calls`, whose inputs have equal names, dtypes and, but for the rows and for
-        `pad_variable_length_inputs`, equal shapes."""
+        """Run `calls` together, and return what came of each.
+
+        Their inputs have equal names and dtypes, and equal shapes but for the rows; with `pad_variable_length_inputs`,
+        equal ranks.
+        """
         if len(calls) == 1:
             return [self._run_alone(signature, outputs, calls[0])]
         try:
@@ -145,7 +144,7 @@ class Merging:
                 self.mergeable.pop(signature, None)
                 self._extent.cache_clear()
                 print(f"signature {signature!r} is not merged any more: {error}", file=sys.stderr)
-        except Exception:  # noqa: BLE001, S110 - whatever it was, each request meets it again alone if it is its fault
+        except Exception:  # noqa: BLE001, S110 - a request whose fault it is meets it again alone
             pass
         return [self._run_alone(signature, outputs, call) for call in calls]
 
@@ -156,7 +155,7 @@ class Merging:
             return self._run_together(signature, outputs, [call])[0]
         except _RowsError as error:
             return BackendError(Code.FAILED_PRECONDITION, f"{error}; serve this model without enable_batching")
-        except Exception as error:  # noqa: BLE001 - the caller answers it: one request must not end the others
+        except Exception as error:  # noqa: BLE001 - it is the answer: one request must not end the others
             return error
 
     def _run_together(self, signature: str, outputs: Sequence[str], calls: Sequence[Call]) -> list[list[np.ndarray]]:
@@ -175,7 +174,7 @@ class Merging:
         return _split(arrays, counts, size)
 
     def execute(self, signature: str, outputs: Sequence[str], inputs: Inputs, requests: int = 1) -> list[np.ndarray]:
-        """`Backend.run`, counted."""
+        """Call `Backend.run`, and report the run to `on_run`. Raise what it raises."""
         started = time.perf_counter()
         arrays = self._backend.run(signature, inputs, outputs)
         seconds = time.perf_counter() - started
@@ -189,9 +188,9 @@ class Merging:
 
 
 def _concatenated(arrays: Sequence[np.ndarray], padding_rows: int, pad_inputs: bool) -> np.ndarray:
-    """`arrays` one below the other, then `padding_rows` copies of the last one's first row.
+    """Return `arrays` joined along dimension 0, and then `padding_rows` copies of the first row of the last array.
 
-    With `pad_inputs` each array is brought to the largest size in every other dimension.
+    With `pad_inputs`, each array is padded to the largest size in every other dimension.
     """
     if len(arrays) == 1 and not padding_rows:
         return arrays[0]
@@ -206,7 +205,7 @@ def _concatenated(arrays: Sequence[np.ndarray], padding_rows: int, pad_inputs: b
     for array in arrays:
         target = merged[row : row + len(array)]
         if array.shape[1:] != inner:
-            target.fill(array.flat[0])  # so does TensorFlow Serving: a value that the model is known to take
+            target.fill(array.flat[0])  # as TensorFlow Serving does: a value that the model accepts
             target = target[(slice(None), *map(slice, array.shape[1:]))]
         target[...] = array
         row += len(array)
@@ -217,7 +216,7 @@ def _concatenated(arrays: Sequence[np.ndarray], padding_rows: int, pad_inputs: b
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that a backend can be fed without a copy. Raises BackendError for one beyond all bounds."""
+    """Return an uninitialised array that TensorFlow takes without a copy. Raise BackendError if it is too large."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > _MAX_BYTES:
         raise BackendError(
@@ -233,7 +232,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _split(arrays: Sequence[np.ndarray], counts: Sequence[int], size: int) -> list[list[np.ndarray]]:
-    """The rows of each call of `counts` rows, as views; what is beyond them is padding. Raises _RowsError."""
+    """Return the outputs of each call as views: `counts` rows each, of `size` with padding. Raise _RowsError."""
     for array in arrays:
         if not array.ndim:
             raise _RowsError("Batched output tensor has 0 dimensions")
@@ -253,7 +252,7 @@ def _split(arrays: Sequence[np.ndarray], counts: Sequence[int], size: int) -> li
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """What came of a request, from what came of its parts in their order: the first error, if there is one."""
+    """Return what came of a request by the outcomes of its parts, in their order: the first error, if there is one."""
     parts: list[list[np.ndarray]] = []
     for outcome in outcomes:
         if isinstance(outcome, Exception):

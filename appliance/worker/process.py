@@ -37,7 +37,7 @@ __all__ = ["CONTROL_DESCRIPTOR", "main"]
 CONTROL_DESCRIPTOR = 3
 """The worker's end of its control socket."""
 
-_READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, which it must not break
+_READY_SECONDS = 1.0  # made-up requests end so long before load_timeout_seconds, so that they cannot fail the load
 
 
 def main() -> NoReturn:
@@ -141,7 +141,7 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
 
 
 def _bounded(backend: Backend, task: WorkerTask) -> Backend:
-    """`backend`, which looks at its inputs first where it is a form that was not proven for all."""
+    """Return `backend`; if it is a form that was not proven for all inputs, with a check of the inputs of each run."""
     domains = task.domains
     if task.options.proof_inputs == "finite":
         domains = {name: domain.unlooked() for name, domain in domains.items()}
@@ -149,7 +149,10 @@ def _bounded(backend: Backend, task: WorkerTask) -> Backend:
 
 
 def _check(task: WorkerTask, path: str) -> list[str]:
-    """What our own look at the version folder finds missing. Raises IncompleteError if that is to count."""
+    """Return what seems to be missing in the version folder.
+
+    Raise IncompleteError instead if the folder is to settle again first (`task.check_files`).
+    """
     try:
         check_complete(task.backend, path)
     except IncompleteError as error:
@@ -160,7 +163,7 @@ def _check(task: WorkerTask, path: str) -> list[str]:
 
 
 def _exit_with_supervisor(control: socket.socket) -> None:
-    """Ends the process when the supervisor is gone, also while the main thread is deep in a load."""
+    """End the process if the supervisor goes while the main thread loads the model."""
     poller = selectors.PollSelector()
     poller.register(control, selectors.EVENT_READ)
     while True:
@@ -173,7 +176,7 @@ def _exit_with_supervisor(control: socket.socket) -> None:
             data = b""
         if not data:
             os._exit(1)
-        return  # a command has come: from now on the main loop reads, and sees the end itself
+        return  # a command has come: from now on the main loop reads the socket, and sees the end
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What a worker runs and has answered, by kinds of requests, in a file that outlives it.
+"""Records which kinds of requests a worker runs and has answered, in a file that outlives it.
 
     file   = header, a row for each thread, a ring of digests, a slot for each kind; little-endian
     header = magic "dsrr", rows u32, slots u32, forgot u32, 1 while digests are taken u32
     row    = numbers of the kinds that run (u32 each, 0: none), digest of the inputs (16 bytes, 0: not taken). A number
              with the bit WAITING does not run yet; UNNAMED stands for a kind that has no number
-    ring   = digests of inputs that were run, the last few (16 bytes each, 0: none)
+    ring   = digests of the inputs that were run last (16 bytes each, 0: none)
     slot   = u32 with the bits ANSWERED and LATELY, length u32, the kind as JSON, compressed if long. Numbers begin at 1
 
-The worker writes through a mapping, which costs a fraction of a microsecond a run; whoever reads after its death finds
-what it held, whatever it died of. Nothing of a request but its kind, and after a death a digest, is kept.
+"forgot" is 1 once an answered kind has lost its slot. The worker writes through a mapping, which costs a fraction of a
+microsecond a run, and whose content is there after its death, however it died. Of a request only its kind is kept, and
+after a death also a digest.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = ["RunRecord", "read_record"]
 _MAGIC = int.from_bytes(b"dsrr", "little")
 _HEADER = struct.Struct("<IIIII")
 _HEADER_WORDS = 5
-_FORGOT, _HAS_DIGESTS = 3, 4  # where these stand in the header
-_KINDS_OF_ROW = 4  # of a merged run; if it has more, the others are not noted
+_FORGOT, _HAS_DIGESTS = 3, 4  # their words in the header
+_KINDS_OF_ROW = 4  # the most that are noted of a merged run
 _DIGEST_WORDS = 4
 _ROW_WORDS = _KINDS_OF_ROW + _DIGEST_WORDS
 _RING = 256
@@ -52,20 +53,22 @@ _WAITING = 1 << 31
 _UNNAMED = _WAITING - 1
 _NOTHING = memoryview(bytes(4 * _KINDS_OF_ROW)).cast("I")
 
-# So many slots are freed, and long texts compressed, in a second at most: clients that send ever new kinds must not
-# cost time.
+# The most slots that are freed and long texts that are compressed in a second, so that clients which keep sending new
+# kinds cost little time.
 _MAX_EFFORTS = 64
 _EFFORTS_SECONDS = 1.0
 
-# After a death: so long requests run one at a time, and so long a digest is taken of each.
+# After a death, for how long requests run one at a time, and for how long a digest is taken of each.
 _ALONE_SECONDS = 60.0
 _DIGEST_SECONDS = 3600.0
-_WAIT_SECONDS = 5.0  # for a run that may hang: others go on beside it then
+_WAIT_SECONDS = 5.0  # for a run to end, which may hang: then others run beside it
 
 
 class RunRecord:
-    """The record of one worker with so many threads, each of which has a row. `is_watched` if a process of its version
-    has died of a request; `clock` gives monotonic seconds."""
+    """The record of one worker, whose threads have a row each.
+
+    `is_watched` tells that a request has killed a process of this version. `clock` returns monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -80,9 +83,9 @@ class RunRecord:
         self._slots_at = self._ring_at + _RING_WORDS
         self._words = _mapped(path, self._slots_at + (_SLOTS + 1) * _SLOT_WORDS)
         self._words[:_HEADER_WORDS] = memoryview(_HEADER.pack(_MAGIC, rows, _SLOTS, 0, int(is_watched))).cast("I")
-        self._numbers: dict[tuple[object, ...], int] = {}  # by what is cheap to make of a request, the oldest first
-        self._keys: dict[int, dict[tuple[object, ...], None]] = {0: {}}  # those of each number
-        self._kinds: dict[Kind, int] = {}  # in the order in which they are looked at for a slot to free
+        self._numbers: dict[tuple[object, ...], int] = {}  # by a key that is cheap to make, the oldest first
+        self._keys: dict[int, dict[tuple[object, ...], None]] = {0: {}}  # the keys of each number
+        self._kinds: dict[Kind, int] = {}  # in the order in which a slot to free is looked for
         self._lock = threading.Lock()  # guards these three
         self._efforts_since, self._efforts = 0.0, 0
         self._survived = itertools.count()
@@ -93,23 +96,25 @@ class RunRecord:
         self.is_watching = is_watched
 
     def number_of(self, signature: str, inputs: Mapping[str, np.ndarray]) -> int:
-        """Return the number of a request's kind, 0 if it has none: there is no room for it, or its text is too long (a
-        signature of hundreds of inputs). Note at once that it runs or waits: until then its slot may be freed."""
+        """Return the number of a request's kind; 0 if there is no room, or its text is too long (hundreds of inputs).
+
+        The caller then calls `begin` or `watch` at once: until then the slot may be freed.
+        """
         key = (signature, *inputs, *[array.shape for array in inputs.values()])
         number = self._numbers.get(key)
         return self._number(key, signature, inputs) if number is None else number
 
     @staticmethod
     def row(thread: int) -> int:
-        """Return where the row of the thread with this index is."""
+        """Return the place of a thread's row, by the thread's index."""
         return _HEADER_WORDS + thread * _ROW_WORDS
 
     def begin(self, row: int, number: int) -> None:
-        """Note that a request of this kind runs in the thread of `row`."""
+        """Note that a request of this kind runs in the thread of this row."""
         self._words[row] = number or _UNNAMED
 
     def end(self, row: int) -> None:
-        """Note that it runs no more."""
+        """Note that the request has ended."""
         if self.is_watching:
             self._note_survived(row)
         self._words[row] = 0
@@ -119,22 +124,24 @@ class RunRecord:
         self._note(row, numbers)
 
     def end_together(self, row: int) -> None:
-        """Note that they run no more."""
+        """Note that the requests have ended."""
         if self.is_watching:
             self._note_survived(row)
         self._words[row : row + _KINDS_OF_ROW] = _NOTHING
 
     def answered(self, number: int) -> None:
-        """Note that a request of this kind was answered; call it before `end`, so that its slot is still its own."""
+        """Note that a request of this kind was answered; call it before `end`, which lets its slot be freed."""
         self._words[self._slots_at + number * _SLOT_WORDS] = _ANSWERED | _LATELY
 
     def watch(self, row: int, numbers: Collection[int], inputs: Mapping[str, np.ndarray] | None) -> bool:
-        """Note the digest of what is about to run (None: of several requests), and wait until nothing else does, if
-        that is wanted. The slots of its kinds are kept for it meanwhile. Return whether `unwatch` must be called after
-        the run."""
+        """Note the digest of `inputs` that are about to run, and soon after a death wait until nothing else runs.
+
+        `inputs` is None for several requests, of which no digest is noted. The slots of these kinds are not freed
+        meanwhile. Return whether `unwatch` must be called after the run.
+        """
         now = self._clock()
         if now >= self._digest_until:
-            self._words[_HAS_DIGESTS] = 0  # what stands in the rows counts no more, nor what another thread writes now
+            self._words[_HAS_DIGESTS] = 0  # digests in the rows do not count from now on
             self.is_watching = False
             return False
         self._note(row, numbers, _WAITING)
@@ -143,6 +150,7 @@ class RunRecord:
         return now < self._alone_until and self._alone.acquire(timeout=_WAIT_SECONDS)
 
     def unwatch(self) -> None:
+        """Let the next request run."""
         self._alone.release()
 
     @property
@@ -163,7 +171,7 @@ class RunRecord:
         self._words[at : at + _DIGEST_WORDS] = digest
 
     def _number(self, key: tuple[object, ...], signature: str, inputs: Mapping[str, np.ndarray]) -> int:
-        """Return the number of a kind whose key is not known."""
+        """Return the number of the kind of a request whose key is new, 0 if it has none."""
         if signature not in self._signatures:
             return 0
         kind = kind_of(signature, self._signatures[signature], inputs)
@@ -181,8 +189,10 @@ class RunRecord:
         return number
 
     def _keep(self, kind: Kind) -> int | None:
-        """Write a new kind down, in a free slot or in that of another kind; return its number, 0 if its text is too
-        long, None if there is no room now."""
+        """Write a new kind into a free slot, or into that of another kind; return its number.
+
+        Return 0 if its text is too long, None if there is no room now.
+        """
         is_full = len(self._kinds) == _SLOTS
         if is_full and not self._may_make_an_effort():
             return None
@@ -212,9 +222,13 @@ class RunRecord:
         return self._efforts <= _MAX_EFFORTS
 
     def _freed(self) -> int | None:
-        """Take the slot of a kind that does not run, best of one that was never answered, and else of one that was not
-        answered lately; return its number, None if all run."""
-        words = self._words[_HEADER_WORDS : self._ring_at].tolist()  # with digests, which at worst keep a slot
+        """Free the slot of a kind that does not run, and return its number; None if all run.
+
+        Prefer a kind that was never answered, then one that was not answered lately.
+        """
+        words = self._words[
+            _HEADER_WORDS : self._ring_at
+        ].tolist()  # digests too, which at worst keep a slot from being freed
         running = {word & ~_WAITING for word in words}
         idle = [(kind, number) for kind, number in self._kinds.items() if number not in running]
         if not idle:
@@ -223,7 +237,7 @@ class RunRecord:
         chosen = next((index for index, state in enumerate(states) if not state), None)
         if chosen is None:
             chosen = next((index for index, state in enumerate(states) if not state & _LATELY), 0)
-            for kind, number in idle[:chosen]:  # they are looked at again when all others have been
+            for kind, number in idle[:chosen]:  # they come last in the next search
                 self._words[self._slots_at + number * _SLOT_WORDS] = _ANSWERED
                 self._kinds[kind] = self._kinds.pop(kind)
             self._words[_FORGOT] = 1
@@ -235,7 +249,7 @@ class RunRecord:
 
 
 def _mapped(path: str, words: int) -> memoryview[int]:
-    """So many zeros in a new file at `path`; where it cannot be made, in memory that nobody else sees."""
+    """Return zeros in a new file at `path`, mapped; in memory of our own if the file cannot be made."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -249,8 +263,10 @@ def _mapped(path: str, words: int) -> memoryview[int]:
 
 
 def read_record(path: str) -> Runs:
-    """Return what the worker with the record at `path` runs, or ran at its end. What cannot be read is left out: the
-    file was written by a process that ran a model."""
+    """Return what the worker with the record at `path` runs, or ran when it died.
+
+    Leave out what cannot be read, because the process that wrote the file ran an untrusted model. Raise nothing.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_FILE_BYTES)
@@ -289,7 +305,7 @@ def read_record(path: str) -> Runs:
 
 
 def _kind(text: bytes) -> Kind | None:
-    """Read a slot. Whatever a model's process has written there, nothing is raised."""
+    """Return the kind in a slot; None if there is none, or nothing that can be read."""
     if not text:
         return None
     try:

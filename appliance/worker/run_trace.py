@@ -1,7 +1,7 @@
-"""A trace of a worker's runs, for the backends whose framework has no profiler: each run of the model is an event.
+"""Traces a worker's runs if its framework has no profiler. Each run of the model is an event.
 
-It is the XSpace that TensorFlow's profiler writes, and TensorBoard reads (tsl/profiler/protobuf/xplane.proto), encoded
-as https://protobuf.dev/programming-guides/encoding says.
+The format is XSpace, which TensorFlow's profiler writes and TensorBoard reads (tsl/profiler/protobuf/xplane.proto). It
+is encoded by https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["RunTracer"]
 
 _MAX_EVENTS = 1_000_000
 _PLANE = b"/host:CPU"  # the only name under which TensorBoard's trace viewer shows threads
-_STATS = (b"rows", b"requests")  # of each run: rows in all, of so many requests
+_STATS = (b"rows", b"requests")  # of each run: its number of rows, and of requests
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """`end_ns` is of the wall clock: TensorBoard shows all workers on one axis."""
+    """One run. `end_ns` is of the wall clock, because TensorBoard shows all workers on one time axis."""
 
     thread: int
     signature: str
@@ -37,17 +37,20 @@ class _Run:
 
 
 class RunTracer:
-    """Traces what `merging` runs, while somebody asks for it: otherwise it costs nothing."""
+    """Traces what `merging` runs while a trace is asked for, and costs nothing otherwise."""
 
     def __init__(self, merging: Merging) -> None:
         self._merging = merging
-        self._one = threading.Lock()  # one trace at a time, as TensorFlow's profiler has it
+        self._one = threading.Lock()  # one trace at a time, as in TensorFlow's profiler
         self._ending = threading.Condition()
-        self._ended: deque[str] = deque(maxlen=1)  # the path of the trace ended last, which may come before its start
+        self._ended: deque[str] = deque(maxlen=1)  # the path of the last trace that was ended, perhaps before it began
 
     def profile(self, seconds: float, path: str) -> dict[str, Any]:
-        """Traces for `seconds`, or until `end(path)`, and writes the XSpace to the new file `path`: its "bytes", and
-        whether it "has_events". Raises BackendError (ALREADY_EXISTS) while another trace runs."""
+        """Trace for `seconds` or until `end(path)`, and write the XSpace to the new file `path`.
+
+        Return its size as "bytes" and whether it "has_events". Raise BackendError (ALREADY_EXISTS) if another trace
+        runs, and OSError if the file cannot be written.
+        """
         if not self._one.acquire(blocking=False):
             raise BackendError(Code.ALREADY_EXISTS, "another trace runs already; wait for its end")
         try:
@@ -73,14 +76,14 @@ class RunTracer:
         return {"bytes": len(data), "has_events": bool(runs)}
 
     def end(self, path: str) -> None:
-        """Ends the trace to `path`: what it has by now is what it gives."""
+        """End the trace to `path`, which keeps the events that it has."""
         with self._ending:
             self._ended.append(path)
             self._ending.notify_all()
 
 
 def _xspace(runs: list[_Run]) -> bytes:
-    """An XSpace with one plane: a line for each thread that ran something, an event for each run."""
+    """Return an XSpace with one plane, which has a line for each thread and an event for each run."""
     lines: dict[int, list[_Run]] = {}
     for run in runs:
         lines.setdefault(run.thread, []).append(run)
@@ -108,10 +111,10 @@ def _line(order: int, thread: int, runs: list[_Run], names: dict[str, int]) -> b
 
 
 def _metadata(number: int, name: bytes) -> bytes:
-    """An entry of a map from `number` to a name: XEventMetadata and XStatMetadata begin alike."""
+    """Return an entry of a map from `number` to a name. XEventMetadata and XStatMetadata begin with the same fields."""
     return _number(1, number) + field(2, _number(1, number) + field(2, name))
 
 
 def _number(number: int, value: int) -> bytes:
-    """A field of a number that is not negative."""
+    """Return field `number` with a value that is not negative."""
     return bytes([number << 3]) + varint(value)

@@ -1,4 +1,4 @@
-"""What a worker process is told, and how it loads its model."""
+"""The task of a worker process, and how the worker loads its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["WorkerTask", "loader_of"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """What a worker needs to know. Plain values: it travels as JSON."""
+    """What a worker needs to know. Its values are plain, because it travels as JSON."""
 
     model: str
     version: int
@@ -28,30 +28,32 @@ class WorkerTask:
     form_path: str  # the folder of the form that `backend` loads instead of `path`; "" for none
     check_files: bool  # whether an incomplete folder is reported before the framework is asked to load it
     metrics_directory: str
-    max_concurrent_requests: int  # the option's value, worked out
+    max_concurrent_requests: int  # the option's value, or what its default means here
     options: ModelOptions
-    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: what earlier processes died of
-    domains: Mapping[str, Domain] = field(default_factory=dict)  # of the form's signatures: what each was proven for
-    is_tried: bool = True  # whether the gate wants every signature tried: these files have not served yet
+    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: the trials that earlier processes died of
+    domains: Mapping[str, Domain] = field(default_factory=dict)  # of a form: what each signature was proven for
+    is_tried: bool = True  # every signature is to be tried, because these files have not served yet
     is_watched: bool = False  # a request has ended a process of this version: see `appliance.worker.run_record`
-    odd_shapes_from: int | None = None  # it is there to be lost: it tries odd shapes, from this one on, and ends
+    odd_shapes_from: int | None = None  # it only tries odd shapes, from this number on: see `odd_shape_trial`
 
     @property
     def record_path(self) -> str:
-        """Where the worker keeps its `appliance.worker.run_record`."""
+        """The path of the worker's `appliance.worker.run_record`."""
         return f"{self.socket_path}.runs"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the task as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
+        """Return the task that `to_json` gave as `value`."""
         domains = {name: Domain(**domain) for name, domain in value["domains"].items()}
         return cls(**{**value, "options": options_from_json(ModelOptions, value["options"]), "domains": domains})
 
 
 def loader_of(task: WorkerTask) -> Callable[[], Backend]:
-    """Return what loads the model of `task`: the form, or what lies in the version folder. It raises BackendError."""
+    """Return a function that loads the form of `task`, or else its version folder. It raises BackendError."""
     return functools.partial(
         load,
         task.backend,

@@ -1,7 +1,7 @@
-"""Trials: one made-up request for each signature, before the first client's.
+"""Tries each signature with made-up requests, until it has answered one, before clients send theirs.
 
-A signature that needs all the time, or hangs, does not keep the others from being tried. A request that the process
-dies of is known by the number of its attempt: the next process is told to leave it out.
+A signature that is slow or hangs does not keep the others from being tried. If a request kills the process, the next
+process gets the number of that attempt and leaves it out.
 """
 
 from __future__ import annotations
@@ -37,35 +37,37 @@ __all__ = [
     "try_out",
 ]
 
-# More signatures than this are not tried: a client would not call them all, and a backend keeps no more callables.
+# The most signatures that are tried: clients call few, and a backend keeps no more callables than this.
 MAX_SIGNATURES = 64
 PROOF = 0
-"""The attempt whose requests are those of the proof that a signature's requests may be merged; others begin at 1."""
+"""The number of the attempt that is the proof of merging (`warmup`); a signature's other attempts begin at 1."""
 COPY = -1
-"""The attempt that is to load the model a second time, see `try_on_copy`."""
+"""The number of the attempt that is a second load of the model (`try_on_copy`)."""
 
 _MAX_LESSONS = 200  # refusals to learn from, for one signature
-_MAX_DEATHS = 4  # in all; with more, nothing is tried
-_MAX_DEATHS_OF_SIGNATURE = 3  # with so many, no attempts that are new
+_MAX_DEATHS = 4  # of processes; after more, nothing is tried
+_MAX_DEATHS_OF_SIGNATURE = 3  # after so many, only attempts that a process has survived are made
 _LEAST_SHARE_SECONDS = 1.0
-_MEMORY_FACTOR = 1.5  # so much of a model's memory must be available before it is loaded a second time
-_MAX_AT_ONCE = 4  # requests that are not over in time
+_MEMORY_FACTOR = 1.5  # a second load needs this multiple of the model's memory to be available
+_MAX_AT_ONCE = 4  # with so many requests that have not ended in time, no other signature is begun
 
 Announce = Callable[[str, int], None]
-"""Told of each attempt before it begins: the signature, and its number."""
+"""Called before each attempt, with the signature and the attempt's number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
-    """The attempts that earlier processes have died of: (signature, number, how)."""
+    """The attempts that have killed earlier processes: (signature, number, how the process ended)."""
 
     attempts: Sequence[tuple[str, int, str]] = ()
 
     @property
     def too_many(self) -> bool:
+        """Whether so many processes have died that nothing more is tried."""
         return len(self.attempts) > _MAX_DEATHS
 
     def of(self, signature: str) -> dict[int, str]:
+        """Return the fatal attempts of `signature`: number → how the process ended."""
         return {number: how for name, number, how in self.attempts if name == signature}
 
 
@@ -73,28 +75,29 @@ NOTHING_FATAL = Fatal()
 
 
 def tell_nobody(signature: str, number: int) -> None:
-    pass
+    """Do nothing; an `Announce` for a process whose death nobody examines."""
 
 
 def by_importance(signatures: Collection[str]) -> list[str]:
-    """The names in the order in which they are tried."""
+    """Return the names in the order in which they are tried: the default signature first."""
     return sorted(signatures, key=lambda name: (name != DEFAULT_SIGNATURE, name))
 
 
 def changing(backend: Backend) -> frozenset[str]:
-    """The signatures that made-up requests must not be run of: they would change what clients are answered."""
+    """Return the signatures that change the model: a made-up request to one would change what clients get."""
     return backend.changing if isinstance(backend, Changing) else frozenset()
 
 
 def outside(backend: Backend) -> Mapping[str, str]:
-    """Those of `changing` that made-up requests must not be run of on a copy either: they act outside of the process.
-    By which operator."""
+    """Return the signatures that act outside of the process, which are not tried on a copy either: name → operator."""
     return backend.outside if isinstance(backend, Changing) else {}
 
 
 def check_memory(model_bytes: int) -> None:
-    """Raises BackendError where another load of a model that takes `model_bytes` might have the kernel end processes,
-    of which this one need not be the first."""
+    """Check that there is memory to load a model of `model_bytes` once more.
+
+    Raise BackendError (RESOURCE_EXHAUSTED) if there is not: the kernel might then kill any process, not this one.
+    """
     available = available_bytes()
     if available is not None and available < _MEMORY_FACTOR * model_bytes:
         mib = 1 << 20
@@ -112,7 +115,7 @@ class SignatureTrial:
     ) -> None:
         self.name = name
         self.draw: Made | None = None
-        """What drew the inputs that it has answered."""
+        """What has drawn the inputs that the signature answered; None if it has not answered yet."""
         self._backend = backend
         self._signature: Signature = backend.signatures[name]
         self._fatal = {number: how for number, how in fatal.of(name).items() if number > PROOF}
@@ -127,10 +130,14 @@ class SignatureTrial:
 
     @property
     def is_running(self) -> bool:
+        """Whether a request of it has not ended."""
         return self._running is not None
 
     def advance(self, deadline: float) -> None:
-        """Goes on until it is known what comes of it, or until `deadline`; then the request that runs goes on."""
+        """Continue the trial until its outcome is known, or until `deadline` (monotonic seconds).
+
+        A request that has not ended by then goes on in its thread.
+        """
         while not self._over:
             if self._running is None:
                 self._begin(deadline)
@@ -144,7 +151,7 @@ class SignatureTrial:
             try:
                 running.answer()
                 self.draw, self._over = made, True
-            except UnprovenError as error:  # a form: TensorFlow answers it
+            except UnprovenError as error:  # a form was not proven for this input: TensorFlow answers it
                 self._failures.append(Failure(Code.INVALID_ARGUMENT, error.message))
                 self._next = None
             except BackendError as error:
@@ -154,7 +161,7 @@ class SignatureTrial:
                     self._next, self._lessons = None, 0
 
     def outcome(self) -> Trial:
-        """What has come of it so far."""
+        """Return the outcome so far."""
         if self.draw is not None:
             return Trial(Outcome.ANSWERED)
         if self._excluded and not self._fatal:
@@ -170,7 +177,7 @@ class SignatureTrial:
         return Trial(Outcome.LATE, Code.DEADLINE_EXCEEDED, "a made-up request had not ended when the time was up")
 
     def _begin(self, deadline: float) -> None:
-        """Begins to run the next request, if there is one and the time for it."""
+        """Begin the next request, if one is left and `deadline` has not passed."""
         while self._next is not None or (found := next(self._todo, None)) is not None:
             self._next = self._next or found
             if time.monotonic() >= deadline:
@@ -190,7 +197,10 @@ class SignatureTrial:
         self._over = True
 
     def _makers(self) -> Iterator[tuple[int, Made]]:
-        """The attempts that are left, by number. Those up to the last fatal one are known not to be fatal."""
+        """Yield the attempts that are left, with their numbers.
+
+        A process has survived those below the last fatal one, so they are made also if no new ones are.
+        """
         last = max(self._fatal, default=0)
         for number, attempt in enumerate(attempts(self._signature), 1):
             if number in self._fatal:
@@ -215,7 +225,7 @@ def try_out(
     fatal: Fatal = NOTHING_FATAL,
     announce: Announce = tell_nobody,
 ) -> list[SignatureTrial]:
-    """Tries these signatures, in this order, until `deadline`."""
+    """Try the first 64 of these signatures in turn until `deadline` (monotonic seconds); return their trials."""
     trials = [SignatureTrial(backend, name, fatal, announce) for name in names[:MAX_SIGNATURES]]
     for position, trial in enumerate(trials):
         if sum(other.is_running for other in trials) >= _MAX_AT_ONCE:
@@ -235,7 +245,7 @@ def try_on_copy(
     fatal: Fatal = NOTHING_FATAL,
     announce: Announce = tell_nobody,
 ) -> dict[str, Trial]:
-    """Tries signatures that change variables and tables, on a second load of their model, which is then dropped."""
+    """Try signatures that change variables and tables on a second load of their model, which is dropped afterwards."""
     names = names[:MAX_SIGNATURES]
     why = "it changes the model, and "
     if fatal.too_many or any(COPY in fatal.of(name) for name in names):

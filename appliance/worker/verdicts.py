@@ -1,7 +1,7 @@
-"""Whose fault it is that a model refuses a request that was made up: the input's, or the server's.
+"""Tells from the error of a made-up request whether the input does not suit the model, or the model is broken.
 
-An input that was made up may suit a model ill; what refuses it works. What says that something of the model itself is
-missing or broken would say so to every client. In doubt it is the input: what TensorFlow loads is served.
+A model that refuses an unsuitable input works. A model that reports a missing or broken part of itself would fail every
+client's request too. In doubt the input is at fault, because what TensorFlow loads is served.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ __all__ = ["Failure", "is_for_the_inputs_sake", "verdict"]
 
 _INPUT = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE})
 
-# These codes are the input's where it names something by a string: a path, a key.
+# With these codes the input is at fault if it names something by a string: a path, a key.
 _NAMED = frozenset({Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.ALREADY_EXISTS})
 
-# Of TensorFlow 2.21, which says INVALID_ARGUMENT or NOT_FOUND of these all the same: an op or kernel that this build
-# has not, a Python function that stayed in its exporter's process, a tensor that the graph has not, and XLA's code for
-# another kind of device.
+# Messages of TensorFlow 2.21 with the code INVALID_ARGUMENT or NOT_FOUND: this build lacks an op or a kernel, a Python
+# function exists only in the process that exported it, the graph lacks a tensor, or XLA's code is for another device.
 _BROKEN = re.compile(
     r"No OpKernel was registered|No registered '\S*' OpKernel|Op type not registered"
     r"|Could not find callback with key=|specified in either feed_devices or fetch_devices was not found in the Graph"
     r"|is not among the platforms required by the module"
 )
-# FAILED_PRECONDITION is said of these, and of inputs too ("sequence_length(0) <= 1").
+# Messages about a broken model with the code FAILED_PRECONDITION, which inputs get too ("sequence_length(0) <= 1").
 _UNSET = re.compile(
     r"uninitiali[sz]ed|not (been )?initiali[sz]ed|Could not find (variable|resource)"
     r"|Error while reading resource|^Resource \S+ does not exist",
@@ -40,7 +39,7 @@ _MAX_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What came of one made-up request. `text` is the string that was in it, None where it takes none."""
+    """The error of one made-up request. `text` is the string in its inputs, None if they have none."""
 
     code: Code
     message: str
@@ -48,13 +47,13 @@ class Failure:
 
 
 def is_for_the_inputs_sake(failure: Failure, others: Sequence[Failure] = ()) -> bool:
-    """Whether the input is at fault; `others` are what came of other inputs of the same signature."""
+    """Return whether the input is at fault; `others` are failures of other inputs of the same signature."""
     if _BROKEN.search(failure.message):
         return False
     if failure.code == Code.FAILED_PRECONDITION:
         return not _UNSET.search(failure.message)
     if failure.code in _NAMED:
-        # A file that the model itself needs is missed in the same words, whatever the text was.
+        # If a file of the model itself is missing, the message is the same for every text.
         return (
             failure.text is not None
             and not _UNSET.search(failure.message)
@@ -64,7 +63,7 @@ def is_for_the_inputs_sake(failure: Failure, others: Sequence[Failure] = ()) -> 
 
 
 def verdict(failures: Sequence[Failure]) -> Trial:
-    """What comes of a signature of which every made-up request has failed, in this order."""
+    """Return the outcome of a signature whose made-up requests have all failed, in this order."""
     if not failures:
         return Trial(Outcome.LATE, Code.UNKNOWN, "no input could be made up")
     refusals = [failure for failure in failures if is_for_the_inputs_sake(failure, failures)]
@@ -73,5 +72,5 @@ def verdict(failures: Sequence[Failure]) -> Trial:
 
 
 def in_short(code: Code, message: str) -> str:
-    """What a log or a status has room for: the first line of `message`."""
+    """Return the first line of `message`, at most 300 characters, for a log or a status."""
     return message.strip().splitlines()[0][:_MAX_MESSAGE] if message.strip() else code.name

@@ -1,8 +1,8 @@
-"""Warm-up: the requests that a version runs before it is available, so that no client pays for the first.
+"""Warm-up: runs requests before a version is available, so that no client has to wait for a slow first run.
 
-Where the version folder has recorded requests, these are run, and the version fails where one fails, as in TensorFlow
-Serving. Elsewhere inputs are made from the signatures: no more than an attempt, bounded in time, which fails nothing.
-In either case it is tried for which signatures requests may run together (`appliance.worker.merge_proof`).
+If the version folder has recorded requests, these are run, and the version fails if one of them fails, as in TensorFlow
+Serving. Otherwise inputs are made from the signatures for a limited time, and their errors do not fail the version. In
+both cases, trials then show for which signatures requests may be merged (`appliance.worker.merge_proof`).
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ __all__ = ["WarmupOptions", "WarmupReport", "source_of", "try_others", "warm_up"
 
 RECORDED, MADE, NONE = "recorded", "made", "none"
 
-# A model that needs longer for its trials gains least from merging on a CPU, and a load must not take much longer.
+# For the proof of merging. It delays the load, and a model that needs longer gains little from merging on a CPU.
 _PROOF_SECONDS = 3.0
-_TRIAL_SECONDS = 10.0  # where made-up requests are for the trials only
-_MAX_KEPT_ROWS = 64  # of recorded requests, for trials
+_TRIAL_SECONDS = 10.0  # if made-up requests are for the trials only
+_MAX_KEPT_ROWS = 64  # of recorded requests, for the proof of merging
 _MAX_KEPT_BYTES = 16 << 20
 
 
 class WarmupOptions(Protocol):
-    """The options of a model that say how it is warmed up (`appliance.config.options.ModelOptions`)."""
+    """The options for the warm-up of a model (`appliance.config.model_options.ModelOptions`)."""
 
     @property
     def enable_model_warmup(self) -> bool: ...
@@ -71,9 +71,12 @@ class WarmupOptions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """What warm-up did. `source` is where its requests came from, and `message` says what was left out, and why;
-    requests of the signatures in `mergeable` give the same answers when they run together. `trials` says what came of
-    each signature that was run, and `answered` has inputs like those that it has answered."""
+    """What the warm-up did.
+
+    `source` is where its requests came from; `message` says what was left out, and why. Merged requests of the
+    signatures in `mergeable` get the same answers. `trials` has the outcome of each signature that was run, and
+    `answered` inputs like those that it has answered, one row of each.
+    """
 
     requests: int = 0
     seconds: float = 0.0
@@ -84,6 +87,7 @@ class WarmupReport:
     answered: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what the supervisor logs of it, as JSON values."""
         return {
             "requests": self.requests,
             "seconds": round(self.seconds, 3),
@@ -94,7 +98,7 @@ class WarmupReport:
 
 
 def source_of(path: str, options: WarmupOptions) -> str:
-    """Where the requests for the version folder `path` will come from: "recorded", "made" or "none"."""
+    """Return where the requests for the version folder `path` come from: "recorded", "made" or "none"."""
     if not options.enable_model_warmup:
         return NONE
     if records_path(path) is not None:
@@ -110,11 +114,11 @@ def warm_up(
     fatal: Fatal = NOTHING_FATAL,
     announce: Announce = tell_nobody,
 ) -> WarmupReport:
-    """Warms up `backend`, loaded from the version folder `path`.
+    """Warm up `backend`, which was loaded from the version folder `path`.
 
-    Recorded requests take the time that they take; all else ends within `warmup_timeout_seconds`, and within
-    `seconds_left`, though a run that hangs goes on in its thread. What is `fatal` is left out. Raises BackendError
-    where a recorded request is malformed or fails: the message names the file and the record.
+    Recorded requests have no time limit. All else ends within `warmup_timeout_seconds` and within `seconds_left`, but a
+    run that hangs goes on in its thread. Attempts in `fatal` are left out; `announce` is called before each other one.
+    Raise BackendError if a recorded request is malformed or fails: its message names the file and the record.
     """
     source = source_of(path, options)
     if source == NONE:
@@ -162,9 +166,11 @@ def try_others(
     announce: Announce = tell_nobody,
     load: Callable[[], Backend] | None = None,
 ) -> Trials:
-    """Tries the signatures that are not `known` from the warm-up, also where there is none. Those that change variables
-    and tables are tried on what `load` returns, the same model once more, and without it not at all; those that act
-    outside of the process are never tried."""
+    """Try the signatures that the warm-up has not tried (`known`), even if the warm-up is off; return their outcomes.
+
+    Signatures that change variables or tables are tried on a second load of the model, which `load` returns; without
+    `load` they are not tried. Signatures that act outside of the process are never tried.
+    """
     made_up = options.warmup_timeout_seconds if options.enable_model_warmup else 0.0
     deadline = time.monotonic() + min(made_up or _TRIAL_SECONDS, seconds_left)
     names = [name for name in by_importance(backend.signatures) if name not in known]
@@ -184,12 +190,14 @@ def try_others(
 
 
 class _LateError(Exception):
-    """The deadline has come, during a run that goes on in its thread, or between runs."""
+    """The deadline has come, between runs or during one, which goes on in its thread."""
 
 
 class _Runner:
-    """Runs requests one at a time, and waits for each until `deadline` at most. After a _LateError it runs nothing
-    more: the model may be busy for ever."""
+    """Runs requests one at a time until `deadline` (monotonic seconds).
+
+    After a _LateError it runs nothing more, because the model may be busy for ever.
+    """
 
     def __init__(self, backend: Backend, deadline: float) -> None:
         self.deadline = deadline
@@ -198,7 +206,7 @@ class _Runner:
         self._late = False
 
     def run(self, call: Call) -> list[np.ndarray]:
-        """Raises BackendError whatever the model raises, and _LateError."""
+        """Return the outputs. Raise BackendError for any error of the model, and _LateError."""
         if self._late or time.monotonic() >= self.deadline:
             raise _LateError
         running = Running(self._backend, call.signature, call.inputs, call.outputs)
@@ -211,14 +219,17 @@ class _Runner:
 
 
 Draws = dict[str, list[Draw]]
-"""By signature, where the inputs of its trials come from."""
+"""The sources of each signature's inputs for the proof of merging."""
 
 
 # -- recorded requests
 
 
 def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, set[str], Draws]:
-    """How many requests were run, of which signatures, and what draws rows of them."""
+    """Run the recorded requests `iterations` times each.
+
+    Return how many requests were run, of which signatures, and what draws rows of them. Raise BackendError.
+    """
     file = records_path(path)
     assert file is not None
     requests = 0
@@ -228,7 +239,9 @@ def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, se
         try:
             calls = calls_of(log, backend.signatures)
             for call in itertools.chain.from_iterable(itertools.repeat(calls, iterations)):
-                with contextlib.suppress(UnprovenError):  # TensorFlow's to answer, later too
+                with contextlib.suppress(
+                    UnprovenError
+                ):  # a form was not proven for it: TensorFlow answers such requests
                     backend.run(call.signature, call.inputs, call.outputs)
                     requests += 1
         except (BackendError, ServingError) as error:
@@ -247,7 +260,7 @@ def _run_recorded(backend: Backend, path: str, iterations: int) -> tuple[int, se
 
 
 def _keep_rows(kept: list[Mapping[str, np.ndarray]], inputs: Mapping[str, np.ndarray]) -> None:
-    """Keeps rows of a request for trials, where all its inputs have as many, and of the shapes that are kept."""
+    """Add rows of a request to `kept`, if all its inputs have equally many, and the shapes of those in `kept`."""
     counts = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
     count = min(counts.pop(), _MAX_KEPT_ROWS - sum(len(next(iter(part.values()))) for part in kept))
     if (
@@ -275,7 +288,7 @@ def _with_shapes(signature: Signature, rows: Mapping[str, np.ndarray]) -> Signat
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """Draws rows of recorded requests, with repetition."""
+    """Draws rows of recorded requests; a row may be drawn more than once."""
 
     rows: Mapping[str, np.ndarray]
 
@@ -289,7 +302,7 @@ class _Recorded:
 
 
 def _unsafe(backend: Backend) -> dict[str, str]:
-    """What each signature does that is not to be run with made-up requests."""
+    """Return the signatures that are not run with made-up requests: name → why, as the end of a sentence."""
     never = outside(backend)
     return {
         name: f"acts outside of the server by {never[name]}" if name in never else "changes what the model keeps"
@@ -298,8 +311,10 @@ def _unsafe(backend: Backend) -> dict[str, str]:
 
 
 def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Mapping[str, str]) -> str:
-    """Which of so many signatures were not warmed up, and why; requests of those in `running` are not over. The
-    `unsafe` are others."""
+    """Return which of `signatures` signatures were not warmed up, and why.
+
+    Requests of those in `running` have not ended. The `unsafe` ones are not counted in `signatures`.
+    """
     left_out = signatures - len(trials)
     remarks = [f"{left_out} of {signatures} signatures were left out"] if left_out else []
     waiting = [name for name, trial in trials.items() if trial.outcome is Outcome.LATE and name not in running]
@@ -323,13 +338,13 @@ def _remarks(trials: Trials, running: Sequence[str], signatures: int, unsafe: Ma
 
 
 class _NotWorthItError(Exception):
-    """The trials of a signature would not be done in time."""
+    """The proof of a signature would not end in time."""
 
 
 def _proven(
     runner: _Runner, signatures: Mapping[str, Signature], draws: Draws, max_rows: int, announce: Announce
 ) -> frozenset[str]:
-    """The signatures of which the trials have shown that their requests may run together, while there was time."""
+    """Return the signatures whose requests are proven to be mergeable within the time of `runner`."""
     found = set()
     for name, sources in draws.items():
         signature = signatures[name]
@@ -347,7 +362,7 @@ def _proven(
 
 
 def _is_proven(sources: Sequence[Draw], new_run: Callable[[], Run], max_rows: int) -> bool:
-    """Whether the inputs of some source prove it, and those of none refute it."""
+    """Return whether the inputs of at least one source prove it, and those of none refute it."""
     proven = False
     for draw in sources:
         verdict = prove(new_run(), draw, max_rows)
@@ -355,14 +370,17 @@ def _is_proven(sources: Sequence[Draw], new_run: Callable[[], Run], max_rows: in
             return False
         proven = proven or verdict is Verdict.PROVEN
         if not proven and isinstance(draw, Made) and draw.attempt.float_range:
-            # Floats that the model takes for ids, as Keras's embeddings do, are all 0 below 1.
+            # A model that uses floats as ids, as Keras's embeddings do, takes all floats below 1 for id 0.
             wide = replace(draw, attempt=replace(draw.attempt, float_range=float(draw.attempt.id_range)))
             proven = prove(new_run(), wide, max_rows) is Verdict.PROVEN
     return proven
 
 
 def _timed(runner: _Runner, name: str, signature: Signature, max_rows: int) -> Run:
-    """A function that runs a request, and gives up after the first where so many more would come too late."""
+    """Return a function that runs a request.
+
+    It raises _NotWorthItError after the first one, if that took so long that the whole proof would be late.
+    """
     first = True
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
