@@ -1,10 +1,11 @@
 """SavedModel → ONNX, → TF-Lite: converted, proven, measured and chosen by a job (`converters.job`), kept in a cache.
 
-job         the process: reads a spec, writes a report
+job         the process: reads a spec, looks in the cache, writes a report; work, what it does if the cache has none
 converting  entry points, each in a process of its own; freezing, to_onnx (onnx_handlers), to_tflite, registry, plugin
 repairs     operators that converters get wrong, spelled out; hazards, what is known to be wrong all the same
-proving     cases and hard_cases (edges, constants), run by TensorFlow and by a converted form; proof compares
-measure     calls in turns; load, what others take meanwhile; choice decides
-cache       forms and reports on disk, by what they were made from; identity, of the code
-child       processes that may crash, hang or eat memory; frames, runner, processes
+evidence    cases and hard_cases (edges, constants), and TensorFlow's answers on them
+proving     a form, run on the cases, and searched for differences; proof compares, judging tells roundings from errors
+measuring   TensorFlow and the forms, timed in turns (measure); load, what other processes take; choice decides
+cache       forms and reports on disk; identity, what they were made from
+processes   models in processes that may crash, hang or eat memory; child, frames, runner
 """

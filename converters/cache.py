@@ -7,11 +7,11 @@
         files.json            of each file its size and SHA-256; its first line is the SHA-256 of its rest
         used                  its mtime is the last use; it is locked (shared) by those who use the entry
         report-MACHINE.json   proof, timings and choice on one kind of machine; checked like files.json
-        demoted-FORM.json  that a form failed in service, when and why; checked likewise
+        demoted-FORM.json     that a form failed in service, when and why; checked likewise
         forms/FORM/           the files of a converted form
 
-Nothing is trusted that does not match its hash: a disk that fills up, a copy that stops half-way or a bad sector makes
-an entry that is thrown away and made again. Hashes are no signatures: who may write here decides what is served.
+No file is used that does not match its hash: if a disk fills up, a copy stops half-way or a sector is bad, the entry is
+removed and made again. Hashes are no signatures: whoever may write here decides what is served.
 
 Files that a process has open or mapped stay readable after an entry is evicted. `Entry` also keeps the entry from being
 evicted as long as it is open, so that a worker which is started again finds its files.
@@ -30,14 +30,17 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from converters.codec import from_json, to_json
 from converters.report import Demotion, Report
 
-__all__ = ["Cache", "Entry", "content_hash", "default_folder", "file_hash", "hold", "key_of"]
+__all__ = ["FORMS", "Cache", "Entry", "default_folder", "file_hash", "files_below", "form_folder", "hold"]
+
+FORMS = "forms"
+"""The folder of an entry that has a folder for each form."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ _POLL_SECONDS = 0.2
 
 
 def default_folder() -> str:
-    """Where the cache is unless somebody says otherwise: what systemd gives as a cache, /var/cache for root, else the
+    """Return the default folder: what systemd gives as a cache, else /var/cache/dropserve for root, else one of the
     user's."""
     given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
     if given:
@@ -61,23 +64,8 @@ def default_folder() -> str:
     return os.path.join(base, "dropserve")
 
 
-def content_hash(path: str) -> str:
-    """The SHA-256 of all files below `path`, and of their names. Raises OSError."""
-    total = hashlib.sha256()
-    for name in sorted(_files_below(path)):
-        total.update(
-            f"{len(os.fsencode(name))}:".encode() + os.fsencode(name) + file_hash(os.path.join(path, name)).encode()
-        )
-    return total.hexdigest()
-
-
-def key_of(parts: Mapping[str, Any]) -> str:
-    """The key for what JSON can say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 class Entry:
-    """An entry in use: it is not evicted before `close`."""
+    """An entry in use: it is not evicted before `close`. Whoever gets one must close it."""
 
     def __init__(self, path: str, descriptor: int | None) -> None:
         self.path = path
@@ -89,14 +77,14 @@ class Entry:
             self._descriptor = None
 
     def report(self, machine: str) -> Report | None:
-        """The report for machines of the key `machine`, if there is one that is whole."""
+        """Return the report for machines with the key `machine`; None if there is none, or it is damaged."""
         try:
             return from_json(Report, _read_checked(self._report_path(machine)))
         except (OSError, ValueError):
             return None
 
     def put_report(self, machine: str, report: Report) -> bool:
-        """Keeps a report; whether it could."""
+        """Keep a report. Return whether that succeeded."""
         try:
             _write_checked(self._report_path(machine), to_json(report))
         except OSError as error:
@@ -115,7 +103,7 @@ class Entry:
         return dataclasses.replace(found, file=file) if found.form == form else None
 
     def demote(self, demotion: Demotion) -> Demotion:
-        """Keeps `demotion`; the same with its file, if it could."""
+        """Keep `demotion`, and return it with its file; without one if it cannot be written."""
         file = self._demotion_path(demotion.form)
         try:
             _write_checked(file, to_json(demotion))
@@ -129,6 +117,11 @@ class Entry:
 
     def _report_path(self, machine: str) -> str:
         return os.path.join(self.path, f"report-{machine}.json")
+
+
+def form_folder(folder: str, form: str) -> str:
+    """Return the folder of the files of the form with the name `form`, in an entry or its copy; "" if `form` is ""."""
+    return os.path.join(folder, FORMS, form) if form else ""
 
 
 def hold(form: str) -> Entry | None:
@@ -150,8 +143,10 @@ def hold(form: str) -> Entry | None:
 
 
 class Cache:
-    """The cache in `folder`, of at most `max_bytes`. No failure of its disk is anybody's error: nothing is found then,
-    and nothing kept."""
+    """The cache in `folder`, of at most `max_bytes`.
+
+    If its disk fails, nothing is found and nothing is kept; the caller gets no error.
+    """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
         self._folder = folder
@@ -159,7 +154,10 @@ class Cache:
 
     @contextmanager
     def claim(self, key: str, seconds: float, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Holds the claim on `key`, or goes on without it where another process keeps it for `seconds`."""
+        """Hold the claim on `key`; go on without it after `seconds`, if another process still has it.
+
+        `waiting` is called once if there is a wait.
+        """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 os.makedirs(self._path("claims"), exist_ok=True)
@@ -169,7 +167,7 @@ class Cache:
             yield
 
     def find(self, key: str) -> Entry | None:
-        """The entry of `key`, whole and held; None where there is none. One that is damaged is thrown away."""
+        """Return the entry of `key`, checked and held; None if there is none. A damaged one is removed."""
         path = self._path("entries", key)
         try:
             descriptor = os.open(os.path.join(path, _USED), os.O_RDWR | os.O_CLOEXEC)
@@ -188,11 +186,11 @@ class Cache:
         return Entry(path, descriptor)
 
     def put(self, key: str, folder: str) -> Entry | None:
-        """Copies `folder` to the entry of `key` (links its files, where they are on one disk), and holds that.
+        """Copy `folder` to the entry of `key` (link its files, if they are on one disk), and return it, held.
 
-        None where there is no room or no access. Where another process was faster, its entry is the result.
+        Return None if there is no room or no access. If another process was faster, return its entry.
         """
-        size = sum(os.path.getsize(os.path.join(folder, name)) for name in _files_below(folder))
+        size = sum(os.path.getsize(os.path.join(folder, name)) for name in files_below(folder))
         if size > self._max_bytes:
             return None
         try:
@@ -216,7 +214,7 @@ class Cache:
 
     @contextmanager
     def _staging(self) -> Iterator[str]:
-        """A new folder that is removed in the end, if it is still there; and what dead processes left is removed."""
+        """Make a new folder, and remove it in the end if it is still there. Remove what dead processes left."""
         os.makedirs(self._path("staging"), exist_ok=True)
         for name in os.listdir(self._path("staging")):
             if name.endswith(".lock"):
@@ -238,7 +236,7 @@ class Cache:
     def _remove_if_dead(self, name: str) -> None:
         lock = self._path("staging", f"{name}.lock")
         with contextlib.suppress(OSError):
-            # Between its creation and its locking, another process's lock is free for an instant.
+            # Another process may have created its lock a moment ago, and not locked it yet.
             if time.time() - os.stat(lock).st_mtime < _LOCK_SECONDS:
                 return
             descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
@@ -260,7 +258,7 @@ class Cache:
             os.close(descriptor)
 
     def _make_room(self, needed: int) -> None:
-        """Evicts the least recently used entries that nobody uses, until `needed` bytes fit or none is left."""
+        """Evict the least recently used entries that nobody uses, until `needed` bytes fit or none is left."""
         entries = []
         with contextlib.suppress(OSError):
             for found in os.scandir(self._path("entries")):
@@ -275,7 +273,7 @@ class Cache:
                 total -= size
 
     def _discard(self, key: str, why: str) -> bool:
-        """Removes an entry unless somebody uses it; whether it did."""
+        """Remove an entry unless it is in use. Return whether it was removed."""
         path = self._path("entries", key)
         gone = self._path("staging", f"gone-{secrets.token_hex(8)}")
         descriptor = None
@@ -300,7 +298,7 @@ class Cache:
 
 
 def _lock(descriptor: int, kind: int, seconds: float, waiting: Callable[[], None] = lambda: None) -> None:
-    """Raises OSError where it is not to be had by then."""
+    """Lock a file, waiting for at most `seconds`. Raise OSError if another process holds the lock until then."""
     ends = time.monotonic() + seconds
     is_first = True
     while True:
@@ -316,8 +314,8 @@ def _lock(descriptor: int, kind: int, seconds: float, waiting: Callable[[], None
         time.sleep(_POLL_SECONDS)
 
 
-def _files_below(path: str) -> Iterator[str]:
-    """The regular files below `path`, by their names relative to it. Raises OSError."""
+def files_below(path: str) -> Iterator[str]:
+    """Yield the regular files below `path`, by their names relative to it. Raise OSError."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -330,7 +328,7 @@ def _files_below(path: str) -> Iterator[str]:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Nobody writes to these files any more, so two names for one are as good as two."""
+    """Link a file, or copy it. A link will do, because nobody writes to these files any more."""
     try:
         os.link(source, target)
     except OSError:
@@ -338,10 +336,11 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _size_below(path: str) -> int:
-    return sum(os.path.getsize(os.path.join(path, name)) for name in _files_below(path))
+    return sum(os.path.getsize(os.path.join(path, name)) for name in files_below(path))
 
 
 def file_hash(path: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits. Raise OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -352,12 +351,12 @@ def file_hash(path: str) -> str:
 def _listing(path: str) -> dict[str, list[Any]]:
     return {
         name: [os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name))]
-        for name in sorted(_files_below(path))
+        for name in sorted(files_below(path))
     }
 
 
 def _check(path: str) -> None:
-    """Raises OSError, ValueError unless the entry at `path` has the files that were put there."""
+    """Raise OSError, ValueError unless the entry at `path` has the files that were put there."""
     listing = _read_checked(os.path.join(path, _FILES))
     if not isinstance(listing, dict):
         raise ValueError(f"{_FILES} lists nothing")
@@ -368,7 +367,7 @@ def _check(path: str) -> None:
 
 
 def _write_checked(path: str, value: Any) -> None:
-    """Writes JSON after its own hash, whole at once. Raises OSError."""
+    """Write JSON and its hash atomically: a reader sees all of it or nothing. Raise OSError."""
     body = json.dumps(value)
     temporary = f"{path}.{secrets.token_hex(4)}"
     try:
@@ -384,7 +383,7 @@ def _write_checked(path: str, value: Any) -> None:
 
 
 def _read_checked(path: str) -> Any:
-    """Raises OSError, ValueError."""
+    """Return what `_write_checked` wrote. Raise OSError, ValueError."""
     with open(path, encoding="utf-8") as file:
         text = file.read(_MAX_LISTING_BYTES)
     digest, _, body = text.partition("\n")

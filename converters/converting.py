@@ -13,10 +13,11 @@ from backends import op_libraries
 from backends.contract import BackendError, Signature
 from backends.form import Format, FormDescription, FormSignature, write_form
 from converters.child import ChildError, Limits, fork
+from converters.evidence import Evidence
 from converters.frames import send
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
 from converters.processes import ModelProcess, load_form
-from converters.proving import Evidence, prove
+from converters.proving import prove
 from converters.report import Attempt, FormReport, SignatureProof, Verdict
 from converters.spec import JobSpec
 

@@ -1,21 +1,55 @@
-"""What this code is: a verdict holds as long as the code that came to it."""
+"""What a job's result depends on: the code, the model, the options, the versions of the frameworks, the machine."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
-from collections.abc import Iterable
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["code_hash", "own_code"]
+from converters import cores
+from converters.cache import file_hash, files_below
+from converters.codec import to_json
+from converters.plugin import Converter
+from converters.spec import JobSpec
+
+__all__ = ["cache_key", "code_hash", "content_hash", "key_of", "machine", "own_code", "versions_of"]
 
 _OURS = ("converters", "backends")
+_FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
+# What the forms and proofs of a version do not depend on. The hashes of the operators' libraries stand for their paths.
+_NOT_IN_KEY = (
+    "path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries"
+)  # fmt: skip
+
+
+def content_hash(path: str) -> str:
+    """Return the SHA-256 of all files below the folder `path`, and of their names. Raise OSError."""
+    total = hashlib.sha256()
+    for name in sorted(files_below(path)):
+        total.update(
+            f"{len(os.fsencode(name))}:".encode() + os.fsencode(name) + file_hash(os.path.join(path, name)).encode()
+        )
+    return total.hexdigest()
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Return a key for values of JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def code_hash(paths: Iterable[str]) -> str:
-    """The SHA-256 of the files `paths`, and of the code and its tables in the folders `paths`. Raises OSError where one
-    cannot be read, or a folder has no code."""
+    """Return the SHA-256 of files, and of the code and its tables in folders.
+
+    Raise OSError if one cannot be read, or a folder has no code.
+    """
     total = hashlib.sha256()
     for path in paths:
         if os.path.isdir(path):
@@ -33,9 +67,11 @@ def code_hash(paths: Iterable[str]) -> str:
 
 @functools.cache
 def own_code(others: tuple[str, ...] = ()) -> str:
-    """What stands for the code that converts, makes cases, compares and runs forms, and for the files `others`: a hash
-    of it, or the version of this release where its sources are not there. Nobody has to keep in mind which of its lines
-    matter: all do."""
+    """Return a hash of the code that converts, makes cases, compares and runs forms, and of the files `others`.
+
+    If the sources are not there, the version of this release stands for them. The hash takes in all of the code, so
+    that nobody has to know which of its lines a verdict depends on.
+    """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         return code_hash([*(os.path.join(root, package) for package in _OURS), *others])
@@ -44,3 +80,42 @@ def own_code(others: tuple[str, ...] = ()) -> str:
             return f"dropserve {importlib.metadata.version('dropserve')}"
         except importlib.metadata.PackageNotFoundError:
             return "not known"
+
+
+def cache_key(spec: JobSpec, content: str, libraries: Sequence[str], versions: Mapping[str, str], code: str) -> str:
+    """Return the key in the cache of the forms that `spec` asks for, and of their proofs.
+
+    `content` is the hash of the SavedModel, `libraries` are those of the operators' libraries, and `code` is that of
+    `own_code`: a form that was proven by other cases, or within other tolerances, is not proven.
+    """
+    options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in _NOT_IN_KEY}
+    return key_of(
+        {
+            "format": _FORMAT,
+            "code": code,
+            "content": content,
+            "versions": dict(versions),
+            "options": options,
+            "op_libraries": list(libraries),
+        }
+    )
+
+
+def machine() -> str:
+    """Return the processor and the number of its cores that this process may use: timings hold for these."""
+    model = platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        named = re.search(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
+        model = named.group(1).strip() if named else model
+    return f"{model}, {len(cores.ALL)} cores"
+
+
+def versions_of(converters: Iterable[Converter]) -> dict[str, str]:
+    """Return the versions of the distributions that the results of `converters` depend on."""
+    found = {}
+    for name in sorted({name for module in converters for name in module.VERSIONS} | {"tensorflow", "numpy"}):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,4 +1,4 @@
-"""Carries out a proof: makes the cases by TensorFlow, runs a converted form on them, and has both compared."""
+"""Carry out a proof: run a form on the cases, then search for inputs on which it differs from TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from backends.contract import BackendError, Signature
+from backends.contract import BackendError
 from backends.domain import FINITE, Domain
-from converters.cases import Case, CaseMaker, Inputs, Run
+from converters.cases import Case, Inputs
 from converters.child import ChildError
-from converters.hard_cases import HardCases, Refused
+from converters.evidence import ENOUGH_CASES, Evidence
+from converters.hard_cases import Refused
 from converters.judging import Judge, Runs
 from converters.mutations import within
 from converters.narrowing import USUAL, narrowed, open_sizes, tamed
-from converters.processes import ModelProcess, Reference
+from converters.processes import ModelProcess
 from converters.proof import Comparison
 from converters.report import Searched, SignatureProof, Verdict
-from converters.roundings import noise_of, with_medians
 from converters.search import Search, Suspect
 from converters.shrinking import Budget, said, shrunk
 
-__all__ = ["Bounds", "Evidence", "Proof", "gather", "prove"]
+__all__ = ["Bounds", "Proof", "prove"]
 
-_MAX_CASE_BYTES = 512 << 20  # of all cases of a version
-_ENOUGH_CASES = 4  # these are run however long they take
-# The cases that look for trouble may take half as long as the others, within bounds.
-_HARD_SHARE = 0.5
-_MIN_HARD_SECONDS = 5.0
-_MAX_HARD_SECONDS = 20.0
 _SEARCH_SHARE = 0.5
 _SHRINK_TRIES = 200
 _SHRINK_SECONDS = 2.0
@@ -40,131 +34,6 @@ _CALL_SECONDS = 120.0
 _SEARCHED = "searched inputs"
 _MAX_COUNTEREXAMPLES = 8  # that are kept of a signature
 _MAX_BEYOND = 12  # differences that a report tells of
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What TensorFlow answers on the cases of one signature. `noise` is, for each case, by
-    how much the outputs move with roundings of the inputs. `problem` says why that proves nothing, if it does not.
-    `refused` are inputs out of the usual that TensorFlow refuses, and `domain` those that were tried. `risk` runs
-    TensorFlow on what may kill it. `numbers` are the graph's own, and `seconds` is how long TensorFlow took. A search
-    adds to `counterexamples` on what it found a form to be wrong; each later proof begins its search with them, since
-    what one conversion gets wrong by chance of a search, the next may as well."""
-
-    signature: Signature
-    cases: tuple[Case, ...]
-    maker: CaseMaker
-    noise: tuple[Mapping[str, float], ...]
-    problem: SignatureProof | None
-    refused: tuple[Refused, ...] = ()
-    domain: Domain = FINITE
-    risk: Run | None = None
-    numbers: tuple[float, ...] = ()
-    seconds: float = 0.0
-    counterexamples: list[Inputs] = field(default_factory=list)
-
-
-def gather(
-    reference: Reference,
-    recorded: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-    seconds: float,
-    numbers: Sequence[float] = (),
-) -> dict[str, Evidence]:
-    """The evidence of each signature that TensorFlow serves, in about `seconds`. `numbers` are those of the model's
-    graph (`converters.constants`). Raises ChildError."""
-    found = {}
-    nbytes = 0
-    for index, (name, signature) in enumerate(reference.signatures.items()):
-        begun = time.monotonic()
-        ends = begun + seconds / len(reference.signatures)
-        share = _MAX_CASE_BYTES * (index + 1) // len(reference.signatures)
-        timed = _Timed(reference, name)
-        maker = CaseMaker(signature, timed.run, recorded.get(name, ()))
-        cases: list[Case] = []
-
-        def is_full(case: Case, share: int = share, cases: list[Case] = cases) -> bool:
-            nonlocal nbytes
-            cases.append(case)
-            nbytes += sum(array.nbytes for side in (case.inputs, case.outputs) for array in side.values())
-            return nbytes > share
-
-        for case in maker.cases():
-            if is_full(case) or (len(cases) >= _ENOUGH_CASES and time.monotonic() > ends):
-                break
-        usual = [case for case in cases if case.without is None]
-        problem = _problem(name, signature, usual, maker, timed.run)
-        if problem is not None:
-            found[name] = Evidence(signature, tuple(cases), maker, (), problem)
-            continue
-        noise_ends = ends + seconds / len(reference.signatures)
-        noise = noise_of(cases, timed.run, noise_ends)
-        now = time.monotonic()
-        hard_ends = now + min(_MAX_HARD_SECONDS, max(_MIN_HARD_SECONDS, _HARD_SHARE * (now - begun)))
-        hard = HardCases(maker, timed.risk, numbers)
-        for case in hard.cases():
-            if is_full(case) or time.monotonic() > min(hard_ends, noise_ends):
-                break
-        found[name] = Evidence(
-            signature,
-            tuple(cases),
-            maker,
-            with_medians(noise, len(cases)),
-            None,
-            tuple(hard.refused),
-            hard.domain,
-            timed.risk,
-            tuple(numbers),
-            time.monotonic() - begun,
-        )
-    return found
-
-
-class _Timed:
-    """TensorFlow on one signature. What may never end gets much more time than what did."""
-
-    def __init__(self, reference: Reference, name: str) -> None:
-        self._reference = reference
-        self._name = name
-        self._longest = 0.0
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises BackendError."""
-        begun = time.monotonic()
-        answer = self._reference.run(self._name, inputs)
-        self._longest = max(self._longest, time.monotonic() - begun)
-        return answer
-
-    def risk(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises BackendError, DiedError."""
-        return self._reference.risk(self._name, inputs, min(20 * self._longest, _MAX_HARD_SECONDS))
-
-
-def _problem(
-    name: str,
-    signature: Signature,
-    cases: Sequence[Case],
-    maker: CaseMaker,
-    run: Run,
-) -> SignatureProof | None:
-    """What shows before anything is converted."""
-    if not cases:
-        reason = f"TensorFlow took none of the inputs that were made from the signature: {maker.refusal}"
-        return SignatureProof(name, Verdict.UNTESTED, reason, refused=maker.refused)
-    itself = Comparison(name, signature, "float32")
-    for case in cases:
-        itself.add(case.label, case.outputs, case.outputs, case.recorded)
-    proof = itself.proof(maker.refused)
-    if proof.verdict is not Verdict.PROVEN:
-        return proof
-    again = Comparison(name, signature, "float32")
-    try:
-        again.add(cases[0].label, cases[0].outputs, run(cases[0].inputs))
-    except BackendError as error:
-        again.difference = f"TensorFlow refuses the second time what it answered first: {error.message}"
-    if again.difference:
-        reason = f"TensorFlow's own answers differ from call to call, by chance or by state: {again.difference}"
-        return SignatureProof(name, Verdict.UNTESTED, reason, len(cases), maker.refused)
-    return None
 
 
 def prove(
@@ -175,9 +44,12 @@ def prove(
     seconds: float,
     search_seconds: tuple[float, float],
 ) -> dict[str, SignatureProof]:
-    """The proofs of the signatures `names`, by their cases in about `seconds`, and by a search that takes half as long
-    as those, within `search_seconds`: at least for each, at most for all. `load` starts the converted form, again where
-    it has died. Raises BackendError, ChildError where it cannot be loaded."""
+    """Return the proofs of the signatures `names` of a form.
+
+    The cases take about `seconds`. The search of each signature takes half as long as its cases, at least
+    `search_seconds[0]`; those of all signatures take at most `search_seconds[1]`. `load` starts the form, and again
+    after it has died. Raise BackendError, ChildError if it cannot be loaded.
+    """
     least, most = search_seconds[0], search_seconds[1] / len(names)
     bounds = Bounds(min(least, most), most)
     found: dict[str, SignatureProof] = {}
@@ -192,7 +64,7 @@ def prove(
 
 
 class _Reloaded:
-    """A form that is started again where it has died."""
+    """A form that is started again after it has died."""
 
     def __init__(self, load: Callable[[], ModelProcess]) -> None:
         self._load = load
@@ -215,7 +87,7 @@ class _Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The seconds of a search: half of what the cases took, within these. None where `most` is 0."""
+    """The least and the most seconds of a search, which takes half as long as the cases did. 0 at most: no search."""
 
     least: float
     most: float
@@ -225,7 +97,8 @@ class Bounds:
 
 
 class Proof:
-    """The proof of one signature of a form: what it must be right on, then where it is right besides."""
+    """The proof of one signature of a form. On usual inputs the form must be right; for which others it is proven, the
+    proof finds out."""
 
     def __init__(
         self,
@@ -247,7 +120,8 @@ class Proof:
         self._searched = Searched()
 
     def run(self, ends: float, bounds: Bounds = Bounds(0.0, 0.0)) -> SignatureProof:
-        """The proof; the cases end at `ends`. Raises BackendError, ChildError where the form cannot be loaded again."""
+        """Return the proof. No case begins after `ends` (monotonic clock), but the first few. Raise BackendError,
+        ChildError if the form has died and cannot be loaded again."""
         begun = time.monotonic()
         maker = self._evidence.maker
         failure = self._cases(ends)
@@ -278,10 +152,10 @@ class Proof:
         )
 
     def _cases(self, ends: float) -> str:
-        """Compares all cases, up to the first difference; how the form failed where it has no answer."""
+        """Compare all cases, up to the first difference. Return how the form failed if it gives no answer, else ""."""
         evidence = self._evidence
         for number, case in enumerate(evidence.cases):
-            if number >= _ENOUGH_CASES and time.monotonic() > ends:
+            if number >= ENOUGH_CASES and time.monotonic() > ends:
                 self._domain &= FINITE
                 break
             if case.without is not None:
@@ -304,7 +178,7 @@ class Proof:
         return ""
 
     def _try_beyond(self, number: int, case: Case, without: Domain) -> None:
-        """A case that only tells for which inputs the form is proven."""
+        """Try a case outside of `without`. If the form is wrong on it, the form is proven for `without` only."""
         if self._domain & without == self._domain:
             return  # it is not proven for such inputs anyway
         self._edges += 1
@@ -321,7 +195,7 @@ class Proof:
             self._budget = self._budget or _budget()
             smallest, why = self._smallest(self._tamed(case.inputs, without), case.label, self._budget)
             self._leave_out(without, why or wrong)
-            # What is odd about the case need not be what is wrong.
+            # The form may be wrong on the smaller inputs for another reason, within its domain.
             if why and within(self._domain, self._evidence.signature, smallest) and self._is_wrong(smallest):
                 self._comparison.difference = why
 
@@ -337,8 +211,8 @@ class Proof:
             self._leave_out(refused.without, f"on {refused.label}, which TensorFlow refuses, {error}")
 
     def _search(self, seconds: float) -> str:
-        """Searches within the domain so far for inputs on which the form is wrong, and leaves out what can be; how the
-        form died, if it did."""
+        """Search for inputs within the domain so far on which the form is wrong, and narrow the domain to leave them
+        out, if possible. Return how the form died, "" if it did not."""
         evidence, signature = self._evidence, self._evidence.signature
         begun = time.monotonic()
         if not seconds or evidence.risk is None:
@@ -355,7 +229,7 @@ class Proof:
             smallest, why = self._smallest(self._tamed(suspect.inputs, USUAL), _SEARCHED, _budget())
             without = narrowed(signature, smallest, right)
             if without is not None and (tame := self._tamed(smallest, without)) is not smallest:
-                # What seemed to be odd about them is not what is wrong.
+                # The form is wrong on tamer inputs too: these tell better what it is wrong on.
                 smallest, why = self._smallest(tame, _SEARCHED, _budget())
                 without = narrowed(signature, smallest, right)
             self._remember(smallest)
@@ -371,7 +245,7 @@ class Proof:
         return failure
 
     def _suspects(self, search: Search, ends: float) -> Iterator[Suspect]:
-        """What other forms of this job were wrong on, if this one is as well, and then what the search finds."""
+        """Yield inputs on which other forms of this job were wrong, if this one is too; then what the search finds."""
         for inputs in tuple(self._evidence.counterexamples):
             if within(self._domain, self._evidence.signature, inputs) and (known := search.again(inputs)) is not None:
                 yield known
@@ -385,16 +259,16 @@ class Proof:
             known.append(inputs)
 
     def _tamed(self, inputs: Inputs, domain: Domain) -> Inputs:
-        """The inputs without what lies outside of `domain`, if the form is wrong on them still."""
+        """Return the inputs brought into `domain` if the form is still wrong on them, else `inputs`."""
         tame = tamed(self._evidence.signature, inputs, domain)
         return tame if self._is_wrong(tame) else inputs
 
     def _smallest(self, inputs: Inputs, label: str, budget: Budget) -> tuple[Inputs, str]:
-        """The smallest inputs found on which the form differs still, and how; "" where it does no longer."""
+        """Return the smallest inputs found on which the form still differs, and how it differs, "" if it does not."""
         is_wrong = self._is_wrong(inputs)
 
         def differs(found: Inputs) -> bool:
-            # Where it is wrong beyond what it is proven for is known.
+            # It is already known that the form is wrong outside of its domain.
             if not within(self._domain, self._evidence.signature, found):
                 return False
             return self._is_wrong(found) if is_wrong else bool(self._differs(found))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from appliance.conversion.text import report_text
-from converters.cache import Cache, content_hash, default_folder, hold, key_of
+from converters.cache import Cache, default_folder, hold
+from converters.identity import content_hash, key_of
 from converters.report import Demotion, Report
 from tests.support.acceleration_jobs import ROOT, Outcome, run_job
 

@@ -12,9 +12,10 @@ from backends.domain import ANY, FINITE, Domain
 from converters.cases import Case, CaseMaker, DiedError
 from converters.child import ChildError
 from converters.edges import float_edges, whole_edges
+from converters.evidence import Evidence
 from converters.hard_cases import HardCases
 from converters.proof import Comparison
-from converters.proving import Bounds, Evidence, Proof
+from converters.proving import Bounds, Proof
 from converters.report import SignatureProof, Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
