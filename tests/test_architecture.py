@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +48,10 @@ LOADED_BY_NAME = {
     "converters.work": {"backends.tensorflow_backend"},
     "converters.registry": {"converters.to_onnx", "converters.to_tflite"},
 }
+
+
+# Declared for the sake of other packages: the one that uvicorn parses HTTP with, and a bound (see pyproject.toml).
+FOR_OTHERS = {"backports-strenum", "httptools"}
 
 
 def modules() -> dict[str, Path]:
@@ -126,6 +133,27 @@ def test_a_module_is_named_in_a_string_only_to_run_it_as_a_process(module: str) 
     }
     named = {name for name in texts if name in MODULES and "." in name}
     assert {name for name in named if "__main__" not in MODULES[name].read_text()} <= LOADED_BY_NAME.get(module, set())
+
+
+def third_party() -> set[str]:
+    """The packages of others that the modules import, by the name of their first folder."""
+    found = set()
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            found |= {name.partition(".")[0] for name in names}
+    return found - sys.stdlib_module_names - set(PACKAGES)
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    owners = importlib.metadata.packages_distributions()
+    found = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in third_party()}
+    assert {name for name, distributions in found.items() if not distributions & declared} == set()
+    assert declared - set().union(*found.values()) == FOR_OTHERS
 
 
 def test_only_the_command_reads_its_arguments() -> None:
