@@ -106,9 +106,13 @@ def test_object_graph_refuses_like_the_session(loaded: Callable[[str], TensorFlo
 def test_initialiser_that_reads_what_the_restore_has_left_unset(tmp_path: Path) -> None:
     module = tf.Module()
     module.number = tf.Variable([2.0])
-    numbers = tf.lookup.KeyValueTensorInitializer(tf.constant(["a"]), tf.constant([2.0]))
-    numbers._values = module.number  # no initialiser of TensorFlow's own reads a variable
-    module.table = tf.lookup.StaticHashTable(numbers, 0.0)
+
+    class FromVariable(tf.lookup.KeyValueTensorInitializer):  # no initialiser of TensorFlow's own reads a variable
+        def initialize(self, table: tf.lookup.StaticHashTable) -> tf.Operation:
+            values = module.number.read_value()
+            return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=["a"], values=values)
+
+    module.table = tf.lookup.StaticHashTable(FromVariable(["a"], [2.0]), 0.0)
     function = tf.function(lambda x: {"y": x * module.table.lookup(tf.constant("a"))})
     signatures = {SERVING: function.get_concrete_function(tf.TensorSpec([None], tf.float32, "x"))}
     options = tf.saved_model.SaveOptions(experimental_skip_saver=True)
