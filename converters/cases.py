@@ -1,7 +1,7 @@
-"""The inputs on which a signature is proven: recorded requests, or made from the signature and accepted by TensorFlow.
+"""Make the inputs on which a signature is proven: recorded requests, or inputs made from the signature.
 
-Nothing says which values a model takes, so what is made is tried on TensorFlow first. What it refuses (an id beyond a
-vocabulary, an image that is too small) is replaced, and not counted.
+A signature does not say which values the model takes, so made inputs are tried on TensorFlow first. Those that it
+refuses (an id beyond a vocabulary, an image that is too small) are replaced, and not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Case", "CaseMaker", "DiedError", "Inputs", "Run", "batched", "filled
 
 Inputs = Mapping[str, np.ndarray]
 Run = Callable[[Inputs], Mapping[str, np.ndarray]]
-"""Runs TensorFlow. Raises BackendError where it refuses; what kills it counts as refused, unless DiedError says so."""
+"""Runs TensorFlow. Raises BackendError if it refuses the inputs or dies, or DiedError for a death if it says so."""
 
 # For dimensions of which only the first is the batch: lengths of sequences, then sizes of images.
 _SIZES = (7, 16, 32, 64, 128, 224, 1, 3)
@@ -30,7 +30,7 @@ _MAX_ID_INPUTS = 8
 # are lengths or counts, and larger ones would take all of the proof's time.
 _SLOWER = 10.0
 _SLOW_SECONDS = 0.05
-# One call may take long for want of a processor: the fastest of so many counts. A much longer one is no hiccup.
+# One call may be slow because the machine is busy: the fastest of so many counts, but for one that is much slower.
 _MEASURED = 3
 _HICCUP_SECONDS = 2.0
 _STYLES = (
@@ -44,15 +44,15 @@ _MAX_RECORDED = 50
 
 
 class DiedError(Exception):
-    """TensorFlow died of inputs, or did not come to an end with them."""
+    """TensorFlow died of inputs, or did not end with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs, TensorFlow's outputs for them, and what to call them in a report.
+    """Inputs, TensorFlow's outputs for them, and a label for reports.
 
-    A `hard` case has values that few clients send. Where a form is wrong on it, it is still proven for the inputs in
-    `without`; None: for nothing.
+    A `hard` case has values that few clients send. If a form is wrong on it, the form is still proven for the inputs in
+    `without`; None: it is not proven.
     """
 
     label: str
@@ -64,8 +64,8 @@ class Case:
 
 
 class CaseMaker:
-    """Makes the cases of one signature. `refused` counts what TensorFlow did not take; `refused_example` is one.
-    `slow` says of inputs of whole numbers from which on larger ones take too long to be tried."""
+    """Make the cases of one signature. `refused` counts the inputs that TensorFlow refused, and `refused_example` is
+    one of them. `slow` has, by input of whole numbers, the number from which on values take too long to be tried."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class CaseMaker:
         self.has_made = False
 
     def cases(self) -> Iterator[Case]:
-        """The cases, the most telling first: whoever has no time may stop at any."""
+        """Yield the cases, the most telling first: a caller without time may stop after any."""
         rows = 0
         for index, inputs in enumerate(self._recorded[:_MAX_RECORDED]):
             without = _odd(inputs)
@@ -105,15 +105,15 @@ class CaseMaker:
             self.has_made = True
 
     def plain(self, batch: int) -> Inputs | None:
-        """Inputs of this batch size with nothing special to them: a recorded request's rows, or made ones; None where
-        TensorFlow takes none."""
+        """Return ordinary inputs of this batch size: rows of a recorded request, or made ones; None if TensorFlow
+        refuses them."""
         if self._usual is not None:
             return batched(self.signature, self._usual, batch)
         self._explore()
         return self._inputs(batch, 0, self.sizes[0], 1.0, True, self._default_bound) if self.sizes else None
 
     def representative(self, batch: int) -> Inputs | None:
-        """Plain inputs of this batch size, for measuring; None where TensorFlow takes none."""
+        """Return ordinary inputs of this batch size to measure with; None if TensorFlow refuses them."""
         if self._usual is not None:
             return batched(self.signature, self._usual, batch)
         self._explore()
@@ -166,7 +166,7 @@ class CaseMaker:
             yield case
 
     def _explore(self) -> None:
-        """Finds once what TensorFlow takes."""
+        """Find out, once, which sizes and ids TensorFlow takes."""
         if not self._explored:
             self._explored = True
             self._find_sizes()
@@ -174,9 +174,9 @@ class CaseMaker:
                 self._find_bounds()
 
     def _find_sizes(self) -> None:
-        """Up to two sizes for unknown dimensions that TensorFlow takes. It also takes images that are too small, and
-        answers what happens to lie in memory (2.21, where the second of two convolutions has nothing to compute); that
-        shows in the shape: such sizes come last."""
+        """Find up to two sizes for unknown dimensions that TensorFlow takes. It also takes images that are too small,
+        and answers with uninitialised memory (2.21, if the second of two convolutions has nothing to compute). The
+        shape of the answer shows that: such sizes come last."""
         unknown = any(spec.shape is not None and -1 in spec.shape[1:] for spec in self.signature.inputs.values())
         found: list[int] = []
         odd: list[int] = []
@@ -193,8 +193,8 @@ class CaseMaker:
         self.sizes = tuple(found or odd[:2])
 
     def _find_bounds(self) -> None:
-        """How many ids, counted from 0, TensorFlow takes in each input of whole numbers, in about the time of others: a
-        loop that an id counts gets no more rounds than that."""
+        """Find out how many ids, counted from 0, TensorFlow takes in each input of whole numbers, in about the time of
+        others: a loop whose rounds an id counts gets no more rounds than that."""
         for alias, spec in list(self.signature.inputs.items())[:_MAX_ID_INPUTS]:
             if spec.element.numpy.kind not in "iu" or spec.dtype == "uint8":
                 continue
@@ -224,7 +224,8 @@ class CaseMaker:
             self._bounds[alias] = good
 
     def _is_slow(self, alias: str, value: int, seconds: float, most: float) -> bool:
-        """Whether TensorFlow takes longer than `most` with `value` in an input, as it did once, in `seconds`."""
+        """Return whether TensorFlow takes longer than `most` seconds with `value` in an input each time; it took
+        `seconds` once."""
         for _ in range(_MEASURED - 1):
             if not most < seconds < _HICCUP_SECONDS:
                 break
@@ -232,14 +233,14 @@ class CaseMaker:
         return seconds > most
 
     def _timed(self, alias: str, value: int) -> tuple[float, bool]:
-        """How long TensorFlow had `value` in an input, and whether it took it."""
+        """Return how many seconds TensorFlow took with `value` in an input, and whether it accepted it."""
         inputs = self._with_id(alias, value)
         begun = self._clock()
         case = self._try("", inputs)
         return self._clock() - begun, case is not None
 
     def _with_id(self, alias: str, value: int) -> Inputs:
-        """Plain inputs, of which one has `value` in its first element."""
+        """Return ordinary inputs, one of which has `value` in its first element."""
         inputs = dict(self._inputs(2, 0, self.sizes[0], 1.0, False, self._default_bound) or {})
         array = inputs[alias].copy()
         if array.size:
@@ -286,7 +287,8 @@ class CaseMaker:
 
 
 def _odd(inputs: Inputs) -> Domain | None:
-    """The inputs for which a form is proven that is wrong on these alone; None where nothing is odd about them."""
+    """Return the inputs for which a form that is wrong on `inputs` may still be proven; None if nothing about them is
+    unusual."""
     without = ANY
     for array in inputs.values():
         if not array.size:
@@ -297,7 +299,8 @@ def _odd(inputs: Inputs) -> Domain | None:
 
 
 def filled(signature: Signature, inputs: Inputs, value: int) -> Inputs:
-    """`inputs` with `value` in each element. Below 0, in floats alone: that is for whole numbers a case of its own."""
+    """Return `inputs` with `value` in each element. A `value` below 0 is put into floats only: whole numbers below 0
+    are a case of their own."""
     return {alias: _filled(array, value, signature.inputs[alias]) for alias, array in inputs.items()}
 
 
@@ -309,7 +312,7 @@ def _filled(array: np.ndarray, value: int, spec: TensorSpec) -> np.ndarray:
 
 
 def fits(outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the shapes are those that the signature declares."""
+    """Return whether the shapes of `outputs` are those that the signature declares."""
     return all(
         shape is None
         or (array.ndim == len(shape) and all(size in (-1, n) for size, n in zip(shape, array.shape, strict=True)))
@@ -318,12 +321,12 @@ def fits(outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> 
 
 
 def has_batch(signature: Signature) -> bool:
-    """Whether each input has a first dimension of any size."""
+    """Return whether each input has a first dimension of any size."""
     return bool(signature.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in signature.inputs.values())
 
 
 def batched(signature: Signature, inputs: Inputs, batch: int) -> Inputs:
-    """The rows of `inputs`, repeated or cut off to `batch`; `inputs` where they have no rows."""
+    """Return the rows of `inputs`, repeated or cut off to `batch`; `inputs` if they have no rows."""
     if not has_batch(signature) or not inputs or any(not array.ndim or not len(array) for array in inputs.values()):
         return inputs
     return {alias: array[np.arange(batch) % len(array)] for alias, array in inputs.items()}

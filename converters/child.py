@@ -1,9 +1,9 @@
-"""Processes that may crash, hang or eat memory: started with low priority, watched, and killed at their limits.
+"""Run processes that may crash, hang or eat memory: start them at low priority, watch them, kill them at their limits.
 
-A child is forked (from a job that has imported TensorFlow, and never ran an op of it) or started afresh. It is the
-leader of a session of its own, so that what it starts dies with it. Its memory is watched from outside: RLIMIT_AS
-is no limit for TensorFlow, which reserves far more than it uses, and before Linux 4.7 RLIMIT_DATA does not count
-mappings, where all large arrays lie.
+A child is forked (from a job that has imported TensorFlow, and never ran an op of it) or started afresh. It leads a
+session of its own, so that what it starts is killed with it. Its memory is watched from outside: RLIMIT_AS is no limit
+for TensorFlow, which reserves far more than it uses, and before Linux 4.7 RLIMIT_DATA does not count mappings, which
+hold all large arrays.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _IOPRIO_LOWEST = 2 << 13 | 7  # best effort, the last of its levels; the idle cl
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`seconds` of a child's life, and the resident bytes of its session, TensorFlow's own 0.5 GB included.
+    """The limits of a child: `seconds` of life, and resident bytes of its session, TensorFlow's own 0.5 GB included.
 
-    `yielding`: it runs only where a core has nothing else to do (SCHED_IDLE), else just at the lowest nice value.
+    If `yielding`, it runs only when a core has nothing else to do (SCHED_IDLE), else at the lowest nice value.
     """
 
     seconds: float
@@ -54,11 +54,11 @@ class Limits:
 
 
 class ChildError(Exception):
-    """The child crashed, hung or ate too much memory, and is no more; the message says which."""
+    """The child crashed, hung or took too much memory, and is gone. The message says which."""
 
 
 class Child:
-    """A child process, and the socket to it. Not for several threads."""
+    """A child process, and the socket to it. One thread may use it at a time."""
 
     def __init__(self, name: str, pid: int, sock: socket.socket, log: str, limits: Limits) -> None:
         self.name = name
@@ -88,8 +88,8 @@ class Child:
         seconds: float = 3600.0,
         more_bytes: int | None = None,
     ) -> Frame:
-        """Sends a request, and waits for the answer, for which the child may take `more_bytes` of memory besides what
-        it has. Raises ChildError."""
+        """Send a request, and return the answer, which may take the child `more_bytes` of memory besides what it had.
+        Raise ChildError."""
         self._deadline = min(self._ends, time.monotonic() + seconds)
         self._memory_bytes = self._limits.memory_bytes
         if more_bytes is not None:
@@ -101,7 +101,7 @@ class Child:
         return self.answer(seconds)
 
     def answer(self, seconds: float = 3600.0) -> Frame:
-        """The next frame of the child. Raises ChildError, also where it has ended in peace."""
+        """Return the next frame of the child. Raise ChildError, also if it has ended without an error."""
         self._deadline = min(self._ends, time.monotonic() + seconds)
         try:
             frame = receive(self)
@@ -133,7 +133,7 @@ class Child:
                 raise self._over("") from error
 
     def kill(self) -> None:
-        """Ends the child and all of its session. Does nothing the second time."""
+        """Kill the child and all of its session. The second call does nothing."""
         if self._is_over:
             return
         self._is_over = True
@@ -144,7 +144,7 @@ class Child:
         self._reap(_KILLED_SECONDS)
 
     def _reap(self, seconds: float) -> int | None:
-        """The wait status; None where it has not ended by then: in an uninterruptible wait, it does not at once."""
+        """Return the wait status; None if the child has not ended by then, because it is in an uninterruptible wait."""
         ends = time.monotonic() + seconds
         while self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -157,7 +157,7 @@ class Child:
         return self._status
 
     def _wait(self, event: int) -> None:
-        """Until the socket is ready, or another turn of the watch is due. Raises ChildError at a limit."""
+        """Wait until the socket is ready, or the child is to be looked at again. Raise ChildError at a limit."""
         poll = select.poll()
         poll.register(self._sock, event)
         if poll.poll(_POLL_SECONDS * 1000):
@@ -181,7 +181,7 @@ class Child:
             )
 
     def _session(self) -> list[int]:
-        """The processes of the child's session (field 6 of /proc/PID/stat, after the name in parentheses)."""
+        """Return the processes of the child's session (field 6 of /proc/PID/stat, after the name in parentheses)."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -194,8 +194,8 @@ class Child:
         return found
 
     def _over(self, why: str) -> ChildError:
-        """What to say of a child whose socket has ended."""
-        # It ended on its own: how shows in its status, not in that of our signal.
+        """Return the error for a child whose socket has ended."""
+        # If it ended on its own, its own status says how, not that of our signal.
         status = self._reap(1.0)
         self.kill()
         if status is None:
@@ -215,9 +215,9 @@ class Child:
 
 
 def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limits) -> Child:
-    """A child that runs `run` on its socket and ends; what it prints goes to the file `log`.
+    """Return a child that runs `run` on its socket and then ends. What it prints goes to the file `log`.
 
-    This process must have no other threads: they, and what they have locked, are not in the child.
+    This process must have no other threads: a fork does not copy them, and what they have locked stays locked.
     """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -248,7 +248,7 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
 
 
 def start(name: str, module: str, log: str, limits: Limits) -> Child:
-    """A child that runs `python -m module`, whose standard input is the socket; see `fork`."""
+    """Return a child that runs `python -m module` with the socket as its standard input; see `fork`."""
     ours, theirs = socket.socketpair()
     environment = {**os.environ, "DROPSERVE_PARENT": str(os.getpid()), "DROPSERVE_YIELD": str(int(limits.yielding))}
     isolated = ["-I"] if sys.flags.isolated else []
@@ -266,8 +266,8 @@ def start(name: str, module: str, log: str, limits: Limits) -> Child:
 
 
 def become_child(parent: int, yielding: bool) -> None:
-    """Has this process die with `parent`, take what others leave of the processor and the disk, and be the first to
-    go when memory runs out."""
+    """Let this process die with `parent`, take only processor and disk time that others leave, and be the first to be
+    killed when memory runs out."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, b"ds-convert", 0, 0, 0)
@@ -295,7 +295,8 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _last_line(log: str) -> str:
-    """The last line that says something: of a Python traceback the exception, of C++ the failed check."""
+    """Return the last line of a log that says something: the exception of a Python traceback, or a failed check of
+    C++."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))

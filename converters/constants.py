@@ -1,6 +1,6 @@
-"""The numbers of a model's graph beside which its answers may jump: thresholds, divisors, depths, sizes of tables.
+"""Find numbers of a model's graph at which its answers may jump: thresholds, divisors, depths, sizes of tables.
 
-They are read from the protocol buffer, without running anything. What is missed costs a case, no more.
+They are read from the protocol buffer; nothing is run. A number that is missed costs a case and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MAX_FILE_BYTES = 64 << 20
 _MAX_ELEMENTS = 8  # of a constant that is taken for some numbers, and not for weights
 _MAX_CONSTANTS = 32
 
-# The most telling first: at their numbers, answers jump.
+# The most telling first: answers jump at their numbers.
 _JUMPING = (
     *("FloorMod", "FloorDiv", "Mod", "TruncateDiv", "TruncateMod", "OneHot", "Less", "LessEqual", "Greater"),
     *("GreaterEqual", "Equal", "NotEqual", "Bucketize", "Minimum", "Maximum", "ClipByValue", "LeftShift", "RightShift"),
@@ -27,8 +27,8 @@ _PASSING = ("Identity", "Cast", "ExpandDims", "Reshape", "ReadVariableOp")
 
 
 def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
-    """The numbers of the SavedModel at `path`, at most 32; those that are whole are `int`. None where the file is large
-    or cannot be read: whether it can be served is for others to say."""
+    """Return at most 32 numbers of the SavedModel at `path`; whole ones are `int`. Return none if the file is large or
+    cannot be read: whether it can be served is decided elsewhere."""
     found: dict[float, None] = {}
     for graph in graphs_of(path, tags):
         scopes = [graph.node, *(function.node_def for function in graph.library.function)]
@@ -42,8 +42,8 @@ def constants_of(path: str, tags: Iterable[str]) -> tuple[float, ...]:
 
 
 def graphs_of(path: str, tags: Iterable[str]) -> tuple[Any, ...]:
-    """The graphs (`tensorflow.GraphDef`) of the SavedModel at `path` that have these tags: one, if any. None where the
-    file is large or cannot be read."""
+    """Return the graphs (`tensorflow.GraphDef`) with these tags of the SavedModel at `path`: one or none. Return none
+    if the file is large or cannot be read."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 - both come with TensorFlow, in jobs alone
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
 
@@ -77,7 +77,8 @@ def _numbers(nodes: Any, ops: tuple[str, ...]) -> Iterator[float]:
 
 
 def _source(by_name: dict[str, Any], reference: str) -> Any:
-    """The node of a reference ("name:0", in functions "name:output:0"), behind what only passes it on."""
+    """Return the node that a reference ("name:0", in functions "name:output:0") leads to through nodes that pass it
+    on."""
     for _ in range(4):
         node = by_name.get(reference.removeprefix("^").partition(":")[0])
         if node is None or node.op not in _PASSING or not node.input:
@@ -87,7 +88,7 @@ def _source(by_name: dict[str, Any], reference: str) -> Any:
 
 
 def _rows(table: Any) -> Iterator[float]:
-    """How many rows a table has."""
+    """Return the number of rows of a table."""
     shape = table.attr["value"].tensor.tensor_shape if table.op == "Const" else table.attr["shape"].shape
     if len(shape.dim) and shape.dim[0].size > 0:
         yield int(shape.dim[0].size)

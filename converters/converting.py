@@ -1,4 +1,4 @@
-"""Carries out conversions: every entry point in a process of its own, until each signature is converted and proven."""
+"""Convert a model: run each entry point in a process of its own, until each signature is converted and proven."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Tried:
-    """What one entry point did: the files of signatures, and why there are none of others."""
+    """What one entry point did: the files of signatures, and the reasons why others have none."""
 
     entries: dict[str, FormSignature] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     final: set[str] = field(default_factory=set)
     unsupported: set[str] = field(default_factory=set)
     was_ended: bool = False
-    """It crashed, or a limit ended it: the next time may be another."""
+    """Whether it crashed or met a limit: another run may end otherwise."""
 
 
 class Converting:
-    """The conversion of one SavedModel by one converter to one precision; the files are left in `folder`."""
+    """The conversion of one SavedModel by one converter to one precision. The files are left in `folder`."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Converting:
         say: _Say,
         unsupported: Mapping[str, str],
     ) -> None:
-        """`unsupported`: the signatures that TensorFlow itself does not serve, each with its reason."""
+        """`unsupported` has the signatures that TensorFlow itself does not serve → the reason."""
         self.name = name
         self.folder = folder
         self.is_repeatable = True
@@ -64,8 +64,8 @@ class Converting:
         self._unsupported = unsupported
 
     def run(self) -> FormReport:
-        """Tries the entry points in turn. A signature is done once a conversion of it loads and is proven: that an
-        entry point claims success says little."""
+        """Try the entry points in turn, and return what became of the form. A signature is done when a conversion of it
+        loads and is proven: an entry point may claim success and be wrong."""
         begun = time.monotonic()
         os.makedirs(self.folder)
         done: dict[str, FormSignature] = {}
@@ -76,7 +76,7 @@ class Converting:
             open_signatures = {
                 name: evidence.signature for name, evidence in self._evidence.items() if name not in done
             }
-            # One form serves all signatures: where one is lost, all are.
+            # One form serves all signatures: if one cannot be converted, the others are of no use.
             if not open_signatures or hopeless:
                 break
             started = time.monotonic()
@@ -118,7 +118,7 @@ class Converting:
         return attempt(self.name, self._converter, entry_point, task, log, limits, spec.op_libraries)
 
     def _proven(self, tried: Tried, proofs: dict[str, SignatureProof]) -> dict[str, FormSignature]:
-        """Those of the converted signatures that load and are proven. The others become failures."""
+        """Return those of the converted signatures that load and are proven. The others become failures."""
         entries = tried.entries
         if not entries:
             return {}
@@ -163,7 +163,7 @@ class Converting:
 def prove_folder(
     spec: JobSpec, form: Format, precision: str, folder: str, names: Sequence[str], evidence: Mapping[str, Evidence]
 ) -> dict[str, SignatureProof]:
-    """The proofs of the signatures `names` of the form in `folder`. Raises BackendError, ChildError."""
+    """Return the proofs of the signatures `names` of the form in `folder`. Raise BackendError, ChildError."""
     log = os.path.join(spec.work_dir, f"{os.path.basename(folder)}-run.log")
     # On a GPU, ONNX Runtime multiplies float32 as TF32.
     arithmetic = "tf32" if spec.device != "cpu" and form == "onnx" and precision == "float32" else precision
@@ -184,8 +184,8 @@ def attempt(
     limits: Limits,
     libraries: Sequence[str] = (),
 ) -> Tried:
-    """Has the entry point convert all that `task` asks for, in a child of this process, which has imported
-    TensorFlow. `name` is the converter's, for people."""
+    """Let the entry point convert all that `task` asks for, in a fork of this process, which has imported TensorFlow.
+    `name` is the converter's, for people."""
     tried = Tried()
     convert = partial(_convert, libraries, task, converter.ENTRY_POINTS[entry_point])
     with fork(f"the converter {name} ({entry_point})", convert, log, limits) as child:
@@ -211,7 +211,7 @@ def attempt(
 
 
 def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: socket.socket) -> None:
-    """In the child."""
+    """Convert, and send the results to the job. Runs in the child."""
     op_libraries.load(libraries)
     results: Iterator[Converted | Failed] = function(task)
     for result in results:

@@ -1,9 +1,9 @@
-"""Which cores a job uses: it leaves one free for what is served, but where there are so few that timings without it
-would not hold, it measures on all.
+"""Choose the cores that a job uses: all but one, which is left to what is served. On a machine with few cores, timings
+on so few would not hold, so the job measures on all of them.
 
-A process of the lowest priority still makes others wait where it fills every core: a kernel need not preempt it before
-its next tick (2026-11, Linux 6.18 without preemption, 2 cores: a served model's p99 was 1.3 ms with the job stopped,
-5.0 ms with it on both cores, 2.1 ms with it on one).
+A process of the lowest priority still makes others wait if it fills every core: a kernel need not preempt it before its
+next tick (2026-11, Linux 6.18 without preemption, 2 cores: a served model's p99 was 1.3 ms with the job stopped, 5.0 ms
+with it on both cores, 2.1 ms with it on one).
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ MEASURED = ALL if len(ALL) < 4 else _BUT_ONE
 
 
 def leave_one() -> None:
-    """This process, and those that it will start, use all cores but one, where there are several."""
+    """Restrict this process, and those that it will start, to all cores but one, if there are several."""
     _use(os.getpid(), _BUT_ONE)
 
 
 def work_on(pid: int) -> None:
-    """All threads of a process use what this one does."""
+    """Restrict all threads of a process to the cores that this one uses."""
     _use(pid, os.sched_getaffinity(0))
 
 
 def widen(pid: int) -> None:
-    """All threads of a process use the cores to measure on: they are measured, or its pools of threads made."""
+    """Let all threads of a process use the cores to measure on: before it is measured, or makes its pools of
+    threads."""
     _use(pid, MEASURED)
 
 

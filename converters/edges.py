@@ -1,4 +1,4 @@
-"""Values at which converted forms go wrong: around powers of two, around a graph's own numbers, and odd floats."""
+"""Make values at which converted forms go wrong: around powers of two, around a graph's own numbers, and odd floats."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ ORDINARY = 1000.0
 _FLOAT_LEVELS = (1e4, 1e6, 1e9, 1e15, 1e30)
 _BITS = ((7, 8), (15, 16), (31, 32), (53,), (63, 64))
 
-# Up to these, a form may be proven that is wrong beyond.
+# A form that is wrong beyond one of these may be proven up to it.
 FLOAT_LEVELS = (ORDINARY, *_FLOAT_LEVELS)
 WHOLE_LEVELS = (0, *(2 ** bits[-1] + 1 for bits in _BITS[:-1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Values of one kind. A form that is wrong on them is still proven for the inputs in `without`; None: for none."""
+    """Values of one kind. A form that is wrong on them is still proven for the inputs in `without`; None: it is not
+    proven."""
 
     label: str
     values: np.ndarray
@@ -33,8 +34,8 @@ class Edges:
 
 
 def whole_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
-    """Whole numbers of `dtype`, from small to large, those from 0 on and those below in turns; also such as lie beside
-    the `numbers` of the graph."""
+    """Yield whole numbers of `dtype`, from small to large, those from 0 on and those below in turns, and the neighbours
+    of `numbers`, those of the graph."""
     limits = np.iinfo(dtype)
     wanted = {0, 1, 2, int(limits.max), int(limits.min)}
     for bits in _BITS:
@@ -59,7 +60,7 @@ def whole_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
 
 
 def float_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
-    """Floats of `dtype`, those that any form must be right on first; NaN and infinity last."""
+    """Yield floats of `dtype`: first those that any form must be right on, NaN and infinity last."""
     top = float_limit(dtype)
     least = smallest_normal(dtype)
     near: list[float] = []
@@ -88,7 +89,7 @@ def float_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
 
 
 def float_limit(dtype: np.dtype) -> float:
-    """The largest float of `dtype`; of complex numbers, one whose magnitude is no overflow."""
+    """Return the largest float of `dtype`; for complex numbers, one whose magnitude does not overflow."""
     if dtype.kind == "V":  # bfloat16
         return 3.3e38
     if dtype.kind == "c":

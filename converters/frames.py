@@ -1,4 +1,4 @@
-"""What a job and its child processes say to each other over a socket: JSON with arrays.
+"""Exchange JSON with arrays between a job and its child processes, over a socket.
 
 A frame is `<IQ` (bytes of the JSON, bytes of the payload), the JSON `{"message": ..., "arrays": [[name, dtype, shape,
 bytes]]}`, and the payload: the arrays' elements, one after the other. An array of strings is the lengths of its
@@ -27,11 +27,11 @@ Frame = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class FrameError(Exception):
-    """The peer sent what is no frame, or ended within one."""
+    """The peer sent bytes that are not a frame, or ended within one."""
 
 
 class Stream(Protocol):
-    """What a socket has, as far as frames need it."""
+    """The part of a socket that frames need."""
 
     def recv_into(self, buffer: memoryview, /) -> int: ...
 
@@ -39,8 +39,8 @@ class Stream(Protocol):
 
 
 def send(stream: Stream, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
-    """Sends one frame. Raises OSError where the peer is gone or does not read in time, FrameError where the frame is
-    too large."""
+    """Send one frame. Raise OSError if the peer is gone or does not read in time, FrameError if the frame is too
+    large."""
     listed, parts = [], []
     for name, array in (arrays or {}).items():
         data = _pack(array)
@@ -55,7 +55,7 @@ def send(stream: Stream, message: Mapping[str, Any], arrays: Mapping[str, np.nda
 
 
 def receive(stream: Stream) -> Frame | None:
-    """The next frame; None where the peer has ended. Raises OSError, FrameError."""
+    """Return the next frame; None if the peer has ended. Raise OSError, FrameError."""
     head = _exactly(stream, _HEAD.size, may_end=True)
     if not head:
         return None
@@ -78,7 +78,7 @@ def _pack(array: np.ndarray) -> memoryview | bytes:
     if array.dtype == STRING.numpy:
         elements = [bytes(element) for element in array.reshape(-1)]
         return np.array([len(element) for element in elements], "<u4").tobytes() + b"".join(elements)
-    # Through bytes: types of ml_dtypes offer no buffer.
+    # Converted to bytes, because types of ml_dtypes offer no buffer.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 

@@ -1,9 +1,9 @@
-"""SavedModel → a graph of one signature without variables, which both converters take.
+"""Make a graph of one signature without variables from a SavedModel: both converters take that.
 
 There are two ways, and real models need both: Keras 2 exports with an optimizer fail in `tf.saved_model.load`, and the
 loops of Keras 3's LSTM and GRU convert only after TensorFlow has inlined their functions.
 
-Only the processes of entry points import this module: it imports TensorFlow.
+Only the processes of entry points import this module, because it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from converters.plugin import Converted, Failed, Task, shared
 
 __all__ = ["FREEZERS", "Freezer", "FrozenSignature", "converted", "first_line", "frozen", "shape_of"]
 
-# Operators that no conversion gets rid of: they need TensorFlow's runtime. By the beginnings of their names.
+# The beginnings of the names of operators that cannot be converted, because they need TensorFlow's runtime.
 _HOPELESS = (
     "ParseExample",
     "ParseSequenceExample",
@@ -72,15 +72,18 @@ _HOPELESS = (
     "Stateless",
     "Multinomial",
 )
-# Their names begin so too, and they are no trouble.
+# These names begin likewise, but the operators can be converted.
 _HARMLESS = frozenset({"StatelessIf", "StatelessWhile", "StatelessCase"})
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenSignature:
     """The graph of one signature: placeholders `input_0`, `input_1` …, identities `output_0`, `output_1` …, and what
-    lies between. `inputs` and `outputs` lead from the signature's names to those. Two signatures of the same
-    `fingerprint` compute the same of inputs and outputs in the same places; "": not known."""
+    lies between.
+
+    `inputs` and `outputs` map the signature's names to those. Two signatures with the same `fingerprint` compute the
+    same from inputs in the same places; "": it is not known.
+    """
 
     name: str
     signature: Signature
@@ -91,11 +94,11 @@ class FrozenSignature:
 
 
 Freezer = Callable[[Task], Iterator[tuple[str, Callable[[], Any]]]]
-"""Gives for each signature a function that returns (GraphDef, input tensors by alias, output tensors by alias)."""
+"""Returns a function for each signature, which returns (GraphDef, input tensors by alias, output tensors by alias)."""
 
 
 def frozen(task: Task, freezer: Freezer) -> Iterator[FrozenSignature | Failed]:
-    """The signatures of `task`, each frozen or failed."""
+    """Yield the signatures of `task`, each frozen or failed."""
     for name, freeze in freezer(task):
         signature = task.signatures[name]
         try:
@@ -116,8 +119,8 @@ def converted(
     convert: Callable[[int, FrozenSignature], Converted | Failed],
     named: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
 ) -> Iterator[Converted | Failed]:
-    """The signatures of `task`, frozen and each given to `convert` with a number for its file; those that compute the
-    same share the file of the first. `named` makes the names in the file of those of the graph."""
+    """Freeze the signatures of `task`, and give each to `convert` with a number for its file. Those that compute the
+    same share the file of the first. `named` turns the graph's names into the file's."""
     done: dict[str, FormSignature] = {}
     for number, cut in enumerate(frozen(task, freezer)):
         if isinstance(cut, Failed):
@@ -134,7 +137,7 @@ def converted(
 
 
 def freeze_session(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """By the session in which it is served, its variables replaced by their values."""
+    """Freeze the session in which the model is served: replace its variables by their values."""
     found = opened(task.path, task.tags)
     session, graph = found.session, found.session.graph
     graph_def = graph.as_graph_def()
@@ -147,7 +150,7 @@ def freeze_session(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
             inputs = {alias: spec.tensor_name for alias, spec in signature.inputs.items()}
             outputs = {alias: spec.tensor_name for alias, spec in signature.outputs.items()}
             names = sorted({tensor.partition(":")[0] for tensor in outputs.values()})
-            # Cut first: what only other signatures need may be what cannot be frozen.
+            # Cut first: the part that cannot be frozen may be one that only other signatures need.
             with graph.as_default():
                 constant = tf.compat.v1.graph_util.convert_variables_to_constants(session, graph_def, names)
             return constant, inputs, outputs
@@ -156,7 +159,7 @@ def freeze_session(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def freeze_functions(task: Task) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """By the functions that `tf.saved_model.load` makes, inlined."""
+    """Freeze the functions that `tf.saved_model.load` makes, inlined."""
     loaded = tf.saved_model.load(task.path, tags=list(task.tags))
     for name in task.signatures:
 
@@ -181,7 +184,7 @@ FREEZERS: Mapping[str, Freezer] = {"session": freeze_session, "functions": freez
 def _cut(
     name: str, signature: Signature, graph_def: Any, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> FrozenSignature:
-    """Cuts the graph off at its inputs, which may lie in its middle (as TensorFlow Serving's half_plus_two has it)."""
+    """Cut the graph off at its inputs, which may lie in its middle, as in TensorFlow Serving's half_plus_two."""
     _drop_unused_functions(graph_def)
     present = {node.name for node in graph_def.node}
     names = {alias: f"input_{index}" for index, alias in enumerate(signature.inputs)}
@@ -213,9 +216,11 @@ def _cut(
 
 
 def _fingerprint(graph_def: Any, kept: Sequence[str]) -> str:
-    """A hash of what the graph computes, whatever its nodes are called: Keras exports one function under two names.
+    """Return a hash of what the graph computes, whatever the names of its nodes: Keras exports one function under two
+    names.
 
-    Graphs with loops have none: functions would have to be compared likewise, and the loops of TensorFlow 1 are cycles.
+    Return "" for graphs with loops: functions would have to be compared likewise, and the loops of TensorFlow 1 are
+    cycles.
     """
     if graph_def.library.function or any(node.op == "NextIteration" for node in graph_def.node):
         return ""
@@ -247,7 +252,7 @@ def _fingerprint(graph_def: Any, kept: Sequence[str]) -> str:
 
 
 def _inlined(graph_def: Any, kept: Iterable[str]) -> Any:
-    """The graph with its functions in place of their calls. tf2onnx's own attempt passes over small graphs, and over
+    """Return the graph with functions in place of their calls. tf2onnx's own attempt leaves out small graphs, and
     functions that are marked as stateful, as all of Keras's are."""
     nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
     for node in nodes:
@@ -265,13 +270,13 @@ def _inlined(graph_def: Any, kept: Iterable[str]) -> Any:
 
 
 def _echoes(inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, str]:
-    """The outputs that are an input's tensor itself, with that input."""
+    """Return the outputs that are an input's tensor itself → that input."""
     by_tensor = {tensor: alias for alias, tensor in inputs.items()}
     return {alias: by_tensor[tensor] for alias, tensor in outputs.items() if tensor in by_tensor}
 
 
 def _used_tensors(graph_def: Any) -> set[str]:
-    """What the nodes take, as `import_graph_def` compares it: with the number of the output."""
+    """Return the inputs of the nodes, with the number of the output, as `import_graph_def` compares them."""
     return {
         reference if ":" in reference else f"{reference}:0"
         for node in graph_def.node
@@ -281,14 +286,14 @@ def _used_tensors(graph_def: Any) -> set[str]:
 
 
 def hopeless_ops(graph_def: Any) -> tuple[str, ...]:
-    """The operators in the graph, and in the functions that it calls, that cannot be converted."""
+    """Return the operators in the graph, and in the functions that it calls, that cannot be converted."""
     ops, _ = _reached(graph_def)
     return tuple(sorted(op for op in ops if op.startswith(_HOPELESS) and op not in _HARMLESS))
 
 
 def _drop_unused_functions(graph_def: Any) -> None:
-    """Freezing leaves the functions as they were beside those that it has frozen: some of them call what is no longer
-    there, which makes both converters fail."""
+    """Remove the functions that are not called. Freezing leaves the originals beside the frozen ones, and some of them
+    call functions that are gone, so both converters fail."""
     _, used = _reached(graph_def)
     kept = [function for function in graph_def.library.function if function.signature.name in used]
     del graph_def.library.function[:]
@@ -297,7 +302,7 @@ def _drop_unused_functions(graph_def: Any) -> None:
 
 
 def _reached(graph_def: Any) -> tuple[set[str], set[str]]:
-    """The operators in the graph and in the functions that it calls, and those functions."""
+    """Return the operators in the graph and in the functions that it calls, and those functions."""
     functions = {function.signature.name: function for function in graph_def.library.function}
     ops: set[str] = set()
     seen: set[str] = set()
@@ -321,10 +326,10 @@ def _called(node: Any) -> Iterable[str]:
 
 
 def shape_of(spec: TensorSpec) -> list[int | None] | None:
-    """The shape as TensorFlow's Python has it: None where any size fits."""
+    """Return the shape as TensorFlow's Python has it: None for a dimension of any size."""
     return None if spec.shape is None else [None if size < 0 else size for size in spec.shape]
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, short enough for a report."""
+    """Return the message of an exception, short enough for a report."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:500]

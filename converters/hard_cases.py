@@ -1,7 +1,7 @@
-"""Cases that look for trouble: values at which converted forms have been seen to differ, and sizes out of the usual.
+"""Make cases that look for trouble: values at which converted forms have been seen to differ, and unusual sizes.
 
-Some of them may have TensorFlow loop for ever, or ask for more memory than there is. So they go from small to large,
-and end for their kind at the first that TensorFlow does not survive.
+Some of them may make TensorFlow loop for ever, or ask for more memory than there is. So the values of each kind go from
+small to large, and end at the first that TensorFlow does not survive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHARE = 3  # one of so many elements gets the odd value
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Inputs that TensorFlow refuses. A form that answers them is proven for those in `without` only."""
+    """Inputs that TensorFlow refuses. A form that answers them is proven for the inputs in `without` only."""
 
     label: str
     inputs: Inputs
@@ -43,7 +43,8 @@ class Refused:
 
 
 class HardCases:
-    """The hard cases of the signature of `maker`; `risk` runs TensorFlow. `numbers` are the graph's own."""
+    """The hard cases of the signature of `maker`. `risk` runs TensorFlow on inputs that may kill it. `numbers` are the
+    graph's own."""
 
     def __init__(self, maker: CaseMaker, risk: Run, numbers: Sequence[float]) -> None:
         self.refused: list[Refused] = []
@@ -58,12 +59,12 @@ class HardCases:
 
     @property
     def domain(self) -> Domain:
-        """The inputs that were tried, so far: others are TensorFlow's to answer. Of NaN, infinity and empty inputs
-        nothing is known until they were tried; large numbers are taken to be like smaller ones."""
+        """The inputs that were tried so far; TensorFlow answers others. NaN, infinity and empty inputs are outside
+        until they were tried; large numbers are taken to be like smaller ones."""
         return self._domain
 
     def cases(self) -> Iterator[Case]:
-        """The cases, the most telling first: whoever has no time may stop at any."""
+        """Yield the cases, the most telling first: a caller without time may stop after any."""
         if not self._signature.inputs:
             self._domain = ANY
             return
@@ -93,7 +94,8 @@ class HardCases:
         return self._signature.inputs[alias].element.numpy
 
     def _find_base(self) -> bool:
-        """Whether there are inputs to begin with. Where TensorFlow refuses made ones (a divisor may be 0), 1 may do."""
+        """Find inputs to begin with, and return whether there are any. If TensorFlow refuses made ones (a divisor may
+        be 0), inputs of 1 may do."""
         for self._with_ones in (False, True):
             base = self._base(2)
             if base is None:
@@ -114,7 +116,7 @@ class HardCases:
         return filled(self._signature, plain, 1) if self._with_ones else plain
 
     def _rows(self, alias: str, elements: int) -> int:
-        """How many rows have so many elements of the input."""
+        """Return the number of rows in which the input has so many elements."""
         base = self._base(1)
         size = max(1, base[alias].size) if base is not None else 1
         return min(_MAX_ROWS, max(1, math.ceil(elements / size)))
@@ -122,7 +124,7 @@ class HardCases:
     # -- what TensorFlow makes of them
 
     def _tried(self, label: str, inputs: Inputs | None, without: Domain | None = None) -> Iterator[Case]:
-        """The case, if TensorFlow takes it. Raises DiedError."""
+        """Return the case, or None if TensorFlow refuses it. Raise DiedError."""
         if inputs is None or len(self.deaths) >= _MAX_DEATHS:
             return
         try:
@@ -136,7 +138,7 @@ class HardCases:
             raise
 
     def _split(self, alias: str, edges: Edges) -> Iterator[Case]:
-        """The cases of the values of one input: together, or where TensorFlow refuses that, those that it takes."""
+        """Yield the cases of the values of one input: together, or, if TensorFlow refuses that, those that it takes."""
         label = f"{alias!r} with {edges.label}"
         waiting: list[np.ndarray] = []
         base = self._base(self._rows(alias, len(edges.values)))
@@ -168,7 +170,7 @@ class HardCases:
                 yield from self._survived(f"all {value}", filled(self._signature, base, value))
 
     def _survived(self, label: str, inputs: Inputs | None, without: Domain | None = None) -> Iterator[Case]:
-        """As `_tried`, and a death is no more than noted."""
+        """Do as `_tried`, but only note a death of TensorFlow."""
         with contextlib.suppress(DiedError):
             yield from self._tried(label, inputs, without)
 
@@ -191,7 +193,7 @@ class HardCases:
                         over.add(low)
 
     def _floats(self, edges: dict[str, list[Edges]], wanted: Callable[[Edges], bool]) -> Iterator[Case]:
-        """Odd floats in all inputs of floats at once."""
+        """Yield cases of odd floats in all inputs of floats at once."""
         if not edges:
             return
         for level in range(max(len(found) for found in edges.values())):
@@ -260,7 +262,7 @@ class HardCases:
                     break
 
     def _free(self) -> list[int]:
-        """The dimensions besides the first that some input leaves open."""
+        """Return the dimensions besides the first that some input leaves open."""
         base = self._base(1) or {}
         return sorted(
             {
@@ -285,8 +287,8 @@ class HardCases:
         return found if sum(array.nbytes for array in found.values()) <= _MAX_CASE_BYTES else None
 
     def _steady(self, label: str, inputs: Inputs | None, without: Domain | None) -> Iterator[Case]:
-        """As `_tried`, without what TensorFlow answers by what happens to lie in memory: so it does where nothing is
-        left to compute, and in other shapes than it declares."""
+        """Do as `_tried`, without answers that TensorFlow reads from uninitialised memory: it does so if nothing is
+        left to compute, and then in other shapes than it declares."""
         for case in self._tried(label, inputs, without):
             base = self._base(1)
             if not fits(case.outputs, self._signature.outputs) or base is None:
@@ -301,7 +303,7 @@ class HardCases:
 
 
 def _has_rows(spec: TensorSpec) -> bool:
-    """Whether there may be any number of rows."""
+    """Return whether each input may have any number of rows."""
     return spec.shape is None or (bool(spec.shape) and spec.shape[0] < 0)
 
 
@@ -310,7 +312,7 @@ def _is_not_finite(edges: Edges) -> bool:
 
 
 def _some(array: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`array` with `values` in one of three elements, or in all where it has few."""
+    """Return `array` with `values` in one of three elements, or in all elements if it has few."""
     found = array.copy()
     flat = found.reshape(-1)
     places = slice(None, None, _SHARE if flat.size >= _SHARE else 1)
@@ -319,7 +321,7 @@ def _some(array: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _mostly_in_last_row(array: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`array` with `values` in its first element, and in one of three of its last row."""
+    """Return `array` with `values` in its first element, and in one of three elements of its last row."""
     found = array.copy()
     if not found.size:
         return found
