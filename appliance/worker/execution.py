@@ -48,7 +48,7 @@ class Execution:
                 entry.item.client.pending.pop(entry.item.request_id, None)
             try:
                 _check_wanted(entry)
-                # The same for all: the queue gives together what agrees in them.
+                # Equal for all: the queue gives only requests together that agree in them.
                 signature, outputs, table = parse_predict_meta(entry.item.meta)
                 calls.append(_call(entry, unpack_arrays(table, entry.item.payload)))
                 wanted.append(entry)

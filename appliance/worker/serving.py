@@ -211,7 +211,7 @@ class Worker:
             self._draining = True
 
     def _do(self, method: str, params: Mapping[str, Any]) -> Any:
-        """Do what the supervisor asks for. Raises BackendError."""
+        """Answer a question of the supervisor. Raise BackendError if it cannot be answered."""
         if method == "profile":
             if has_profiler(self._task.backend):
                 return profile(self._task.backend, **params)
