@@ -99,7 +99,7 @@ class Connection:
         if self.open:
             try:
                 sent, segment = self._channel.send_arrays(Kind.PREDICT, request_id, meta, packed, deadline_ns)
-            except EOFError:  # the reader sees the end of file, and fails all pending requests
+            except EOFError:  # as in `_send`
                 sent = True
             if not sent:
                 self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
@@ -138,7 +138,7 @@ class Connection:
             self._close()
 
     def _send(self, buffers: Sequence[Buffer]) -> None:
-        with contextlib.suppress(EOFError):  # as above
+        with contextlib.suppress(EOFError):  # the reader sees the end of file, and fails all pending requests
             if self.open and not self._channel.send(buffers):
                 self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
 

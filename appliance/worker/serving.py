@@ -51,7 +51,7 @@ class Worker:
     """Serves a loaded backend until it is drained.
 
     With `batching`, requests wait for each other. Without, requests of the signatures in `mergeable` are merged if they
-    wait anyway.
+    wait anyway. `control` is the worker's end of the supervisor's socket; `listener` listens for fronts.
     """
 
     def __init__(
