@@ -34,8 +34,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from converters.codec import from_json, to_json
-from converters.report import Demotion, Report
+import msgspec
+
+from converters.report import Demotion, Report, to_plain
 
 __all__ = ["Cache", "Entry", "content_hash", "default_folder", "file_hash", "hold", "key_of"]
 
@@ -91,14 +92,14 @@ class Entry:
     def report(self, machine: str) -> Report | None:
         """The report for machines of the key `machine`, if there is one that is whole."""
         try:
-            return from_json(Report, _read_checked(self._report_path(machine)))
+            return msgspec.convert(_read_checked(self._report_path(machine)), Report)
         except (OSError, ValueError):
             return None
 
     def put_report(self, machine: str, report: Report) -> bool:
         """Keeps a report; whether it could."""
         try:
-            _write_checked(self._report_path(machine), to_json(report))
+            _write_checked(self._report_path(machine), to_plain(report))
         except OSError as error:
             logger.warning("cannot keep a report in %s: %s", self.path, error.strerror)
             return False
@@ -108,7 +109,7 @@ class Entry:
         """That `candidate` failed in service, if that is known: what is not whole, or says it of another, is not."""
         file = self._demotion_path(candidate)
         try:
-            found = from_json(Demotion, _read_checked(file))
+            found = msgspec.convert(_read_checked(file), Demotion)
         except (OSError, ValueError):
             return None
         return dataclasses.replace(found, file=file) if found.candidate == candidate else None
@@ -117,7 +118,7 @@ class Entry:
         """Keeps `demotion`; the same with its file, if it could."""
         file = self._demotion_path(demotion.candidate)
         try:
-            _write_checked(file, to_json(demotion))
+            _write_checked(file, msgspec.to_builtins(demotion))
         except OSError as error:
             logger.warning("cannot keep in %s that a form failed: %s", self.path, error.strerror)
             return demotion

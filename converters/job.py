@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 
 from backends.contract import BackendError, Signature
@@ -36,7 +37,6 @@ from converters.cache import Cache, Entry, content_hash, file_hash, key_of
 from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError, become_child
 from converters.choice import choose, unproven
-from converters.codec import from_json, to_json
 from converters.constants import constants_of, graphs_of
 from converters.converting import Converting, prove_folder
 from converters.forms import Form, Reference, load_form, threads_of
@@ -47,7 +47,7 @@ from converters.measure import Call, Calls, measure
 from converters.plugin import Converter
 from converters.proving import Evidence, gather
 from converters.registry import converter
-from converters.report import Candidate, Report, SignatureProof, Timing, Verdict
+from converters.report import Candidate, Report, SignatureProof, Timing, Verdict, to_plain
 from converters.spec import JobSpec
 
 __all__ = ["accelerate", "main", "run"]
@@ -245,7 +245,7 @@ class _Work:
 
     def _keep(self, candidates: Sequence[Candidate]) -> None:
         with open(os.path.join(self.result, _CANDIDATES), "w", encoding="utf-8") as file:
-            json.dump([to_json(candidate) for candidate in candidates], file)
+            json.dump(to_plain(candidates), file)
 
     def _forms(
         self, entry: Entry | None, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
@@ -253,7 +253,7 @@ class _Work:
         """The candidates, proven on this machine, the folder of their forms, and whether nothing was ended."""
         if entry is not None:  # its files match their hashes, and another format of ours would have another key
             with open(os.path.join(entry.path, _CANDIDATES), encoding="utf-8") as file:
-                known = [from_json(Candidate, value) for value in json.load(file)]
+                known = msgspec.convert(json.load(file), tuple[Candidate, ...])
             return [self._proven_again(candidate, entry.path, evidence) for candidate in known], entry.path, True
         candidates, is_repeatable = [], True
         graphs = graphs_of(self._spec.path, self._spec.tags)
@@ -441,7 +441,7 @@ def _ingredients(
     """All on which the result depends, besides the machine: a form that was proven by other cases, or within other
     tolerances, is not proven. `libraries` are the hashes of the operators' libraries."""
     left_out = ("path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries")
-    options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in left_out}
+    options = {name: value for name, value in msgspec.to_builtins(spec).items() if name not in left_out}
     return {
         "format": _FORMAT,
         "code": code,
@@ -463,7 +463,7 @@ def main(read_recorded: ReadRecorded = _none_recorded) -> int:
             output.flush()
 
     try:
-        spec = from_json(JobSpec, json.loads(sys.stdin.buffer.read()))
+        spec = msgspec.convert(json.loads(sys.stdin.buffer.read()), JobSpec)
         parent = os.environ.pop("DROPSERVE_PARENT", "")
         if parent:
             become_child(int(parent), spec.yielding)
@@ -474,7 +474,7 @@ def main(read_recorded: ReadRecorded = _none_recorded) -> int:
         traceback.print_exc()
         write({"error": f"{type(error).__name__}: {error}"})
         return 1
-    write({"report": to_json(report)})
+    write({"report": to_plain(report)})
     return 0
 
 

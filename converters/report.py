@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from backends.domain import FINITE, Domain
 
@@ -20,6 +22,7 @@ __all__ = [
     "SignatureProof",
     "Timing",
     "Verdict",
+    "to_plain",
 ]
 
 Chosen = Literal["tensorflow", "onnx", "tflite"]
@@ -186,3 +189,8 @@ class Report:
     others: float = 0.0
     disturbed: bool = False
     demotions: tuple[Demotion, ...] = ()
+
+
+def to_plain(value: Report | Sequence[Candidate]) -> Any:
+    """Return `value` as JSON's values. Statistics may be numpy's floats, which become Python's."""
+    return msgspec.to_builtins(value, enc_hook=float)

@@ -10,10 +10,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
 from converters.cache import default_folder
-from converters.codec import from_json, to_json
 from converters.report import Report
 from converters.spec import JobSpec
 
@@ -75,14 +76,14 @@ def accelerate(
         ):
             assert job.stdin is not None
             assert job.stdout is not None
-            json.dump(to_json(spec), job.stdin)
+            json.dump(msgspec.to_builtins(spec), job.stdin)
             job.stdin.close()
             for line in job.stdout:
                 message = json.loads(line)
                 if "progress" in message:
                     say(message["progress"])
                 elif "report" in message:
-                    return from_json(Report, message["report"])
+                    return msgspec.convert(message["report"], Report)
                 else:
                     raise ConfigError(f"the job failed: {message['error']}", "")
             status = job.wait()

@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import PROCESS, job_spec
 from appliance.conversion.text import demotion_text
@@ -27,7 +29,6 @@ from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.registry import backend_for
 from converters.cache import Entry, default_folder, hold
-from converters.codec import from_json, to_json
 from converters.report import Demotion, Report
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ class _Case:
     pid: int | None = None
     entry: Entry | None = None  # of the cache: held, so that what is served is not evicted
 
-    def to_json(self) -> dict[str, Any]:
-        report = {} if self.report is None else to_json(self.report)
+    def shown(self) -> dict[str, Any]:
+        """Return what clients see of it, as JSON's values."""
+        report = {} if self.report is None else msgspec.to_builtins(self.report)
         demoted = "" if self.report is None else "; ".join(map(demotion_text, self.report.demotions))
         return {"state": self.state, "progress": self.progress, "demoted": demoted, **report}
 
@@ -110,7 +112,7 @@ class Acceleration:
         case = self._cases.get(servable)
         if case is None:
             return None
-        return {**case.to_json(), "proof_inputs": self._options_of(servable.model).proof_inputs}
+        return {**case.shown(), "proof_inputs": self._options_of(servable.model).proof_inputs}
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
         """Takes down that the form of `servable` is not served any more; where that is `lasting`, in the cache too."""
@@ -207,7 +209,7 @@ class Acceleration:
                 os.close(descriptor)
         self._tasks.start(relay_stderr(f"{servable}'s conversion", stderr_read, words.append, logging.DEBUG))
         with os.fdopen(input_write, "wb") as file:
-            file.write(json.dumps(to_json(spec)).encode())  # far less than a pipe holds
+            file.write(json.dumps(msgspec.to_builtins(spec)).encode())  # far less than a pipe holds
         reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output_read, "rb", buffering=0)
@@ -220,7 +222,7 @@ class Acceleration:
                     case.progress = str(message["progress"])[:500]
                     logger.debug("%s: %s", servable, case.progress)
                 elif "report" in message:
-                    report = from_json(Report, message["report"])
+                    report = msgspec.convert(message["report"], Report)
                 else:
                     raise ValueError(f"the job failed: {message['error']}")
         finally:
