@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from backends import op_libraries
-from backends.artifact import Artifact, ArtifactSignature, Format, write_artifact
+from backends.artifact import ArtifactSignature, Format, parse_artifact, write_artifact
 from backends.contract import BackendError, Signature
 from converters.child import ChildError, Limits, fork
 from converters.forms import Form, load_form
@@ -153,10 +155,10 @@ class Converting:
         artifact = {
             "format": self._converter.FORM,
             "precision": self._precision,
-            "signatures": {name: entry.to_json() for name, entry in entries.items()},
+            "signatures": msgspec.to_builtins(dict(entries)),
             "unsupported": dict(self._unsupported),
         }
-        write_artifact(self.folder, Artifact.from_json(artifact))
+        write_artifact(self.folder, parse_artifact(artifact))
 
 
 def prove_folder(
@@ -193,7 +195,7 @@ def attempt(
                 signature = message["name"]
                 if "entry" in message:
                     artifact = {"format": converter.FORM, "precision": task.precision}
-                    read = Artifact.from_json({**artifact, "signatures": {signature: message["entry"]}})
+                    read = parse_artifact({**artifact, "signatures": {signature: message["entry"]}})
                     tried.entries[signature] = read.signatures[signature]
                     continue
                 tried.failures[signature] = message["reason"]
@@ -215,7 +217,7 @@ def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: s
     results: Iterator[Converted | Failed] = function(task)
     for result in results:
         if isinstance(result, Converted):
-            send(sock, {"name": result.name, "entry": result.entry.to_json()})
+            send(sock, {"name": result.name, "entry": msgspec.to_builtins(result.entry)})
         else:
             send(
                 sock,

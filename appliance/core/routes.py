@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from appliance.core.errors import Code, ServingError
 from appliance.core.poison import Refused
 from appliance.core.servable import ModelSpec, PublicState
@@ -52,7 +54,7 @@ class VersionRoute:
             "code": int(self.code),
             "reason": self.reason,
             "socket_path": self.socket_path,
-            "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
+            "signatures": msgspec.to_builtins(dict(self.signatures)),
             "accelerated": self.accelerated,
             "remarks": list(self.remarks),
             "unsupported": dict(self.unsupported),
@@ -68,7 +70,7 @@ class VersionRoute:
             Code(value["code"]),
             value["reason"],
             value["socket_path"],
-            {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
+            msgspec.convert(value["signatures"], dict[str, Signature]),
             value["accelerated"],
             tuple(value["remarks"]),
             value["unsupported"],

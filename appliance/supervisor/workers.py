@@ -13,6 +13,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
 from appliance.core.outcomes import Outcome, Trial, Trials
@@ -426,7 +428,7 @@ class Workers:
         report = json.loads(line)
         number = worker.action.worker
         if report["event"] == "ready":
-            signatures = {name: Signature.from_json(value) for name, value in report["signatures"].items()}
+            signatures = msgspec.convert(report["signatures"], dict[str, Signature])
             in_warmup = _trials(report["warmup_trials"])
             trials = None if report["trials"] is None else _trials(report["trials"])
             _log_warmup(worker.action.servable, report["warmup"], in_warmup if trials is None else trials)

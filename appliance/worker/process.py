@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+import msgspec
+
 from appliance.config.batching_parameters import of_version
 from appliance.core.errors import ConfigError
 from appliance.core.gpu_devices import gpu_environment
@@ -82,7 +84,7 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_again)
         report(
             "ready",
-            signatures={name: s.to_json() for name, s in backend.signatures.items()},
+            signatures=msgspec.to_builtins(dict(backend.signatures)),
             unsupported=dict(loaded.unsupported) if isinstance(loaded, Partial) else {},
             warmup=warm.to_json(),
             warmup_trials={name: trial.to_json() for name, trial in warm.trials.items()},
