@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from backends.contract import Signature
@@ -43,9 +44,8 @@ _MAX_ANSWERED = 1024
 _MAX_TEXT = 300  # of a kind in words: a signature may have hundreds of inputs
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The signature, and the name, dtype and shape of each input, by name."""
+class Kind(msgspec.Struct, frozen=True, array_like=True):
+    """The signature, and the name, dtype and shape of each input, sorted by name; a short array in JSON."""
 
     signature: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -55,16 +55,6 @@ class Kind:
         if len(told) > _MAX_TEXT:
             told = f"{told[:_MAX_TEXT]}..."
         return f'signature "{self.signature[:_MAX_TEXT]}" with {told or "no inputs"}'
-
-    def to_json(self) -> list[Any]:
-        return [self.signature, [[name, dtype, list(shape)] for name, dtype, shape in self.inputs]]
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Kind:
-        """Raises ValueError, TypeError for what is no kind."""
-        signature, inputs = value
-        found = tuple((str(name), str(dtype), tuple(int(size) for size in shape)) for name, dtype, shape in inputs)
-        return cls(str(signature), found)
 
 
 def shape_text(shape: Sequence[int] | None) -> str:
@@ -173,13 +163,6 @@ class Refused:
     def __str__(self) -> str:
         which = f" and the inputs of digest {self.digest}" if self.digest else ""
         return f"requests of {self.kind}{which} {self.why}; they are refused until the version changes"
-
-    def to_json(self) -> list[Any]:
-        return [self.kind.to_json(), self.why, self.digest]
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Refused:
-        return cls(Kind.from_json(value[0]), value[1], value[2])
 
 
 def refusal(

@@ -429,8 +429,8 @@ class Workers:
         number = worker.action.worker
         if report["event"] == "ready":
             signatures = msgspec.convert(report["signatures"], dict[str, Signature])
-            in_warmup = _trials(report["warmup_trials"])
-            trials = None if report["trials"] is None else _trials(report["trials"])
+            in_warmup = msgspec.convert(report["warmup_trials"], dict[str, Trial])
+            trials = msgspec.convert(report["trials"], dict[str, Trial] | None)
             _log_warmup(worker.action.servable, report["warmup"], in_warmup if trials is None else trials)
             failed = [name for name, trial in in_warmup.items() if trial.outcome is Outcome.FAILED]
             if failed and worker.may_fall_back:
@@ -495,10 +495,6 @@ class Workers:
 
     def _relay_fork_server(self, descriptor: int) -> None:
         self._tasks.start(relay_stderr("the fork server", descriptor, lambda _: None))
-
-
-def _trials(values: Mapping[str, Any]) -> Trials:
-    return {name: Trial.from_json(value) for name, value in values.items()}
 
 
 def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:

@@ -87,8 +87,8 @@ def run_worker(task: WorkerTask, control: socket.socket) -> int:
             signatures=msgspec.to_builtins(dict(backend.signatures)),
             unsupported=dict(loaded.unsupported) if isinstance(loaded, Partial) else {},
             warmup=warm.to_json(),
-            warmup_trials={name: trial.to_json() for name, trial in warm.trials.items()},
-            trials={name: trial.to_json() for name, trial in trials.items()} if task.is_tried else None,
+            warmup_trials=msgspec.to_builtins(dict(warm.trials)),
+            trials=msgspec.to_builtins(trials) if task.is_tried else None,
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
             **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )
