@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from appliance.config.options import Options, options_from_json
+import msgspec
+
+from appliance.config.options import Options
 
 VARIABLE = "DROPSERVE_FRONT"
 
@@ -36,10 +38,9 @@ class FrontSettings:
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return `base` with these settings added as `VARIABLE`."""
-        return {**base, VARIABLE: json.dumps(asdict(self))}
+        return {**base, VARIABLE: json.dumps(msgspec.to_builtins(self))}
 
     @classmethod
     def from_environment(cls) -> FrontSettings:
         """Return the settings that `environment` has written into this process's environment."""
-        values = json.loads(os.environ[VARIABLE])
-        return cls(**{**values, "options": options_from_json(Options, values["options"])})
+        return msgspec.convert(json.loads(os.environ[VARIABLE]), cls)

@@ -6,17 +6,13 @@ Options of single models are in `model_options`, the server's are here.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
 
 from appliance.config.about import GIB, About, Group, option
 from appliance.config.model_options import ModelOptions
 from appliance.config.parsing import check_model_name, local_path, parse_channel_arguments
 
-__all__ = ["Options", "about", "effective", "option_types", "options_from_json", "shown_default", "type_name"]
-
-M = TypeVar("M", bound=ModelOptions)
+__all__ = ["Options", "about", "effective", "option_types", "shown_default", "type_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +207,6 @@ def shown_default(name: str) -> str:
     if isinstance(default, tuple):
         return ", ".join(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def options_from_json(cls: type[M], values: Mapping[str, Any]) -> M:
-    """Return the options from JSON made of `dataclasses.asdict`; JSON has no tuples, so lists become tuples."""
-    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return cls(**found)
 
 
 def effective(count: int, cores: int, low: int, high: int) -> int:

@@ -362,7 +362,7 @@ class Workers:
                 metrics_directory=self._metrics_directory,
                 max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
                 options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
-                fatal_attempts=worker.fatal_attempts,
+                fatal_attempts=tuple(worker.fatal_attempts),
                 domains={} if form is None else dict(form.domains),
                 # A form has been proven to answer as the model does, and what has served was tried before it did.
                 is_tried=worker.action.is_tried and form is None,
@@ -377,7 +377,7 @@ class Workers:
             stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.hear, level))
             try:
                 if backend in FORKED:
-                    worker.pid = await self.fork_server.fork(task.to_json(), [theirs.fileno(), write_end])
+                    worker.pid = await self.fork_server.fork(msgspec.to_builtins(task), [theirs.fileno(), write_end])
                 else:
                     worker.pid = spawned_worker.start(task, theirs.fileno(), write_end)
             except BaseException:

@@ -19,6 +19,8 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from appliance.host.processes import become_worker, die_with_parent, set_name
 from appliance.worker.process import run_worker
 from appliance.worker.task import WorkerTask
@@ -80,7 +82,7 @@ def _become_worker(task: dict[str, Any], descriptors: list[int], supervisor: int
                 os._exit(1)
             os.sched_yield()
         become_worker(supervisor, is_expendable=task.get("odd_shapes_from") is not None)
-        status = run_worker(WorkerTask.from_json(task), socket.socket(fileno=control_descriptor))
+        status = run_worker(msgspec.convert(task, WorkerTask), socket.socket(fileno=control_descriptor))
     except BaseException:  # noqa: BLE001 - the outer loop of a process
         import traceback  # noqa: PLC0415
 

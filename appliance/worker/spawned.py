@@ -12,6 +12,8 @@ import socket
 import sys
 import traceback
 
+import msgspec
+
 from appliance.host.processes import become_worker, spawn
 from appliance.worker.process import run_worker
 from appliance.worker.task import WorkerTask
@@ -29,7 +31,7 @@ def start(task: WorkerTask, control: int, stderr: int) -> int:
         **os.environ,
         # NumPy's: it would start a thread for each core, and nothing here multiplies matrices by NumPy.
         "OPENBLAS_NUM_THREADS": "1",
-        _VARIABLE: json.dumps({"supervisor": os.getpid(), "task": task.to_json()}),
+        _VARIABLE: json.dumps({"supervisor": os.getpid(), "task": msgspec.to_builtins(task)}),
     }
     return spawn("appliance.worker.spawned", environment, [control], stderr)
 
@@ -40,7 +42,7 @@ def main() -> None:
         told = json.loads(os.environ.pop(_VARIABLE))
         become_worker(told["supervisor"])
         control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
-        status = run_worker(WorkerTask.from_json(told["task"]), control)
+        status = run_worker(msgspec.convert(told["task"], WorkerTask), control)
     except BaseException:  # noqa: BLE001 - the outer loop of a process
         traceback.print_exc()
     finally:
