@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from appliance.core.servable import ServableId
 from appliance.gpu.values import PARENT_VARIABLE, Gpu, GpuStatus, named, with_identities
 from appliance.host.processes import Reaper, describe_status, spawn
@@ -176,7 +178,7 @@ class GpuClient:
                 writer.write(b"read\n")
                 head = await self._next(reader)
                 while "count" in head and "gpu" in (message := await self._next(reader)):
-                    gpus.append(Gpu.from_json(message["gpu"]))
+                    gpus.append(msgspec.convert(message["gpu"], Gpu))
         except TimeoutError:
             if not gpus:
                 raise _ProbeError(f"The NVIDIA driver hangs: {late}; see dmesg for its messages (Xid)") from None

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from appliance.config.batching_parameters import check_batching
 from appliance.config.models import ConfiguredModel
 from appliance.config.monitoring_config import read_monitoring_config
@@ -336,7 +338,7 @@ class Supervisor:
             servable = ServableId(params["model"], params["version"])
             return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
         if method == "gpu":
-            return (await self._gpus.status(params["seconds"])).to_json()
+            return msgspec.to_builtins(await self._gpus.status(params["seconds"]))
         if method == "profile":
             return await self._profiler.trace(**params)
         if method == "end_profile":

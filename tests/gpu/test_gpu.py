@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.core.servable import ServableId
@@ -91,7 +92,7 @@ class GpuServer(Server):
 
 
 def is_healthy(document: dict[str, Any]) -> bool:
-    return GpuStatus.from_json(document).is_healthy
+    return msgspec.convert(document, GpuStatus).is_healthy
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +364,7 @@ LISTED = GpuStatus(
 
 
 def test_a_status_survives_json() -> None:
-    assert GpuStatus.from_json(LISTED.to_json()) == LISTED
+    assert msgspec.convert(msgspec.to_builtins(LISTED), GpuStatus) == LISTED
 
 
 def test_only_processes_that_serve_are_named() -> None:
