@@ -358,9 +358,9 @@ def test_a_removed_option_is_warned_of_and_changes_nothing(tmp_path: Path) -> No
     assert settings.options == Options(log_level="debug")
     assert settings.models == {"m": {}}
     flag, file, model = settings.warnings
-    assert flag.startswith("--drain_timeout_seconds is an option no more, and counts for nothing: ")
-    assert file.startswith(f"{path}: parity_tolerance is an option no more")
-    assert model.startswith(f"{path}: [models.m] onnx_spinning is an option no more")
+    assert flag.startswith("--drain_timeout_seconds is no longer an option and has no effect: ")
+    assert file.startswith(f"{path}: parity_tolerance is no longer an option")
+    assert model.startswith(f"{path}: [models.m] onnx_spinning is no longer an option")
 
 
 def test_a_removed_option_is_none_of_those_there_are() -> None:
