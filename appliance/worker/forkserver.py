@@ -25,7 +25,7 @@ from appliance.host.processes import become_worker, die_with_parent, set_name
 from appliance.worker.process import run_worker
 from appliance.worker.task import WorkerTask
 
-CONTROL_DESCRIPTOR = 3
+_CONTROL_DESCRIPTOR = 3
 MAX_MESSAGE_BYTES = 65536
 PARENT_VARIABLE = "DROPSERVE_PARENT"
 
@@ -34,7 +34,7 @@ def main() -> None:
     set_name("ds-forkserver")
     supervisor = int(os.environ[PARENT_VARIABLE])
     die_with_parent(supervisor)
-    control = socket.socket(fileno=CONTROL_DESCRIPTOR)
+    control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
     importlib.import_module("backends.tensorflow_backend")  # here alone: whoever starts this process loads no framework
     gc.collect()
     gc.freeze()  # a collection in a worker must not touch, and so copy, the shared pages

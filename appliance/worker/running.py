@@ -38,7 +38,7 @@ def hangs(before: Activity, after: Activity) -> bool:
     return not (before.reading or after.reading) and busy < _IDLE_SHARE * seconds
 
 
-def activity() -> Activity:
+def _activity() -> Activity:
     waited, reading = 0.0, False
     for thread in os.listdir("/proc/self/task"):
         try:
@@ -68,7 +68,7 @@ class Running:
         now = time.monotonic()
         if deadline > now and not self._over.wait((deadline - now) / 2):
             # What a run does first, such as to choose kernels, says nothing of whether it will end.
-            self._midway = activity()
+            self._midway = _activity()
             self._over.wait(max(deadline - time.monotonic(), 0.0))
         return self._over.is_set()
 
@@ -81,7 +81,7 @@ class Running:
 
     def idle_seconds(self) -> float:
         """How long it has run, if it hangs by all appearances, else 0."""
-        now = activity()
+        now = _activity()
         seconds = now.moment - self._began
         if self._midway is None or seconds < _LEAST_SECONDS or not hangs(self._midway, now):
             return 0.0

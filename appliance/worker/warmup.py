@@ -43,7 +43,7 @@ from backends.made_inputs import TooLargeError
 
 __all__ = ["WarmupOptions", "WarmupReport", "source_of", "try_others", "warm_up"]
 
-RECORDED, MADE, NONE = "recorded", "made", "none"
+_RECORDED, _MADE, _NONE = "recorded", "made", "none"
 
 # A model that needs longer for its trials gains least from merging on a CPU, and a load must not take much longer.
 _PROOF_SECONDS = 3.0
@@ -77,7 +77,7 @@ class WarmupReport:
 
     requests: int = 0
     seconds: float = 0.0
-    source: str = NONE
+    source: str = _NONE
     message: str = ""
     mergeable: frozenset[str] = frozenset()
     trials: Trials = field(default_factory=dict)
@@ -96,10 +96,10 @@ class WarmupReport:
 def source_of(path: str, options: WarmupOptions) -> str:
     """Where the requests for the version folder `path` will come from: "recorded", "made" or "none"."""
     if not options.enable_model_warmup:
-        return NONE
+        return _NONE
     if records_path(path) is not None:
-        return RECORDED
-    return MADE if options.warmup_timeout_seconds > 0 else NONE
+        return _RECORDED
+    return _MADE if options.warmup_timeout_seconds > 0 else _NONE
 
 
 def warm_up(
@@ -117,7 +117,7 @@ def warm_up(
     where a recorded request is malformed or fails: the message names the file and the record.
     """
     source = source_of(path, options)
-    if source == NONE:
+    if source == _NONE:
         return WarmupReport()
     started = time.monotonic()
     requests, remarks = 0, ""
@@ -125,12 +125,12 @@ def warm_up(
     outcomes: dict[str, Trial] = {}
     is_busy = False
     unsafe = changing(backend)
-    if source == RECORDED:
+    if source == _RECORDED:
         requests, run, draws = _run_recorded(backend, path, max(options.num_request_iterations_for_warmup, 1))
         outcomes = {name: Trial(Outcome.ANSWERED) for name in sorted(run)}
     elapsed = time.monotonic() - started
     deadline = time.monotonic() + min(options.warmup_timeout_seconds, seconds_left - elapsed)
-    if source == MADE:
+    if source == _MADE:
         names = by_importance(backend.signatures.keys() - unsafe)
         trials = try_out(backend, names, deadline, fatal, announce)
         draws = {trial.name: [trial.draw] for trial in trials if trial.draw is not None}
