@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.config.options import Options
 
-VARIABLE = "DROPSERVE_FRONT"
+_VARIABLE = "DROPSERVE_FRONT"
 
 # ERROR, because gRPC would log a line for each connection that is not TLS on a TLS port: a port scan would fill the
 # log. Its older listener takes 10 % less CPU a request (395-400 against 430-445 µs in gRPC's process; 2026-11, grpcio
@@ -37,10 +37,10 @@ class FrontSettings:
     monitoring_path: str = ""  # the path of TensorFlow Serving's metrics; "": not served
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Return `base` with these settings added as `VARIABLE`."""
-        return {**base, VARIABLE: json.dumps(msgspec.to_builtins(self))}
+        """Return `base` with these settings added as `_VARIABLE`."""
+        return {**base, _VARIABLE: json.dumps(msgspec.to_builtins(self))}
 
     @classmethod
     def from_environment(cls) -> FrontSettings:
         """Return the settings that `environment` has written into this process's environment."""
-        return msgspec.convert(json.loads(os.environ[VARIABLE]), cls)
+        return msgspec.convert(json.loads(os.environ[_VARIABLE]), cls)

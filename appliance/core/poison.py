@@ -32,7 +32,7 @@ __all__ = [
     "shape_text",
 ]
 
-ANY = -1
+_ANY = -1
 """A size of any value but 0."""
 
 _T = TypeVar("_T")
@@ -60,7 +60,7 @@ class Kind(msgspec.Struct, frozen=True, array_like=True):
 def shape_text(shape: Sequence[int] | None) -> str:
     if shape is None:
         return "of any shape"
-    return f"[{', '.join('any' if size == ANY else str(size) for size in shape)}]"
+    return f"[{', '.join('any' if size == _ANY else str(size) for size in shape)}]"
 
 
 def kind_of(name: str, signature: Signature, inputs: Mapping[str, np.ndarray]) -> Kind:
@@ -82,9 +82,9 @@ def kind_of(name: str, signature: Signature, inputs: Mapping[str, np.ndarray]) -
 
 def _abstracted(declared: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     if declared is not None and len(declared) != len(shape):
-        return tuple(ANY if size else 0 for size in shape)
-    if shape and shape[0] and (declared is None or declared[0] == ANY):
-        return (ANY, *shape[1:])
+        return tuple(_ANY if size else 0 for size in shape)
+    if shape and shape[0] and (declared is None or declared[0] == _ANY):
+        return (_ANY, *shape[1:])
     return shape
 
 

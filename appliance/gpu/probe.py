@@ -31,7 +31,7 @@ _MAX_GPUS = 256
 _MAX_TEXT = 256  # the most characters of a name or a message
 _UNKNOWN_STATE = 32  # NVML_PSTATE_UNKNOWN
 
-Handle = Any
+_Handle = Any
 # After one of these errors, no other call about the GPU succeeds.
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND)
 # The GPU does not support the value, or the driver is too old for it.
@@ -75,7 +75,7 @@ def _first(*calls: Callable[[], Any]) -> Any:
     return calls[-1]()
 
 
-def _memory(handle: Handle) -> tuple[int, int, int]:
+def _memory(handle: _Handle) -> tuple[int, int, int]:
     # The newer call counts the driver's reserve separately, as nvidia-smi does.
     info = _first(
         lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2),
@@ -84,7 +84,7 @@ def _memory(handle: Handle) -> tuple[int, int, int]:
     return int(info.used), int(info.free), int(info.total)
 
 
-def _temperature(handle: Handle) -> tuple[int]:
+def _temperature(handle: _Handle) -> tuple[int]:
     sensor = pynvml.NVML_TEMPERATURE_GPU
     return (
         _first(
@@ -94,18 +94,18 @@ def _temperature(handle: Handle) -> tuple[int]:
     )
 
 
-def _performance_state(handle: Handle) -> tuple[str | None]:
+def _performance_state(handle: _Handle) -> tuple[str | None]:
     state = pynvml.nvmlDeviceGetPerformanceState(handle)
     return (None if state == _UNKNOWN_STATE else f"P{state}",)
 
 
-def _mig(handle: Handle) -> tuple[str]:
+def _mig(handle: _Handle) -> tuple[str]:
     names = {0: "disabled", 1: "enabled"}
     current, pending = (names.get(mode, str(mode)) for mode in pynvml.nvmlDeviceGetMigMode(handle))
     return (current if current == pending else f"{current}; {pending} after a reset",)
 
 
-def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
+def _processes(handle: _Handle) -> tuple[list[dict[str, Any]]]:
     lists = (
         ("C", pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
         ("G", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
@@ -132,7 +132,7 @@ def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
     return (most,)
 
 
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Handle], tuple[Any, ...]]], ...] = (
+_READERS: tuple[tuple[tuple[str, ...], Callable[[_Handle], tuple[Any, ...]]], ...] = (
     (("name",), lambda handle: (pynvml.nvmlDeviceGetName(handle)[:_MAX_TEXT],)),
     (("uuid",), lambda handle: (pynvml.nvmlDeviceGetUUID(handle)[:_MAX_TEXT],)),
     (("memory_used_bytes", "memory_free_bytes", "memory_total_bytes"), _memory),

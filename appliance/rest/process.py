@@ -20,7 +20,7 @@ from appliance.rest.bounds import BoundedProtocol
 from appliance.rest.front import App, make_app
 
 
-class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
+class _RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
     """A uvicorn worker, with the bounds that gunicorn does not enforce for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         values: dict[str, Any] = {
             "bind": "fd://3",
             "workers": settings.workers,
-            "worker_class": RestWorker,
+            "worker_class": _RestWorker,
             "logger_class": _GunicornLogger,
             "graceful_timeout": max(int(options.shutdown_grace_seconds), 1),
             "timeout": 120,
@@ -80,7 +80,7 @@ def main() -> None:
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
-    RestWorker.CONFIG_KWARGS = {
+    _RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
         "http": BoundedProtocol,
         "ws": "none",
