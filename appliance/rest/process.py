@@ -16,8 +16,8 @@ from uvicorn_worker import UvicornWorker
 from appliance.config.front_settings import FrontSettings
 from appliance.host import logs
 from appliance.host.processes import die_with_parent, set_name
+from appliance.rest.app import App, make_app
 from appliance.rest.bounds import BoundedProtocol
-from appliance.rest.front import App, make_app
 
 
 class _RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
