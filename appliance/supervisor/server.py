@@ -13,12 +13,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.config.batching_parameters import check_batching
-from appliance.config.models import ConfiguredModel
-from appliance.config.monitoring_config import read_monitoring_config
-from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
-from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError
 from appliance.core.outcomes import Trials
 from appliance.core.routes import Snapshot
@@ -35,11 +30,12 @@ from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
-from appliance.supervisor.models import Models, first_models, log_warnings
+from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shapes import OddShapes
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
+from appliance.supervisor.start_checks import check_files
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.workers import Workers
@@ -49,26 +45,6 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
-
-
-def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
-    """The models that a server with `settings` would start with. Raises ConfigError where it would not, as far as the
-    configuration and its files tell."""
-    models, _, _ = first_models(settings)
-    _check_files(settings)
-    return models
-
-
-def _check_files(settings: Settings) -> str:
-    """Reads the files that options name and others read later, so that their mistakes stop the start; the path of
-    TensorFlow Serving's metrics. Raises ConfigError."""
-    options = settings.options
-    check_batching(options, map(settings.of_model, settings.models))
-    check_op_libraries([options, *map(settings.of_model, settings.models)])
-    if options.ssl_config_file:
-        load_ssl_config(options.ssl_config_file)
-    # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
-    return read_monitoring_config("" if options.rest_api_port < 0 else options.monitoring_config_file)
 
 
 class Supervisor:
@@ -117,7 +93,7 @@ class Supervisor:
         """Serves; the exit status. Raises ConfigError where it cannot start."""
         options = self._options
         models = self._models.configured()
-        self._monitoring_path = _check_files(self._settings)
+        self._monitoring_path = check_files(self._settings)
         log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
