@@ -50,7 +50,7 @@ from converters.registry import converter
 from converters.report import Candidate, Report, SignatureProof, Timing, Verdict, to_plain
 from converters.spec import JobSpec
 
-__all__ = ["accelerate", "main", "run"]
+__all__ = ["accelerate", "ingredients", "main", "run"]
 
 Say = Callable[[str], None]
 Recorded = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
@@ -100,7 +100,7 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
         return finish(Report("tensorflow", f"{error.filename or spec.path} cannot be read: {error.strerror}"))
     cache = Cache(spec.cache_dir, spec.cache_max_bytes)
     code = own_code(tuple(sorted(file for module in modules.values() if (file := getattr(module, "__file__", None)))))
-    key = key_of(_ingredients(spec, content, libraries, versions, code))
+    key = key_of(ingredients(spec, content, libraries, versions, code))
     machine_key = key_of({"machine": machine, "threads": spec.threads})[:16]
 
     def waiting() -> None:
@@ -435,7 +435,7 @@ def _versions(modules: Any) -> dict[str, str]:
     return found
 
 
-def _ingredients(
+def ingredients(
     spec: JobSpec, content: str, libraries: Sequence[str], versions: Mapping[str, str], code: str
 ) -> dict[str, Any]:
     """All on which the result depends, besides the machine: a form that was proven by other cases, or within other

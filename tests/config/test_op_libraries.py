@@ -19,7 +19,8 @@ from appliance.config.op_libraries import check_op_libraries
 from appliance.core.errors import ConfigError
 from backends.known_ops import explained, library_of, missing_text
 from backends.op_libraries import OpLibraryError, check
-from converters.job import _ingredients
+from converters.cache import key_of
+from converters.job import ingredients
 from converters.spec import JobSpec
 from tests.support.op_library import compiled, needing
 from tests.support.server import ROOT, Server, eventually
@@ -233,8 +234,8 @@ def test_what_a_job_keeps_depends_on_what_is_in_the_libraries(tmp_path: Path) ->
     elsewhere = replace(spec, op_libraries=("/b.so",))
     none = replace(spec, op_libraries=())
 
-    def ingredients(of: JobSpec, *hashes: str) -> str:
-        return json.dumps(_ingredients(of, "content", hashes, {}, "code"))
+    def key(of: JobSpec, *hashes: str) -> str:
+        return key_of(ingredients(of, "content", hashes, {}, "code"))
 
-    assert ingredients(spec, "1") == ingredients(elsewhere, "1")
-    assert len({ingredients(spec, "1"), ingredients(spec, "2"), ingredients(none)}) == 3
+    assert key(spec, "1") == key(elsewhere, "1")
+    assert len({key(spec, "1"), key(spec, "2"), key(none)}) == 3
