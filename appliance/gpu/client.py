@@ -97,7 +97,7 @@ class GpuClient:
     def _known(self, now: float) -> GpuStatus:
         waited = 0.0 if self._reading is None else now - self._since
         late = (
-            f"The NVIDIA driver has not answered for {waited:.1f} s; where that lasts, see dmesg for its messages (Xid)"
+            f"The NVIDIA driver has not answered for {waited:.1f} s; if that lasts, see dmesg for its messages (Xid)"
             if waited >= _READ_SECONDS
             else ""
         )

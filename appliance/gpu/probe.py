@@ -39,11 +39,11 @@ _NOTHING = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUN
 _OLDER = (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
 _ABSENT = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "There is no NVIDIA driver here: its library libnvidia-ml.so.1 was not found; where there is a GPU, install "
+        "There is no NVIDIA driver here: its library libnvidia-ml.so.1 was not found; if there is a GPU, install "
         "the driver, or start the container with its GPUs (--gpus all)"
     ),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "The NVIDIA driver is not loaded; where there is a GPU, see nvidia-smi, and load it (modprobe nvidia)"
+        "The NVIDIA driver is not loaded; if there is a GPU, see nvidia-smi, and load it (modprobe nvidia)"
     ),
 }
 _REMEDIES = {

@@ -43,8 +43,8 @@ def die_with_parent(parent: int) -> None:
 def become_worker(supervisor: int, is_expendable: bool = False) -> None:
     """Prepare a worker's process, however it was started.
 
-    It dies with the supervisor, whose process number is `supervisor`, and ignores Ctrl-C on the terminal. One that
-    `is_expendable` serves nobody.
+    It dies with the supervisor, whose process number is `supervisor`, and ignores Ctrl-C on the terminal. If it
+    `is_expendable`, it serves no requests: it only tries inputs that may crash it.
     """
     die_with_parent(supervisor)
     set_name("ds-trial" if is_expendable else "ds-worker")
@@ -62,7 +62,10 @@ def is_crash(status: int) -> bool:
 
 
 def fatal_signal(status: int) -> str:
-    """The name of the signal that a process raised by what it ran, by its wait status; "" where it ended otherwise."""
+    """Return the name of the fatal signal that ended a process by its own code; "" if it ended otherwise.
+
+    `status` is its wait status.
+    """
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     return signal.Signals(number).name if number in _FATAL else ""
 
@@ -85,7 +88,7 @@ class Reaper:
 
     def __init__(self) -> None:
         self._futures: dict[int, asyncio.Future[int]] = {}
-        # Statuses of children nobody asked about yet: a worker may die before the fork server has reported its number.
+        # Statuses that nothing waits for yet: a worker may die before the fork server has reported its number.
         self._early: dict[int, int] = {}
 
     def start(self) -> None:
