@@ -349,18 +349,16 @@ def file_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def _listing(path: str) -> dict[str, list[Any]]:
+def _listing(path: str) -> dict[str, tuple[int, str]]:
     return {
-        name: [os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name))]
+        name: (os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name)))
         for name in sorted(_files_below(path))
     }
 
 
 def _check(path: str) -> None:
     """Raises OSError, ValueError unless the entry at `path` has the files that were put there."""
-    listing = _read_checked(os.path.join(path, _FILES))
-    if not isinstance(listing, dict):
-        raise ValueError(f"{_FILES} lists nothing")
+    listing = msgspec.convert(_read_checked(os.path.join(path, _FILES)), dict[str, tuple[int, str]])
     for name, (size, digest) in listing.items():
         file = os.path.join(path, name)
         if os.path.getsize(file) != size or file_hash(file) != digest:
