@@ -145,6 +145,7 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:predict, in the row or the column format of the request."""
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
@@ -167,9 +168,11 @@ class RestFront:
             resp.data = encode_predict(answered.outputs[0], row_format)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:classify."""
         await self._classify_or_regress(exchange, req, resp, match, Method.CLASSIFY)
 
     async def regress(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:regress."""
         await self._classify_or_regress(exchange, req, resp, match, Method.REGRESS)
 
     async def _classify_or_regress(
@@ -193,9 +196,11 @@ class RestFront:
         resp.data = models_document(self.router.snapshot)
 
     async def status(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET …/NAME with the state of the versions that the path asks for."""
         resp.data = status_document(self.router.snapshot.status(_asked(exchange, match)))
 
     async def metadata(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET …/metadata with the signatures of the version that would serve."""
         model, version = self.router.snapshot.resolve(_asked(exchange, match))
         resp.data = json_document(metadata_json(model.name, version.version, version.signatures))
 
@@ -206,6 +211,7 @@ class RestFront:
         )
 
     async def metrics(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /metrics with our own metrics."""
         resp.data = await self._own_metrics()
         resp.content_type = CONTENT_TYPE
 
@@ -231,6 +237,7 @@ class RestFront:
         resp.data = json_document({**about, **(known or nothing)})
 
     async def gpu(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /v1/gpu as JSON, or as a table for ?format=text."""
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
@@ -244,6 +251,7 @@ class RestFront:
             )
 
     async def healthz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /healthz: 200 whenever this process answers."""
         resp.data = json_document({"status": "alive"})
 
     async def readyz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
