@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from backends.dtypes import BY_NAME, DType
@@ -51,9 +51,8 @@ class IncompleteError(Exception):
     """A version folder is not complete (yet). The message names the file and what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output of a signature.
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One input or output of a signature; JSON has it as an array of its fields.
 
     `dtype` is a name in `backends.dtypes`. A dimension is -1 if any size fits; `shape` is None if the rank is unknown
     too. `tensor_name` is the tensor in the graph ("serving_default_x:0"), "" if there is none. `is_reference`: its
@@ -70,44 +69,19 @@ class TensorSpec:
         """The element type named by `dtype`."""
         return BY_NAME[self.dtype]
 
-    def to_json(self) -> list[Any]:
-        plain = [self.dtype, None if self.shape is None else list(self.shape), self.tensor_name]
-        return [*plain, True] if self.is_reference else plain
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> TensorSpec:
-        dtype, shape, tensor_name, *is_reference = value
-        return cls(dtype, None if shape is None else tuple(shape), tensor_name, any(is_reference))
-
 
 @dataclass(frozen=True, slots=True)
 class Signature:
     """A function of a model: named inputs, named outputs, and the method name that its exporter gave it.
 
-    `defaults` has the serialized `tensorflow.TensorProto` of each input that a request may leave out.
+    `defaults` has the serialized `tensorflow.TensorProto` of each input that a request may leave out; JSON has it in
+    base64.
     """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     method_name: str = "tensorflow/serving/predict"
     defaults: Mapping[str, bytes] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "method_name": self.method_name,
-            "inputs": {name: spec.to_json() for name, spec in self.inputs.items()},
-            "outputs": {name: spec.to_json() for name, spec in self.outputs.items()},
-            "defaults": {name: base64.b64encode(data).decode() for name, data in self.defaults.items()},
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Signature:
-        return cls(
-            {name: TensorSpec.from_json(spec) for name, spec in value["inputs"].items()},
-            {name: TensorSpec.from_json(spec) for name, spec in value["outputs"].items()},
-            value["method_name"],
-            {name: base64.b64decode(data) for name, data in value["defaults"].items()},
-        )
 
 
 class Backend(Protocol):

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from backends.contract import BackendError, Code, IncompleteError, Signature
 from backends.dtypes import BY_NAME
 from backends.reading import open_file
@@ -48,14 +50,6 @@ class FormSignature:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "signature": self.signature.to_json(),
-            "inputs": dict(self.inputs),
-            "outputs": dict(self.outputs),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class FormDescription:
@@ -79,63 +73,31 @@ class FormDescription:
             raise _invalid("it has no signatures")
         for name, entry in self.signatures.items():
             _check(f"its signature {name!r}", self.format, entry)
-        if not all(isinstance(reason, str) for reason in self.unsupported.values()):
-            raise _invalid(f"why it does not serve {sorted(self.unsupported)} is no text")
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": self.format,
-            "precision": self.precision,
-            "signatures": {name: entry.to_json() for name, entry in self.signatures.items()},
-            "unsupported": dict(self.unsupported),
-        }
 
-    @classmethod
-    def from_json(cls, value: Any) -> FormDescription:
-        """Return the description that `to_json` wrote. Raise BackendError for anything else."""
-        try:
-            return cls(
-                value["format"],
-                value["precision"],
-                {
-                    name: FormSignature(
-                        entry["file"],
-                        Signature.from_json(entry["signature"]),
-                        dict(entry["inputs"]),
-                        dict(entry["outputs"]),
-                    )
-                    for name, entry in value["signatures"].items()
-                },
-                dict(value.get("unsupported", {})),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise _invalid(f"it has another structure: {type(error).__name__}: {error}") from error
+def parse_form(value: Any) -> FormDescription:
+    """Return the form that JSON's `value` describes. Raise BackendError if it describes none."""
+    try:
+        return msgspec.convert(value, FormDescription)
+    except msgspec.ValidationError as error:
+        raise _invalid(f"it has another structure: {error}") from error
 
 
 def _check(what: str, form: str, entry: FormSignature) -> None:
     signature = entry.signature
     # A plain name, so that it cannot lead out of the folder, and not that of a model that was dropped there as it is.
-    if (
-        not isinstance(entry.file, str)
-        or not _FILE_NAME.fullmatch(entry.file)
-        or not entry.file.endswith(f".{form}")
-        or entry.file == f"model.{form}"
-    ):
+    if not _FILE_NAME.fullmatch(entry.file) or not entry.file.endswith(f".{form}") or entry.file == f"model.{form}":
         raise _invalid(f"{what} is in the file {entry.file!r}: that is no name like 0.{form}")
-    if not isinstance(signature.method_name, str):
-        raise _invalid(f"{what} has the method name {signature.method_name!r}")
     for alias, spec in (*signature.inputs.items(), *signature.outputs.items()):
         if spec.dtype not in BY_NAME:
             raise _invalid(f"{what} has {alias!r} of the element type {spec.dtype!r}, which there is not")
-        if spec.shape is not None and not all(isinstance(size, int) and size >= -1 for size in spec.shape):
+        if spec.shape is not None and min(spec.shape, default=0) < -1:
             raise _invalid(f"{what} has {alias!r} of the shape {spec.shape!r}")
-        if not isinstance(spec.tensor_name, str):
-            raise _invalid(f"{what} has {alias!r} with the tensor name {spec.tensor_name!r}")
     for side, names in ((signature.inputs, entry.inputs), (signature.outputs, entry.outputs)):
         for alias, name in names.items():
             if alias not in side:
                 raise _invalid(f"{what} maps {alias!r}, which the signature has not")
-            if not isinstance(name, str) or not name:
+            if not name:
                 raise _invalid(f"{what} maps {alias!r} to {name!r}")
     if len(set(entry.inputs.values())) < len(entry.inputs):
         raise _invalid(f"{what} maps two inputs to one")
@@ -162,7 +124,7 @@ def read_form(path: str) -> FormDescription:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IncompleteError(f"{FILE} is damaged, or not written to its end: {error}") from error
-    return FormDescription.from_json(value)
+    return parse_form(value)
 
 
 def is_form(path: str, ready: str) -> bool:
@@ -185,7 +147,7 @@ def write_form(path: str, form: FormDescription) -> None:
     temporary = os.path.join(path, f".{FILE}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:
-            json.dump(form.to_json(), file)
+            json.dump(msgspec.to_builtins(form), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, os.path.join(path, FILE))

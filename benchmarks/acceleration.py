@@ -18,10 +18,11 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import accelerate
 from benchmarks.models import MODELS, ROOT, prepare_model
-from converters.codec import to_json
 from converters.report import FormReport, Report, Verdict
 
 FOLDER = os.path.join(ROOT, "benchmarks", ".cache", "acceleration")
@@ -248,7 +249,7 @@ def main() -> int:
     results = os.path.join(ROOT, "benchmarks", "results")
     os.makedirs(results, exist_ok=True)
     with open(os.path.join(results, f"{stamp}.acceleration.json"), "w", encoding="utf-8") as file:
-        json.dump({name: to_json(report) for name, report in reports.items()}, file, indent=1)
+        json.dump(msgspec.to_builtins(reports), file, indent=1)
     return 0 if not slower and worst <= PARITY_AIM and faster * 10 >= len(floats) * 9 else 1
 
 

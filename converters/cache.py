@@ -20,7 +20,6 @@ evicted as long as it is open, so that a worker which is started again finds its
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -34,8 +33,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from converters.codec import from_json, to_json
-from converters.report import Demotion, Report
+import msgspec
+
+from converters.report import Demotion, Report, to_plain
 
 __all__ = ["FORMS", "Cache", "Entry", "default_folder", "file_hash", "files_below", "form_folder", "hold"]
 
@@ -79,14 +79,14 @@ class Entry:
     def report(self, machine: str) -> Report | None:
         """Return the report for machines with the key `machine`; None if there is none, or it is damaged."""
         try:
-            return from_json(Report, _read_checked(self._report_path(machine)))
+            return msgspec.convert(_read_checked(self._report_path(machine)), Report)
         except (OSError, ValueError):
             return None
 
     def put_report(self, machine: str, report: Report) -> bool:
         """Keep a report. Return whether that succeeded."""
         try:
-            _write_checked(self._report_path(machine), to_json(report))
+            _write_checked(self._report_path(machine), to_plain(report))
         except OSError as error:
             logger.warning("cannot keep a report in %s: %s", self.path, error.strerror)
             return False
@@ -97,20 +97,20 @@ class Entry:
         so is damaged or is about another form."""
         file = self._demotion_path(form)
         try:
-            found = from_json(Demotion, _read_checked(file))
+            found = msgspec.convert(_read_checked(file), Demotion)
         except (OSError, ValueError):
             return None
-        return dataclasses.replace(found, file=file) if found.form == form else None
+        return msgspec.structs.replace(found, file=file) if found.form == form else None
 
     def demote(self, demotion: Demotion) -> Demotion:
         """Keep `demotion`, and return it with its file; without one if it cannot be written."""
         file = self._demotion_path(demotion.form)
         try:
-            _write_checked(file, to_json(demotion))
+            _write_checked(file, msgspec.to_builtins(demotion))
         except OSError as error:
             logger.warning("cannot keep in %s that a form failed: %s", self.path, error.strerror)
             return demotion
-        return dataclasses.replace(demotion, file=file)
+        return msgspec.structs.replace(demotion, file=file)
 
     def _demotion_path(self, form: str) -> str:
         return os.path.join(self.path, f"demoted-{form}.json")
@@ -348,18 +348,16 @@ def file_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def _listing(path: str) -> dict[str, list[Any]]:
+def _listing(path: str) -> dict[str, tuple[int, str]]:
     return {
-        name: [os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name))]
+        name: (os.path.getsize(os.path.join(path, name)), file_hash(os.path.join(path, name)))
         for name in sorted(files_below(path))
     }
 
 
 def _check(path: str) -> None:
     """Raise OSError, ValueError unless the entry at `path` has the files that were put there."""
-    listing = _read_checked(os.path.join(path, _FILES))
-    if not isinstance(listing, dict):
-        raise ValueError(f"{_FILES} lists nothing")
+    listing = msgspec.convert(_read_checked(os.path.join(path, _FILES)), dict[str, tuple[int, str]])
     for name, (size, digest) in listing.items():
         file = os.path.join(path, name)
         if os.path.getsize(file) != size or file_hash(file) != digest:

@@ -181,16 +181,12 @@ class Child:
             )
 
     def _session(self) -> list[int]:
-        """Return the processes of the child's session (field 6 of /proc/PID/stat, after the name in parentheses)."""
+        """Return the process numbers of the child's session."""
         found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        if int(file.read().rpartition(b")")[2].split()[3]) == self.pid:
-                            found.append(int(name))
-                except (OSError, IndexError, ValueError):
-                    continue
+        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+            with contextlib.suppress(OSError):  # it has ended
+                if os.getsid(pid) == self.pid:
+                    found.append(pid)
         return found
 
     def _over(self, why: str) -> ChildError:

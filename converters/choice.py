@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from converters.report import Chosen, FormReport, Timing, Verdict
 
@@ -63,11 +64,11 @@ def choose(
     for form in forms:
         reason = given_up.get(form.name) or unproven(form, served)
         if reason:
-            judged.append(dataclasses.replace(form, reason=reason))
+            judged.append(msgspec.structs.replace(form, reason=reason))
             continue
         speedups = _speedups(form.timings, truth)
         if not speedups:
-            judged.append(dataclasses.replace(form, reason=form.reason or "it was not measured"))
+            judged.append(msgspec.structs.replace(form, reason=form.reason or "it was not measured"))
             continue
         mean = math.exp(sum(map(math.log, speedups.values())) / len(speedups))
         (signature, batch), slowest = min(speedups.items(), key=lambda item: item[1])
@@ -78,7 +79,7 @@ def choose(
             reason = (
                 f"it is {mean:.2f} times as fast as TensorFlow, less than acceleration_min_speedup, {min_speedup:g}"
             )
-        judged.append(dataclasses.replace(form, speedup=mean, slowest=slowest, reason=reason))
+        judged.append(msgspec.structs.replace(form, speedup=mean, slowest=slowest, reason=reason))
     able = [form for form in judged if form.speedup and not form.reason]
     if not able:
         return Choice("tensorflow", "", _nothing(judged), tuple(judged))
@@ -88,7 +89,7 @@ def choose(
         f"({best.slowest:.2f} at least)"
     )
     final = tuple(
-        dataclasses.replace(c, reason=said if c is best else f"{best.name} is faster") if c in able else c
+        msgspec.structs.replace(c, reason=said if c is best else f"{best.name} is faster") if c in able else c
         for c in judged
     )
     return Choice(best.format, best.name, said, final)

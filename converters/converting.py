@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from backends import op_libraries
 from backends.contract import BackendError, Signature
-from backends.form import Format, FormDescription, FormSignature, write_form
+from backends.form import Format, FormSignature, parse_form, write_form
 from converters.child import ChildError, Limits, fork
 from converters.evidence import Evidence
 from converters.frames import send
@@ -154,10 +156,10 @@ class Converting:
         form = {
             "format": self._converter.FORMAT,
             "precision": self._precision,
-            "signatures": {name: entry.to_json() for name, entry in entries.items()},
+            "signatures": msgspec.to_builtins(dict(entries)),
             "unsupported": dict(self._unsupported),
         }
-        write_form(self.folder, FormDescription.from_json(form))
+        write_form(self.folder, parse_form(form))
 
 
 def prove_folder(
@@ -194,7 +196,7 @@ def attempt(
                 signature = message["name"]
                 if "entry" in message:
                     form = {"format": converter.FORMAT, "precision": task.precision}
-                    read = FormDescription.from_json({**form, "signatures": {signature: message["entry"]}})
+                    read = parse_form({**form, "signatures": {signature: message["entry"]}})
                     tried.entries[signature] = read.signatures[signature]
                     continue
                 tried.failures[signature] = message["reason"]
@@ -216,7 +218,7 @@ def _convert(libraries: Sequence[str], task: Task, function: EntryPoint, sock: s
     results: Iterator[Converted | Failed] = function(task)
     for result in results:
         if isinstance(result, Converted):
-            send(sock, {"name": result.name, "entry": result.entry.to_json()})
+            send(sock, {"name": result.name, "entry": msgspec.to_builtins(result.entry)})
         else:
             send(
                 sock,

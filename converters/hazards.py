@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from backends.dtypes import BY_NUMBER
 from backends.form import Format
 
@@ -154,41 +156,19 @@ def order(hazard: Hazard) -> tuple[str, str, int, str, tuple[str, ...]]:
 
 
 def to_text(found: Iterable[Hazard]) -> str:
-    """The table as JSON: sorted, a line for each hazard."""
+    """Return the table as JSON: sorted, a line for each hazard, without empty `variants`."""
+    rows = (msgspec.to_builtins(hazard) for hazard in sorted(found, key=order))
     lines = (
         json.dumps(
-            {
-                "op": hazard.op,
-                "form": hazard.form,
-                "values": hazard.values,
-                "effect": hazard.effect,
-                "attribute": hazard.attribute,
-                "dtypes": hazard.dtypes,
-                **({"variants": hazard.variants} if hazard.variants else {}),
-                "example": hazard.example,
-                "source": hazard.source,
-            },
+            {name: value for name, value in row.items() if name != "variants" or value},
             ensure_ascii=False,
             separators=(",", ":"),
         )
-        for hazard in sorted(found, key=order)
+        for row in rows
     )
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def from_text(text: str) -> tuple[Hazard, ...]:
-    """Raises KeyError, ValueError for what is no table."""
-    return tuple(
-        Hazard(
-            line["op"],
-            line["form"],
-            Values(line["values"]),
-            Effect(line["effect"]),
-            line["attribute"],
-            tuple(line["dtypes"]),
-            tuple(line.get("variants", ())),
-            line["example"],
-            line["source"],
-        )
-        for line in json.loads(text)
-    )
+    """Return the hazards of a table. Raise ValueError if `text` is none."""
+    return msgspec.convert([{"variants": (), **row} for row in json.loads(text)], tuple[Hazard, ...])

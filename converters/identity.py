@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -14,9 +13,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from converters import cores
 from converters.cache import file_hash, files_below
-from converters.codec import to_json
 from converters.plugin import Converter
 from converters.spec import JobSpec
 
@@ -88,7 +88,7 @@ def cache_key(spec: JobSpec, content: str, libraries: Sequence[str], versions: M
     `content` is the hash of the SavedModel, `libraries` are those of the operators' libraries, and `code` is that of
     `own_code`: a form that was proven by other cases, or within other tolerances, is not proven.
     """
-    options = {f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in _NOT_IN_KEY}
+    options = {name: value for name, value in msgspec.to_builtins(spec).items() if name not in _NOT_IN_KEY}
     return key_of(
         {
             "format": _FORMAT,

@@ -12,7 +12,6 @@ never runs an op itself: a fork after one may hang.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime as dt
 import json
 import os
@@ -22,15 +21,16 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import msgspec
+
 from backends.contract import Signature
 from converters import cores
 from converters.cache import Cache, Entry, file_hash, form_folder
 from converters.choice import choose
-from converters.codec import from_json, to_json
 from converters.identity import cache_key, content_hash, key_of, machine, own_code, versions_of
 from converters.plugin import Converter
 from converters.registry import converter
-from converters.report import Report
+from converters.report import Report, to_plain
 from converters.spec import JobSpec
 from converters.work import ReadRecorded, Recorded, Say, Work
 
@@ -51,7 +51,7 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
     versions = versions_of(modules.values())
 
     def finish(report: Report) -> Report:
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             report,
             machine=this_machine,
             versions=versions,
@@ -84,7 +84,7 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
             known = entry.report(machine_key)
             if known is not None and not known.disturbed:
                 say("found in the cache")
-                return _without_demoted(dataclasses.replace(known, from_cache=True), entry, spec)
+                return _without_demoted(msgspec.structs.replace(known, from_cache=True), entry, spec)
         work = Work(spec, plans, say, read_recorded)
         report, is_repeatable = work.run(entry, known)
         report = finish(report)
@@ -96,7 +96,7 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
             if entry is None:
                 return report
             stack.callback(entry.close)
-        entry.put_report(machine_key, dataclasses.replace(report, folder=""))
+        entry.put_report(machine_key, msgspec.structs.replace(report, folder=""))
         return _without_demoted(report, entry, spec)
 
 
@@ -107,7 +107,7 @@ def _without_demoted(report: Report, entry: Entry, spec: JobSpec) -> Report:
     if demotions:
         given_up = {found.form: f"it failed in service, at {found.at}: {found.why}" for found in demotions}
         choice = choose(report.forms, report.tensorflow, report.signatures, spec.min_speedup, given_up)
-        report = dataclasses.replace(
+        report = msgspec.structs.replace(
             report,
             chosen=choice.chosen,
             reason=choice.reason,
@@ -115,7 +115,7 @@ def _without_demoted(report: Report, entry: Entry, spec: JobSpec) -> Report:
             forms=choice.forms,
             demotions=demotions,
         )
-    return dataclasses.replace(report, folder=form_folder(entry.path, report.form))
+    return msgspec.structs.replace(report, folder=form_folder(entry.path, report.form))
 
 
 def _plans(spec: JobSpec, modules: Mapping[str, Converter]) -> dict[str, tuple[Converter, str]]:
@@ -147,7 +147,7 @@ def main(spec: JobSpec, read_recorded: ReadRecorded = _none_recorded) -> int:
         traceback.print_exc()
         write({"error": f"{type(error).__name__}: {error}"})
         return 1
-    write({"report": to_json(report)})
+    write({"report": to_plain(report)})
     return 0
 
 
@@ -160,4 +160,4 @@ def run(spec: JobSpec, read_recorded: ReadRecorded = _none_recorded) -> NoReturn
 
 
 if __name__ == "__main__":
-    run(from_json(JobSpec, json.load(sys.stdin)))
+    run(msgspec.convert(json.load(sys.stdin), JobSpec))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from backends.contract import BackendError
 from converters import cores
@@ -61,7 +62,7 @@ def measure_forms(
             except (BackendError, ChildError) as error:
                 failures |= {form.name: f"measuring ended: {error}" for form in forms}
     measured = {
-        form.name: dataclasses.replace(
+        form.name: msgspec.structs.replace(
             form,
             timings=tuple(timings.get(form.name, ())),
             speedup=0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from backends.contract import BackendError, Code, Signature
@@ -177,7 +178,7 @@ def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> ModelProces
         message, _ = child.ask(request, seconds=spec.timeout_seconds)
         cores.work_on(child.pid)
         _raise_refusal(message)
-        signatures = {name: Signature.from_json(value) for name, value in message["signatures"].items()}
+        signatures = msgspec.convert(message["signatures"], dict[str, Signature])
     except BaseException:
         child.kill()
         raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from backends.domain import FINITE, Domain
 from backends.form import Format
-from converters.codec import json_name
 
 __all__ = [
     "Attempt",
@@ -22,6 +23,7 @@ __all__ = [
     "SignatureProof",
     "Timing",
     "Verdict",
+    "to_plain",
 ]
 
 Chosen = Literal["tensorflow", "onnx", "tflite"]
@@ -119,8 +121,7 @@ class Timing:
     runs: int
 
 
-@dataclass(frozen=True, slots=True)
-class FormReport:
+class FormReport(msgspec.Struct, frozen=True):
     """What became of one form: how it was converted, its proofs, its timings.
 
     `name` is its format, with its precision if that is not float32 ("tflite-int8"). `seconds` is how long it took to
@@ -130,7 +131,7 @@ class FormReport:
     """
 
     name: str
-    format: Format = field(metadata=json_name("form"))
+    format: Format = msgspec.field(name="form")
     precision: str
     attempts: tuple[Attempt, ...] = ()
     seconds: float = 0.0
@@ -155,22 +156,20 @@ class FormReport:
         return tuple(sorted({op for attempt in self.attempts for op in attempt.unsupported_ops}))
 
 
-@dataclass(frozen=True, slots=True)
-class Demotion:
+class Demotion(msgspec.Struct, frozen=True):
     """Why the form with the name `form` was given up: it failed in service.
 
     `at` is when, by the wall clock, in ISO 8601. The form is not chosen again as long as `file` exists; "": there is no
     such file, and the next start of the server may choose it.
     """
 
-    form: str = field(metadata=json_name("candidate"))
+    form: str = msgspec.field(name="candidate")
     at: str
     why: str
     file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What a job found for one version on one machine.
 
     `chosen` is what is to serve the version: "tensorflow", or the format of the form with the name `form`, whose files
@@ -185,17 +184,22 @@ class Report:
 
     chosen: Chosen
     reason: str
-    form: str = field(default="", metadata=json_name("candidate"))
-    folder: str = field(default="", metadata=json_name("artifact"))
+    form: str = msgspec.field(default="", name="candidate")
+    folder: str = msgspec.field(default="", name="artifact")
     signatures: tuple[str, ...] = ()
-    forms: tuple[FormReport, ...] = field(default=(), metadata=json_name("candidates"))
+    forms: tuple[FormReport, ...] = msgspec.field(default=(), name="candidates")
     tensorflow: tuple[Timing, ...] = ()
     threads: int = 0
     machine: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
     measured_at: str = ""
     from_cache: bool = False
     others: float = 0.0
     disturbed: bool = False
     demotions: tuple[Demotion, ...] = ()
+
+
+def to_plain(value: Report | Sequence[FormReport]) -> Any:
+    """Return `value` as JSON's values. Statistics may be numpy's floats, which become Python's."""
+    return msgspec.to_builtins(value, enc_hook=float)

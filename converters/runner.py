@@ -16,6 +16,7 @@ import socket
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from backends.contract import Backend, BackendError, Changing, Partial, Signature
@@ -34,7 +35,7 @@ def serve(sock: socket.socket) -> None:
         try:
             if message["op"] == "load":
                 backend = _load(message)
-                served = {name: signature.to_json() for name, signature in backend.signatures.items()}
+                served = msgspec.to_builtins(dict(backend.signatures))
                 unsupported = dict(backend.unsupported) if isinstance(backend, Partial) else {}
                 changing = sorted(backend.changing) if isinstance(backend, Changing) else []
                 send(sock, {"signatures": served, "unsupported": unsupported, "changing": changing})

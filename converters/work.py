@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib
 import json
@@ -10,6 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
+import msgspec
 import numpy as np
 
 from backends.contract import BackendError, Signature
@@ -17,7 +17,6 @@ from converters.cache import FORMS, Entry, form_folder
 from converters.cases import CaseMaker
 from converters.child import ChildError
 from converters.choice import choose, unproven
-from converters.codec import from_json, to_json
 from converters.constants import constants_of, graphs_of
 from converters.converting import Converting, prove_folder
 from converters.evidence import Evidence, gather
@@ -25,7 +24,7 @@ from converters.hazards import hazards_of, told
 from converters.measuring import measure_forms
 from converters.plugin import Converter
 from converters.processes import Reference, threads_of
-from converters.report import FormReport, Report, SignatureProof, Verdict
+from converters.report import FormReport, Report, SignatureProof, Verdict, to_plain
 from converters.spec import JobSpec
 
 __all__ = ["ReadRecorded", "Recorded", "Say", "Work"]
@@ -139,7 +138,7 @@ class Work:
 
     def _keep(self, forms: Sequence[FormReport]) -> None:
         with open(os.path.join(self.result, _REPORTS), "w", encoding="utf-8") as file:
-            json.dump([to_json(form) for form in forms], file)
+            json.dump(to_plain(forms), file)
 
     def _forms(
         self, entry: Entry | None, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
@@ -148,7 +147,7 @@ class Work:
         crashed or met a limit."""
         if entry is not None:  # its files match their hashes, and another format of ours would have another key
             with open(os.path.join(entry.path, _REPORTS), encoding="utf-8") as file:
-                known = [from_json(FormReport, value) for value in json.load(file)]
+                known = msgspec.convert(json.load(file), list[FormReport])
             return [self._proven_again(form, entry.path, evidence) for form in known], entry.path, True
         forms, is_repeatable = [], True
         graphs = graphs_of(self._spec.path, self._spec.tags)
@@ -156,7 +155,7 @@ class Work:
             folder = form_folder(self.result, name)
             converting = Converting(self._spec, folder, name, module, precision, evidence, self._say, unsupported)
             hazards = told(hazards_of(graphs, module.FORMAT))
-            forms.append(dataclasses.replace(converting.run(), hazards=hazards))
+            forms.append(msgspec.structs.replace(converting.run(), hazards=hazards))
             is_repeatable &= converting.is_repeatable
         self._keep(forms)
         return forms, self.result, is_repeatable
@@ -172,8 +171,8 @@ class Work:
         except (BackendError, ChildError) as error:
             reason = f"it does not load on this machine: {error}"
             failed = (SignatureProof(name, Verdict.FAILED, reason) for name in names)
-            return dataclasses.replace(form, proofs=tuple(failed))
-        return dataclasses.replace(form, proofs=tuple(proofs.values()))
+            return msgspec.structs.replace(form, proofs=tuple(failed))
+        return msgspec.structs.replace(form, proofs=tuple(proofs.values()))
 
 
 def _hopeless(signatures: Mapping[str, Signature], changing: Collection[str]) -> str:

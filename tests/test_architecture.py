@@ -1,4 +1,4 @@
-"""Who may import whom, read from the code; and that nothing but a backend loads TensorFlow."""
+"""Who may import whom, what a module offers, and that nothing but a backend loads TensorFlow: read from the code."""
 
 from __future__ import annotations
 
@@ -154,6 +154,77 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     found = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in third_party()}
     assert {name for name, distributions in found.items() if not distributions & declared} == set()
     assert declared - set().union(*found.values()) == FOR_OTHERS
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+TREES = {module: parsed(path) for module, path in MODULES.items()}
+USERS = [parsed(path) for folder in ("tests", "benchmarks", "packaging") for path in (ROOT / folder).rglob("*.py")]
+SCRIPTS = (ROOT / "pyproject.toml").read_text()
+
+
+def definitions(module: str) -> Iterator[tuple[str, ast.stmt]]:
+    """The names that `module` defines at its top level, with where, but for its loggers."""
+    for statement in TREES[module].body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield statement.name, statement
+        elif isinstance(statement, ast.Assign | ast.AnnAssign) and "getLogger" not in ast.dump(statement):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for target in targets:
+                yield from ((node.id, statement) for node in ast.walk(target) if isinstance(node, ast.Name))
+
+
+def references(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """What `tree` takes from modules of ours: (module, name), imported, read as an attribute, or named in a string."""
+    modules_by_name = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules_by_name |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules_by_name |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module, _, name = node.value.replace(":", ".").rpartition(".")
+            yield module, name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (module := modules_by_name.get(ast.unparse(node.value))):
+            yield module, node.attr
+
+
+def types_of(statement: ast.stmt) -> set[str]:
+    """The names in the types of what `statement` defines: whoever uses it uses them."""
+    types: list[ast.expr | None] = [statement.value] if isinstance(statement, ast.Assign) else []
+    for node in ast.walk(statement):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            types.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            types.append(node.returns)
+        elif isinstance(node, ast.ClassDef):
+            types += node.bases
+    return {node.id for found in types if found for node in ast.walk(found) if isinstance(node, ast.Name)}
+
+
+USED = {found for tree in (*TREES.values(), *USERS) for found in references(tree)}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("appliance.")])
+def test_what_no_other_module_uses_is_private(module: str) -> None:
+    """Used is also the type of what is used, a command's function, and `main` of a module that runs as a process. Tests
+    count: the pure part of a module is tested at its own functions."""
+    public = {name: statement for name, statement in definitions(module) if not name.startswith("_")}
+    in_types = set().union(*map(types_of, public.values()))
+    commands = {name for name in public if f'"{module}:{name}"' in SCRIPTS}
+    if "__main__" in MODULES[module].read_text():
+        commands.add("main")
+    assert sorted(name for name in public.keys() - in_types - commands if (module, name) not in USED) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_takes_a_private_name_of_another(module: str) -> None:
+    private = [(of, name) for of, name in references(TREES[module]) if of in MODULES and name.startswith("_")]
+    assert [found for found in private if found[0] != module and not found[1].startswith("__")] == []
 
 
 def test_only_the_command_reads_its_arguments() -> None:

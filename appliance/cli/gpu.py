@@ -13,6 +13,8 @@ import urllib.parse
 import urllib.request
 from typing import NoReturn
 
+import msgspec
+
 from appliance.core.errors import ConfigError
 from appliance.gpu.client import driver_status
 from appliance.gpu.values import GpuStatus, table
@@ -52,7 +54,7 @@ def _status(url: str) -> GpuStatus:
     address = url.rstrip("/") + "/v1/gpu"
     try:
         with urllib.request.urlopen(address, timeout=_ANSWER_SECONDS) as response:  # noqa: S310 - the user's own URL
-            return GpuStatus.from_json(json.load(response))
+            return msgspec.convert(json.load(response), GpuStatus)
     except urllib.error.HTTPError as error:
         raise ConfigError(f"{address} answers {error.code} {error.reason}", "is that dropserve's REST port?") from None
     except urllib.error.URLError as error:
@@ -60,6 +62,6 @@ def _status(url: str) -> GpuStatus:
             print(f"no server answers at {url}: this is what the driver says, without models", file=sys.stderr)
             return asyncio.run(driver_status(_DRIVER_SECONDS))
         failure: object = error.reason
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError) as error:
         failure = error
     raise ConfigError(f"no answer from {address}: {failure}", "is the server running? Give its address as --url")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -15,6 +14,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+import msgspec
 
 from appliance import __version__
 from appliance.cli.reference import flags_manual, flags_table, options_manual, options_page, sample
@@ -231,7 +232,6 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
 def _accelerate(parsed: argparse.Namespace) -> int:
     from appliance.conversion.job import accelerate  # noqa: PLC0415
     from appliance.conversion.text import report_text  # noqa: PLC0415 - only this command needs it
-    from converters.codec import to_json  # noqa: PLC0415
 
     settings = read_settings({"cache_dir": parsed.cache_dir} if parsed.cache_dir else {}, parsed.config)
     options = settings.options
@@ -242,7 +242,7 @@ def _accelerate(parsed: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
-    print(json.dumps(to_json(report), indent=2) + "\n" if parsed.json else report_text(report), end="")
+    print(json.dumps(msgspec.to_builtins(report), indent=2) + "\n" if parsed.json else report_text(report), end="")
     return 0
 
 
@@ -298,7 +298,6 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
 
 def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
     from appliance.conversion.text import report_text  # noqa: PLC0415 - only this needs it
-    from converters.codec import from_json  # noqa: PLC0415
     from converters.report import Report  # noqa: PLC0415
 
     print(f"\n{servable}: served by {known['serving']}")
@@ -307,8 +306,7 @@ def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
     elif known["state"] == "none":
         print("it is not accelerated: acceleration is off for it, or it is no SavedModel")
     if "chosen" in known:
-        fields = {field.name for field in dataclasses.fields(Report)}
-        report = from_json(Report, {name: value for name, value in known.items() if name in fields})
+        report = msgspec.convert(known, Report)
         print(report_text(report), end="")
         if report.form and known.get("proof_inputs") == "finite":
             print("proof_inputs is finite: nothing looks for NaN, infinity and floats out of the usual")

@@ -18,19 +18,19 @@ _HEAD = """# Options
 
 `dropserve options` writes this page from the table in `appliance/config/options.py`.
 
-An option is a flag (`--port 8500` or `--port=8500`) and a key in the TOML file that `--config` names (`port = 8500`). A
-list, and what is marked so, is a key in the file alone.
-What is said more closely goes first:
+An option is a flag (`--port 8500` or `--port=8500`) and a key in the TOML file that `--config` names (`port = 8500`).
+Lists, and options that are marked so, are only keys in the file. If an option is set in several places, the first of
+these applies:
 
 1. a table `[models.NAME]` in the TOML file, for the options marked *per model*;
-2. what a `model_config_file` says of a model (its base path and version policy);
+2. the entry of the model in `model_config_file`, for its base path and version policy;
 3. a flag;
 4. a key at the top level of the TOML file;
 5. the default.
 
-`[models.NAME]` applies by name, wherever the model comes from: `--model_root`, `--model_base_path`, a
-`model_config_file`, or `base_path` in the table itself. An unknown option or a value that is not allowed stops the
-start with what was wrong and what is allowed.
+`[models.NAME]` applies to the model of that name, wherever it is listed: in `--model_root`, `--model_base_path`, a
+`model_config_file`, or by `base_path` in the table itself. If an option is unknown or a value is not allowed, the
+server does not start, and says what is wrong and what is allowed.
 """
 
 
@@ -107,12 +107,12 @@ def _roff(text: str) -> str:
 # -- the sample configuration ------------------------------------------------------------------------------------------
 
 _FILE_HEAD = """\
-# The configuration of dropserve: each option with its default, which stands behind a "#". A flag goes before this file,
-# and a table [models.NAME] at its end before both, for that model. `dropserve doctor` checks it; `systemctl reload
-# dropserve` takes what can change while it serves, and the journal names what cannot.
+# The configuration of dropserve: each option with its default, commented out. A flag takes precedence over this file,
+# and a table [models.NAME] at its end over both, for that model. `dropserve doctor` checks this file. `systemctl reload
+# dropserve` applies what can change while the server runs, and the journal names what cannot.
 """
 _FILE_TAIL = """
-# A table for each model that is to have something of its own: any option that is marked "per model".
+# Add a table for each model with settings of its own: any option that is marked "per model".
 #
 # [models.digits]
 # version_policy = "latest:2"

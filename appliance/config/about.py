@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-__all__ = ["GIB", "MIB", "About", "Group", "option"]
+__all__ = ["GIB", "About", "Group", "option"]
 
 T = TypeVar("T")
 
 GIB = 1024**3
-MIB = 1024**2
 
 
 class Group(StrEnum):

@@ -16,7 +16,7 @@ from typing import Any
 
 from appliance.config.files import read_config_text
 from appliance.config.model_options import ModelOptions
-from appliance.config.text_protos import TextProtoError, parse_text
+from appliance.config.text_protos import parse_text
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 
@@ -69,17 +69,13 @@ def parse_batching_parameters(text: str, source: str) -> BatchingParameters:
 
     Raise ConfigError, which names `source`.
     """
-    try:
-        message = parse_text(text, protos.BatchingParameters())
-    except TextProtoError as error:
-        bare = _BARE_NUMBER.search(text)
-        raise ConfigError(
-            f"Invalid protobuf file: '{source}': {error}",
-            f"write the number as {bare[1]} {{ value: 32 }}"
-            if bare
-            else "it is text such as max_batch_size { value: 32 } batch_timeout_micros { value: 1000 }",
-        ) from None
-    return _checked(message, source)
+    bare = _BARE_NUMBER.search(text)
+    remedy = (
+        f"write the number as {bare[1]} {{ value: 32 }}"
+        if bare
+        else "it is text such as max_batch_size { value: 32 } batch_timeout_micros { value: 1000 }"
+    )
+    return _checked(parse_text(text, protos.BatchingParameters(), source, remedy), source)
 
 
 def of_version(options: ModelOptions, path: str) -> BatchingParameters | None:

@@ -8,16 +8,16 @@ import stat
 
 from appliance.core.errors import ConfigError
 
-__all__ = ["MAX_CONFIG_BYTES", "read_config_file", "read_config_text"]
+__all__ = ["read_config_file", "read_config_text"]
 
-MAX_CONFIG_BYTES = 16 << 20  # enough for a hundred thousand models
+_MAX_CONFIG_BYTES = 16 << 20  # enough for a hundred thousand models
 _REMEDIES = {
     errno.ENOENT: "correct its path, or make it",
     errno.EACCES: "let the server's user read it, and enter each folder above it",
 }
 
 
-def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
+def read_config_file(path: str, what: str, max_bytes: int = _MAX_CONFIG_BYTES) -> bytes:
     """Return the bytes of the file at `path`; `what` names it in errors, such as "the ssl_config_file".
 
     Raise ConfigError if it cannot be read, is not a regular file, or has more than `max_bytes`.
@@ -38,7 +38,7 @@ def read_config_file(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) ->
     return data
 
 
-def read_config_text(path: str, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+def read_config_text(path: str, what: str, max_bytes: int = _MAX_CONFIG_BYTES) -> str:
     """Return the text of the file at `path`, like `read_config_file`. Raise ConfigError also if it is not UTF-8."""
     try:
         return read_config_file(path, what, max_bytes).decode()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from appliance.config.options import Options, options_from_json
+from appliance.config.options import Options
 
 # ERROR, because gRPC would log a line for each connection that is not TLS on a TLS port: a port scan would fill the
 # log. Its older listener takes 10 % less CPU a request (395-400 against 430-445 µs in gRPC's process; 2026-11, grpcio
@@ -29,12 +27,3 @@ class FrontSettings:
     port: int | None
     max_inflight_bytes: int
     monitoring_path: str = ""  # the path of TensorFlow Serving's metrics; "": not served
-
-    def to_json(self) -> dict[str, Any]:
-        """Return these settings as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> FrontSettings:
-        """Return the settings that `to_json` gave as `value`."""
-        return cls(**{**value, "options": options_from_json(Options, value["options"])})

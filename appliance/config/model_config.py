@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.config.text_protos import TextProtoError, parse_text
+from appliance.config.text_protos import parse_text
 from appliance.config.version_policy import All, Latest, Specific, VersionPolicy
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
@@ -41,15 +41,8 @@ def parse_model_config(text: str, source: str) -> tuple[ModelConfig, ...]:
 
     Raise ConfigError; `source` is the file's name in the message.
     """
-    try:
-        message = parse_text(text, protos.ModelServerConfig())
-    except TextProtoError as error:
-        raise ConfigError(
-            f"{source}: Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
-            'begin it with model_config_list { config { name: "…" base_path: "…" } }, one config for each model'
-            if _BARE_ENTRY.match(text)
-            else "",
-        ) from error
+    begin = 'begin it with model_config_list { config { name: "…" base_path: "…" } }, one config for each model'
+    message = parse_text(text, protos.ModelServerConfig(), source, begin if _BARE_ENTRY.match(text) else "")
     return model_configs(message, source)
 
 

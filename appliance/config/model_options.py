@@ -19,173 +19,227 @@ class ModelOptions:
     base_path: str = option(
         "",
         Group.MODEL,
-        "Folder that holds the version folders. Only in [models.NAME].",
+        "Absolute path of the folder that holds the model's version folders. Only in [models.NAME].",
         normal=local_path,
         file_only=True,
     )
     version_policy: str = option(
         "latest",
         Group.MODEL,
-        "Which versions are served: latest, latest:N, all, or specific:V,V.",
+        "Which versions to serve: latest (the highest number), latest:N (the N highest), all, or specific:V,V. "
+        "Use latest:2 or more to keep older versions for clients that ask for them by number or label.",
         check=parse_version_policy,
     )
     settle_seconds: float = option(
         2.0,
         Group.MODEL,
-        "A version folder is loaded once nothing in it has changed for so long.",
+        "Seconds without any change in a version folder before it is loaded. Raise it if your copy tool pauses "
+        "for longer between files; 0 loads a folder as soon as it is complete.",
         minimum=0,
         maximum=86400,
     )
-    saved_model_tags: str = option("serve", Group.MODEL, "Tags of the MetaGraph to load, separated by commas.")
+    saved_model_tags: str = option(
+        "serve",
+        Group.MODEL,
+        "Tags of the MetaGraph to load from a SavedModel, separated by commas. Change it if the model was "
+        "exported with other tags.",
+    )
     tensorflow_intra_op_parallelism: int = option(
-        0, Group.MODEL, "Threads inside one op of a model; 0: the framework's choice.", minimum=0, maximum=4096
+        0,
+        Group.MODEL,
+        "Threads that one operation of a model may use; 0: the framework decides. Lower it if several models "
+        "compete for the cores.",
+        minimum=0,
+        maximum=4096,
     )
     tensorflow_inter_op_parallelism: int = option(
-        0, Group.MODEL, "Threads across TensorFlow ops; 0: TensorFlow's choice.", minimum=0, maximum=4096
+        0,
+        Group.MODEL,
+        "Threads that run independent TensorFlow operations at once; 0: TensorFlow decides.",
+        minimum=0,
+        maximum=4096,
     )
     max_concurrent_requests: int = option(
-        0, Group.MODEL, "Requests that a version runs at once; 0: the number of cores.", minimum=0, maximum=1024
+        0,
+        Group.MODEL,
+        "Requests that one version runs at once; 0: the number of cores. Lower it if parallel runs slow each "
+        "other down.",
+        minimum=0,
+        maximum=1024,
     )
     max_queue_requests: int = option(
-        1000, Group.MODEL, "Requests that may wait for a version; more get 429 / RESOURCE_EXHAUSTED.", minimum=0
+        1000,
+        Group.MODEL,
+        "Requests that may wait for one version; any more are refused with 429 (REST) or RESOURCE_EXHAUSTED "
+        "(gRPC). Lower it to fail early under overload.",
+        minimum=0,
     )
     load_timeout_seconds: float = option(
-        600.0, Group.MODEL, "A version that is not loaded by then has failed.", minimum=1, maximum=86400
+        600.0,
+        Group.MODEL,
+        "Seconds that loading and warming up a version may take; after that the version has failed. Raise it for "
+        "very large models.",
+        minimum=1,
+        maximum=86400,
     )
     release_gate: str = option(
         "strict",
         Group.MODEL,
-        "Whether a version takes over only once its signatures have answered a request, or refused one for the "
-        "input's sake: strict; only-replacing: if another version serves meanwhile; off.",
+        "Whether a new version must answer a trial request on each signature before it serves. A request that the"
+        " model refuses because of its input counts as an answer. strict: always; only-replacing: only if another"
+        " version serves meanwhile; off: never.",
         choices=("strict", "only-replacing", "off"),
     )
     signature_changes: str = option(
         "warn",
         Group.MODEL,
-        "What to do with a new version that drops a signature, or changes an input's name, dtype or rank: warn, or "
-        "refuse it.",
+        "What to do if a new version drops a signature, or changes an input's name, dtype or rank: warn (load it "
+        "and log a warning) or refuse (the version before it keeps serving).",
         choices=("warn", "refuse"),
     )
     incomplete_after_seconds: float = option(
         30.0,
         Group.MODEL,
-        "A version folder that looks incomplete and has not changed for so long is loaded as it is; what the loader "
-        "says then is the reason.",
+        "Seconds without any change after which a version folder that looks incomplete is loaded as it is; if "
+        "that fails, the loader's error is the reported reason.",
         minimum=0,
         maximum=86400,
     )
     crash_window_seconds: float = option(
         60.0,
         Group.MODEL,
-        "A version whose worker dies three times within so many seconds gives way to the version before it; 0: never.",
+        "If a version's worker dies three times within this many seconds, the version before it serves instead; "
+        "0: never.",
         minimum=0,
         maximum=86400,
     )
     tensorflow_session_config_file: str = option(
         "",
         Group.MODEL,
-        "File with a tensorflow.ConfigProto in protobuf's text format, for the session.",
+        "File with a tensorflow.ConfigProto in protobuf's text format, which configures TensorFlow's session.",
         normal=local_path,
     )
     op_libraries: tuple[str, ...] = option(
         (),
         Group.MODEL,
-        "Files of libraries with custom operators (.so), built for exactly this TensorFlow, that are loaded before a "
-        "SavedModel: they run with the server's rights, so only root or the server's user may be able to write them. "
-        "Only in the TOML file.",
+        "Libraries with custom operators (.so files, built for exactly this TensorFlow) to load before a "
+        "SavedModel. Their code runs with the server's rights: only root or the server's user may be able to "
+        "write them. Only in the TOML file.",
         normal=local_paths,
         file_only=True,
     )
     prefer_tflite_model: bool = option(
-        False, Group.MODEL, "Serve model.tflite of a version folder, where there is one, instead of its SavedModel."
+        False, Group.MODEL, "If a version folder holds both model.tflite and a SavedModel, serve model.tflite."
     )
     num_tflite_interpreters: int = option(
         0,
         Group.MODEL,
-        "Interpreters of a TF-Lite model, each with memory of its own; 0: the number of cores.",
+        "Interpreters of a TF-Lite model, each with its own memory; one runs one request at a time. 0: the number"
+        " of cores.",
         minimum=0,
         maximum=1024,
     )
     device: str = option(
         "auto",
         Group.MODEL,
-        "What a model runs on: auto (a GPU where there is one), cpu, or cuda; that a GPU cannot be used is logged.",
+        "Where models run: auto (on a GPU if there is one, else on the CPU), cpu, or cuda. If a model cannot use "
+        "a GPU, the log says why.",
         choices=("auto", "cpu", "cuda"),
     )
     gpu_devices: str = option(
         "",
         Group.MODEL,
-        "The GPUs that may be used: numbers as nvidia-smi has them, or UUIDs, separated by commas; empty: all.",
+        "GPUs that may be used, separated by commas: numbers as nvidia-smi shows them, or UUIDs. Empty: all.",
         check=parse_gpu_devices,
     )
     gpu_memory_limit_bytes: int = option(
         0,
         Group.MODEL,
-        "Bytes that a version on ONNX Runtime may take of a GPU for its tensors; 0: no limit.",
+        "Bytes of GPU memory that a version on ONNX Runtime may use for its tensors; 0: no limit. Set it if "
+        "several models share a GPU.",
         minimum=0,
     )
 
     enable_batching: bool = option(
-        False, Group.BATCHING, "Let requests wait for others, as batching_parameters_file says, and run them together."
+        False,
+        Group.BATCHING,
+        "Let requests wait for others and run them together, as batching_parameters_file says. Use it if batches "
+        "raise the throughput enough to justify the delay, as on a GPU.",
     )
     batching_parameters_file: str = option(
-        "", Group.BATCHING, "File with BatchingParameters in protobuf's text format.", normal=local_path
+        "",
+        Group.BATCHING,
+        "File with BatchingParameters in protobuf's text format: batch sizes, delays and threads. Needs "
+        "enable_batching.",
+        normal=local_path,
     )
     enable_per_model_batching_parameters: bool = option(
         False,
         Group.BATCHING,
-        "With enable_batching: take BatchingParameters from batching_params.pbtxt in the version folder, and only "
-        "num_batch_threads from batching_parameters_file; a version without the file is not batched.",
+        "If enable_batching is set, read each version's BatchingParameters from batching_params.pbtxt in its "
+        "folder, and only num_batch_threads from batching_parameters_file. A version without that file is not "
+        "batched.",
     )
     merge_waiting_requests: bool = option(
         True,
         Group.BATCHING,
-        "Without enable_batching: run requests that wait anyway together, where warm-up has shown that the answers "
-        "stay the same.",
+        "If enable_batching is not set, run requests together that are already waiting. This adds no delay, and "
+        "is done only if warm-up has shown that the answers stay the same.",
     )
     max_merged_batch_size: int = option(
-        8, Group.BATCHING, "Rows that requests merged by merge_waiting_requests have at most.", minimum=1, maximum=65536
+        8, Group.BATCHING, "The most rows in a batch that merge_waiting_requests makes.", minimum=1, maximum=65536
     )
 
     enable_model_warmup: bool = option(
-        True, Group.WARMUP, "Run requests before a version is available, so that no client pays for the first."
+        True,
+        Group.WARMUP,
+        "Run requests before a version becomes available, so that its first clients get fast answers.",
     )
     num_request_iterations_for_warmup: int = option(
         0, Group.WARMUP, "How often each recorded warm-up request is run; 0: once.", minimum=0, maximum=1_000_000
     )
     warmup_timeout_seconds: float = option(
-        30.0, Group.WARMUP, "Warm-up with made-up inputs ends by then; 0: none.", minimum=0, maximum=86400
+        30.0,
+        Group.WARMUP,
+        "Seconds that warm-up with made-up inputs may take; 0: no made-up inputs. Recorded warm-up requests are "
+        "not limited by it.",
+        minimum=0,
+        maximum=86400,
     )
 
     acceleration: str = option(
         "auto",
         Group.ACCELERATION,
-        "Convert SavedModels, prove the result equal, and serve what is fastest: of all forms (auto), or of ONNX or "
-        "TF-Lite alone.",
+        "Convert SavedModels, prove that the results are equal, and serve the fastest form: auto (ONNX, TF-Lite "
+        "or TensorFlow), onnx or tflite (only that format, or TensorFlow), or off.",
         choices=("auto", "onnx", "tflite", "off"),
     )
     acceleration_min_speedup: float = option(
         1.1,
         Group.ACCELERATION,
-        "A converted form is served if it is so many times as fast as TensorFlow. Below 1, a slower one may be.",
+        "How many times as fast as TensorFlow a converted form must be to be served. Below 1, a slower form may "
+        "be served.",
         minimum=0,
         maximum=1000,
     )
     wait_for_acceleration: bool = option(
-        False, Group.ACCELERATION, "A version becomes available only once its form has been chosen."
+        False,
+        Group.ACCELERATION,
+        "Make a version available only after its form has been chosen. Otherwise it is served by TensorFlow "
+        "first, and switched later.",
     )
     acceleration_precisions: str = option(
         "float32",
         Group.ACCELERATION,
-        "What may be tried, separated by commas: float32, float16 and int8 (weights of TF-Lite models; answers differ "
-        "more).",
+        "Precisions to try, separated by commas: float32, float16 and int8 (weights of TF-Lite models). The lower"
+        " ones may be faster, and their answers differ more.",
         check=parse_precisions,
     )
     proof_inputs: str = option(
         "any",
         Group.ACCELERATION,
-        "What clients send: any floats (a form is given only those that it was proven for, TensorFlow the others), or "
-        "finite ones of a usual size alone, which is not checked then.",
+        "Which float inputs clients send. any: all values, and a form answers only those that it was proven for, "
+        "while TensorFlow answers the others. finite: only finite values of usual size, which is not checked.",
         choices=("any", "finite"),
     )
 

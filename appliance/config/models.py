@@ -12,7 +12,7 @@ from appliance.config.settings import Settings
 from appliance.config.version_policy import Specific, format_version_policy
 from appliance.core.errors import ConfigError
 
-__all__ = ["ConfiguredModel", "Difference", "check_labels", "configured_models", "difference", "needing_restart"]
+__all__ = ["ConfiguredModel", "Difference", "configured_models", "difference", "needing_restart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ def configured_models(settings: Settings, configs: Sequence[ModelConfig] | None)
         if "base_path" in table and name not in found:
             found[name] = ConfiguredModel(name, _trimmed(table["base_path"]), settings.of_model(name))
     for model in found.values():
-        check_labels(model, options.allow_version_labels_for_unavailable_models)
+        _check_labels(model, options.allow_version_labels_for_unavailable_models)
     return found
 
 
-def check_labels(model: ConfiguredModel, may_be_unavailable: bool = False) -> None:
+def _check_labels(model: ConfiguredModel, may_be_unavailable: bool = False) -> None:
     """Raise ConfigError for an invalid label, or one that points at a version that the policy excludes.
 
     With `may_be_unavailable` a label may point at an excluded version: requests for it get NOT_FOUND, as in TensorFlow

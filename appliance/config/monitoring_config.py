@@ -7,8 +7,7 @@ path is that of `util/prometheus_exporter.cc`.
 from __future__ import annotations
 
 from appliance.config.files import read_config_text
-from appliance.config.text_protos import TextProtoError, parse_text
-from appliance.core.errors import ConfigError
+from appliance.config.text_protos import parse_text
 from appliance.protocols import protos
 
 __all__ = ["DEFAULT_PATH", "parse_monitoring_config", "read_monitoring_config"]
@@ -21,13 +20,8 @@ def parse_monitoring_config(text: str, source: str) -> str:
 
     Raise ConfigError; `source` is the file's name in the message.
     """
-    try:
-        message = parse_text(text, protos.MonitoringConfig())
-    except TextProtoError as error:
-        raise ConfigError(
-            f"{source}: Error parsing text-format tensorflow.serving.MonitoringConfig: {error}",
-            f'write prometheus_config {{ enable: true path: "{DEFAULT_PATH}" }}',
-        ) from None
+    remedy = f'write prometheus_config {{ enable: true path: "{DEFAULT_PATH}" }}'
+    message = parse_text(text, protos.MonitoringConfig(), source, remedy)
     config = message.prometheus_config
     if not config.enable:
         return ""

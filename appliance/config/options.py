@@ -6,17 +6,13 @@ Options of single models are in `model_options`, the server's are here.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
 
 from appliance.config.about import GIB, About, Group, option
 from appliance.config.model_options import ModelOptions
 from appliance.config.parsing import check_model_name, local_path, parse_channel_arguments
 
-__all__ = ["Options", "about", "effective", "option_types", "options_from_json", "shown_default", "type_name"]
-
-M = TypeVar("M", bound=ModelOptions)
+__all__ = ["Options", "about", "effective", "option_types", "shown_default", "type_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,73 +20,99 @@ class Options(ModelOptions):
     """The options of one server."""
 
     model_root: str = option(
-        "", Group.MODELS, "Folder of models: each sub-folder with numbered version folders is one.", normal=local_path
+        "",
+        Group.MODELS,
+        "Folder of models: each sub-folder that holds numbered version folders is one model.",
+        normal=local_path,
     )
-    model_name: str = option("default", Group.MODELS, "Name of the model at --model_base_path.", check=check_model_name)
+    model_name: str = option("default", Group.MODELS, "Name of the model at model_base_path.", check=check_model_name)
     model_base_path: str = option(
-        "", Group.MODELS, "Base path of one model, which holds its version folders.", normal=local_path
+        "", Group.MODELS, "Folder of one model, which holds its version folders.", normal=local_path
     )
-    model_config_file: str = option("", Group.MODELS, "File with a ModelServerConfig in protobuf's text format.")
+    model_config_file: str = option(
+        "", Group.MODELS, "File with a ModelServerConfig in protobuf's text format, which lists models."
+    )
     model_config_file_poll_wait_seconds: int = option(
-        0, Group.MODELS, "Seconds between looks at model_config_file for changes; 0: never.", minimum=0, maximum=86400
+        0,
+        Group.MODELS,
+        "Seconds between checks of model_config_file for changes; 0: never check. SIGHUP reads it at any time.",
+        minimum=0,
+        maximum=86400,
     )
     allow_version_labels_for_unavailable_models: bool = option(
-        False, Group.MODELS, "Let a new label point at a version that is not available yet."
+        False, Group.MODELS, "Let a new label point to a version that is not available yet."
     )
 
-    bind_address: str = option("0.0.0.0", Group.NETWORK, "Address that REST and gRPC listen on; :: for IPv6 and IPv4.")  # noqa: S104
+    bind_address: str = option(
+        "0.0.0.0",  # noqa: S104
+        Group.NETWORK,
+        "Address that REST and gRPC listen on. Use :: for IPv6 and IPv4, 127.0.0.1 for this machine only.",
+    )
     rest_api_port: int = option(
-        8501, Group.NETWORK, "Port of REST; 0: any free one; -1: no REST.", minimum=-1, maximum=65535
+        8501, Group.NETWORK, "Port of REST; 0: any free port; -1: no REST.", minimum=-1, maximum=65535
     )
     port: int = option(
         8500,
         Group.NETWORK,
-        "Port of gRPC; 0: any free one; -1: none, only grpc_socket_path.",
+        "Port of gRPC; 0: any free port; -1: no port, only grpc_socket_path.",
         minimum=-1,
         maximum=65535,
     )
     listen_when_loaded: bool = option(
         False,
         Group.NETWORK,
-        "Take no requests before each model that is there at the start has been loaded or has failed, for "
-        "ready_timeout_seconds at most.",
+        "Accept requests only after each model that exists at the start has loaded or failed, or after "
+        "ready_timeout_seconds.",
     )
     grpc_socket_path: str = option(
-        "", Group.NETWORK, "Unix socket that gRPC listens on too, with mode 0660 and without TLS.", normal=local_path
+        "",
+        Group.NETWORK,
+        "Path of a Unix socket that gRPC also listens on, with mode 0660 and without TLS.",
+        normal=local_path,
     )
     rest_api_timeout_in_ms: int = option(
-        30000, Group.NETWORK, "A REST request that has no answer by then gets 504.", minimum=1, maximum=86_400_000
+        30000,
+        Group.NETWORK,
+        "Milliseconds after which a REST request without an answer gets status 504.",
+        minimum=1,
+        maximum=86_400_000,
     )
 
     rest_api_enable_cors_support: bool = option(False, Group.NETWORK, "Let web pages of any origin call REST (CORS).")
     grpc_channel_arguments: str = option(
         "",
         Group.NETWORK,
-        "Arguments for gRPC's server, as name=value, separated by commas. They go before the server's own.",
+        "Arguments for gRPC's server, as name=value, separated by commas. They take precedence over the server's own.",
         check=parse_channel_arguments,
     )
     grpc_max_threads: int = option(
         0,
         Group.NETWORK,
-        "Inference requests that one gRPC process works on at once; more wait; 0: no bound.",
+        "Inference requests that one gRPC process handles at once, while others wait; 0: no limit.",
         minimum=0,
     )
-    enable_grpc_healthcheck_service: bool = option(True, Group.NETWORK, "Offer gRPC's health service.")
+    enable_grpc_healthcheck_service: bool = option(True, Group.NETWORK, "Offer gRPC's standard health service.")
     enable_serialization_as_tensor_content: bool = option(
-        False, Group.NETWORK, "Send gRPC's output tensors as tensor_content instead of the typed fields."
+        False,
+        Group.NETWORK,
+        "In gRPC answers, put tensors into the field tensor_content instead of the typed fields. Use it if your "
+        "clients decode that faster.",
     )
     enable_signature_method_name_check: bool = option(
         False, Group.NETWORK, "Let classify and regress use only signatures that were exported for that method."
     )
 
     ssl_config_file: str = option(
-        "", Group.SAFETY, "File with an SSLConfig in protobuf's text format: gRPC's port speaks TLS.", normal=local_path
+        "",
+        Group.SAFETY,
+        "File with an SSLConfig in protobuf's text format. With it, gRPC's port uses TLS.",
+        normal=local_path,
     )
     allow_remote_reload: str = option(
         "never",
         Group.SAFETY,
-        "Who may reload models by TCP without a client certificate: never, loopback or any. A reload can make the "
-        "server read any folder.",
+        "Who may reload models over TCP without a client certificate: never (nobody), loopback (this machine) or "
+        "any. A reload can make the server read any folder.",
         choices=("never", "loopback", "any"),
     )
     enable_profiler: bool = option(
@@ -100,25 +122,31 @@ class Options(ModelOptions):
     monitoring_config_file: str = option(
         "",
         Group.MONITORING,
-        "File with a MonitoringConfig in protobuf's text format: TensorFlow Serving's metrics.",
+        "File with a MonitoringConfig in protobuf's text format, which enables TensorFlow Serving's metrics page.",
         normal=local_path,
     )
 
-    max_request_bytes: int = option(GIB, Group.LIMITS, "Size of a REST body, inflated.", minimum=1)
+    max_request_bytes: int = option(
+        GIB, Group.LIMITS, "The most bytes in the body of a REST request, after decompression.", minimum=1
+    )
     max_grpc_message_bytes: int = option(
-        2**31 - 1, Group.LIMITS, "Size of a gRPC message.", minimum=1, maximum=2**31 - 1
+        2**31 - 1, Group.LIMITS, "The most bytes in a gRPC message.", minimum=1, maximum=2**31 - 1
     )
     max_inflight_bytes: int = option(
-        4 * GIB, Group.LIMITS, "Bytes of all requests in flight, shared out evenly over the front processes.", minimum=1
+        4 * GIB,
+        Group.LIMITS,
+        "The most bytes of all requests in progress together, divided evenly among the front processes.",
+        minimum=1,
     )
-    max_connections: int = option(4096, Group.LIMITS, "REST connections of one front process.", minimum=1)
+    max_connections: int = option(4096, Group.LIMITS, "The most REST connections of one front process.", minimum=1)
     header_timeout_seconds: float = option(
-        10.0, Group.LIMITS, "A REST request's headers must be there by then.", minimum=0.1, maximum=3600
+        10.0, Group.LIMITS, "Seconds in which the headers of a REST request must arrive.", minimum=0.1, maximum=3600
     )
     body_grace_seconds: float = option(
         10.0,
         Group.LIMITS,
-        "For so long a REST body may come at any pace; then it must come at 16 KiB a second on average.",
+        "Seconds in which the body of a REST request may arrive at any speed; after that it must have arrived at "
+        "16 KiB a second on average.",
         minimum=0.1,
         maximum=3600,
     )
@@ -126,30 +154,39 @@ class Options(ModelOptions):
     file_system_poll_wait_seconds: float = option(
         1.0,
         Group.LIFE,
-        "Seconds between looks at the model folders; 0: look once; -1: never look, for tests.",
+        "Seconds between scans of the model folders; 0: scan once; -1: never scan (for tests). Changes on a local"
+        " file system are noticed earlier, by events.",
         minimum=-1,
         maximum=86400,
     )
-    max_num_load_retries: int = option(5, Group.LIFE, "Further attempts after a version failed to load.", minimum=0)
+    max_num_load_retries: int = option(
+        5, Group.LIFE, "How often loading a version is tried again after it has failed.", minimum=0
+    )
     load_retry_interval_micros: int = option(
         60_000_000, Group.LIFE, "Microseconds between attempts to load a version.", minimum=0
     )
     max_concurrent_loads: int = option(
-        0, Group.LIFE, "Versions that load at once; 0: two for each core, at least 4.", minimum=0
+        0,
+        Group.LIFE,
+        "Versions that load at once; 0: two for each core, at least 4. Lower it if loading takes too much memory.",
+        minimum=0,
     )
     ready_timeout_seconds: float = option(
-        60.0, Group.LIFE, "/readyz says ready by then even if a model's folder is empty or missing.", minimum=0
+        60.0,
+        Group.LIFE,
+        "Seconds after which /readyz says ready even if a model's folder is empty or missing.",
+        minimum=0,
     )
     shutdown_delay_seconds: float = option(
         0.0,
         Group.LIFE,
-        "After SIGTERM, /readyz says no and requests are served for so long before the ports close: time for load "
-        "balancers to look elsewhere.",
+        "Seconds after SIGTERM in which requests are still served while /readyz says not ready, so that load "
+        "balancers stop sending requests before the ports close.",
         minimum=0,
         maximum=3600,
     )
     shutdown_grace_seconds: float = option(
-        30.0, Group.LIFE, "After SIGTERM, requests in flight may end for so long.", minimum=0
+        30.0, Group.LIFE, "Seconds that requests in progress have to end after SIGTERM.", minimum=0
     )
 
     rest_workers: int = option(
@@ -161,29 +198,29 @@ class Options(ModelOptions):
     cache_dir: str = option(
         "",
         Group.ACCELERATION,
-        "Folder for converted models, which several servers may share; by default $CACHE_DIRECTORY (systemd's), "
-        "/var/cache/dropserve for root, or dropserve in the user's cache.",
+        "Folder for converted models, which several servers may share. Default: $CACHE_DIRECTORY (set by "
+        "systemd), /var/cache/dropserve for root, or dropserve in the user's cache folder.",
         normal=local_path,
     )
     cache_max_bytes: int = option(
         10 * GIB,
         Group.ACCELERATION,
-        "Size of cache_dir; the least recently used goes first. 0: keep nothing.",
+        "The most bytes in cache_dir; the least recently used models are deleted first. 0: keep nothing.",
         minimum=0,
     )
 
     runtime_dir: str = option(
         "",
         Group.PROCESS,
-        "Folder for the server's sockets; by default dropserve under $XDG_RUNTIME_DIR, or in /run or /tmp.",
+        "Folder for the server's sockets. Default: dropserve under $XDG_RUNTIME_DIR, or in /run or /tmp.",
         normal=local_path,
     )
 
     log_format: str = option(
-        "text", Group.LOG, "Lines for people (text) or for programs (json).", choices=("text", "json")
+        "text", Group.LOG, "Format of log lines: text (for people) or json (for programs).", choices=("text", "json")
     )
     log_level: str = option(
-        "info", Group.LOG, "The least important messages to log.", choices=("debug", "info", "warning", "error")
+        "info", Group.LOG, "The least severe messages to log.", choices=("debug", "info", "warning", "error")
     )
     access_log: bool = option(False, Group.LOG, "Log every request.")
 
@@ -211,12 +248,6 @@ def shown_default(name: str) -> str:
     if isinstance(default, tuple):
         return ", ".join(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def options_from_json(cls: type[M], values: Mapping[str, Any]) -> M:
-    """Return the options from JSON made of `dataclasses.asdict`; JSON has no tuples, so lists become tuples."""
-    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return cls(**found)
 
 
 def effective(count: int, cores: int, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""Options that no longer exist. A configuration that has one starts, with a warning that says what applies instead."""
+"""Lists options that no longer exist. If a configuration has one, the server starts and warns what applies instead."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 __all__ = ["REMOVED", "removed_warnings"]
 
-_PARITY = "how far an answer may be off is fixed (docs/acceleration.md)"
-_CONVERSION = "a conversion is ended after 600 s, and at 8 GiB of memory"
+_PARITY = "the allowed difference of answers is fixed (docs/acceleration.md)"
+_CONVERSION = "a conversion may take 600 s and 8 GiB of memory"
 
 # Name → what applies instead.
 REMOVED: dict[str, str] = {
     "conversion_memory_bytes": _CONVERSION,
     "conversion_timeout_seconds": _CONVERSION,
-    "drain_timeout_seconds": "a version that is unloaded may end its requests for 60 s",
+    "drain_timeout_seconds": "when a version is unloaded, its requests have 60 s to end",
     "max_header_bytes": "the headers of a request may have 65,536 bytes",
     "max_queue_bytes": "256 MiB of requests may wait for a version; max_queue_requests bounds their number",
     "min_body_bytes_per_second": "a REST body must come at 16 KiB a second, after body_grace_seconds",
@@ -32,7 +32,7 @@ REMOVED: dict[str, str] = {
 def removed_warnings(names: Iterable[str], where: str) -> list[str]:
     """Return a warning for each of `names` that is a removed option; `where` is its location, such as "my.toml: "."""
     return [
-        f"{where}{name} is an option no more, and counts for nothing: {REMOVED[name]}; take it out"
+        f"{where}{name} is no longer an option and has no effect: {REMOVED[name]}; remove it"
         for name in names
         if name in REMOVED
     ]

@@ -64,26 +64,30 @@ def _no_effect(name: str, kind: str, default: int | float | bool | str, reason: 
 FLAGS: Mapping[str, Flag] = {
     flag.name: flag
     for flag in (
-        Flag("port", "int32", 8500, "better: 0 may stand with REST alone", help="Port of gRPC; 0: none."),
-        Flag("grpc_socket_path", "string", "", "same; a relative path begins in the working directory"),
+        Flag(
+            "port", "int32", 8500, "better: 0 is allowed if there is only REST", help="Port of gRPC; 0: no gRPC port."
+        ),
+        Flag("grpc_socket_path", "string", "", "same; a relative path is relative to the working directory"),
         Flag(
             "rest_api_port",
             "int32",
             0,
-            "same: no REST unless given; with the port of gRPC it is reported and REST is left out",
+            "same: no REST unless given; if it equals the port of gRPC, an error is logged and there is no REST",
             help="Port of REST; 0: no REST.",
         ),
         Flag(
             "rest_api_num_threads",
             "int32",
             _FOUR_PER_CPU,
-            "better: a REST process works on any number of requests at once; a number below that of the REST processes "
-            "makes fewer of them",
-            help="At most so many REST processes; each works on any number of requests at once.",
+            "better: one REST process handles any number of requests at once; a number below the number of REST "
+            "processes starts fewer of them",
+            help="The most REST processes; each handles any number of requests at once.",
         ),
         Flag("rest_api_timeout_in_ms", "int32", 30000),
         Flag("rest_api_enable_cors_support", "bool", False),
-        Flag("enable_batching", "bool", False, "same; without it `merge_waiting_requests` adds no delay"),
+        Flag(
+            "enable_batching", "bool", False, "same; if it is not set, `merge_waiting_requests` merges without a delay"
+        ),
         Flag("allow_version_labels_for_unavailable_models", "bool", False),
         Flag("batching_parameters_file", "string", "", "same; refused without `enable_batching`, in the same words"),
         Flag("enable_per_model_batching_parameters", "bool", False),
@@ -100,28 +104,32 @@ FLAGS: Mapping[str, Flag] = {
             "num_load_threads",
             "int32",
             0,
-            "better: 0 loads several versions at once, as `max_concurrent_loads` says, and delays no request",
+            "better: 0 loads several versions at once (see `max_concurrent_loads`) without delaying requests",
             help="Versions that load at once; 0: two for each core, at least 4.",
         ),
         _no_effect(
-            "num_unload_threads", "int32", 0, "a version is unloaded by the end of its process, beside all others"
+            "num_unload_threads",
+            "int32",
+            0,
+            "each version is unloaded by ending its own process, in parallel with all others",
         ),
         Flag("max_num_load_retries", "int32", 5),
-        Flag("load_retry_interval_micros", "int64", 60_000_000, "same: below 0 it does not wait"),
-        Flag("file_system_poll_wait_seconds", "int32", 1, "better: file events wake it before the next look"),
+        Flag("load_retry_interval_micros", "int64", 60_000_000, "same: a value below 0 means no wait"),
+        Flag("file_system_poll_wait_seconds", "int32", 1, "better: file events are noticed before the next scan"),
         _no_effect("flush_filesystem_caches", "bool", True, "only remote file systems have such a cache"),
         Flag(
             "tensorflow_session_parallelism",
             "int64",
             0,
-            "same: `tensorflow_intra_op_parallelism` and `tensorflow_inter_op_parallelism`; refused beside both",
-            help="Both tensorflow_intra_op_parallelism and tensorflow_inter_op_parallelism, where neither is given.",
+            "same: sets `tensorflow_intra_op_parallelism` and `tensorflow_inter_op_parallelism`; refused if both are "
+            "given",
+            help="Sets tensorflow_intra_op_parallelism and tensorflow_inter_op_parallelism if neither is given.",
         ),
         Flag(
             "tensorflow_session_config_file",
             "string",
             "",
-            "same; it is read when a version is loaded, and a mistake in it fails the version",
+            "same; it is read when a version is loaded, and a version fails if the file has a mistake",
         ),
         Flag("tensorflow_intra_op_parallelism", "int64", 0),
         Flag("tensorflow_inter_op_parallelism", "int64", 0),
@@ -142,11 +150,11 @@ FLAGS: Mapping[str, Flag] = {
             "grpc_max_threads",
             "int32",
             _FOUR_PER_CPU,
-            "better: no bound unless given; then the requests that one gRPC process works on at once, and more wait",
+            "better: no limit unless given; then the requests that one gRPC process handles at once, while others wait",
         ),
         Flag("enable_model_warmup", "bool", True, "better: a model without recorded requests is warmed up too"),
         Flag("num_request_iterations_for_warmup", "int32", 0),
-        Flag("version", "bool", False, help="Show the versions, and end."),
+        Flag("version", "bool", False, help="Print the versions and exit."),
         Flag("monitoring_config_file", "string", ""),
         _no_effect(
             "remove_unused_fields_from_bundle_metagraph", "bool", True, "a loaded version keeps its signatures only"
@@ -156,41 +164,42 @@ FLAGS: Mapping[str, Flag] = {
             "num_tflite_pools",
             "int32",
             _CPUS,
-            "same: times `num_tflite_interpreters_per_pool` it is the number of interpreters",
-            help="Times num_tflite_interpreters_per_pool: interpreters of a TF-Lite model.",
+            "same: multiplied by `num_tflite_interpreters_per_pool`, it is the number of interpreters",
+            help="Multiplied by num_tflite_interpreters_per_pool, the number of interpreters of a TF-Lite model.",
         ),
         Flag(
             "num_tflite_interpreters_per_pool",
             "int32",
             1,
             "same: see `num_tflite_pools`",
-            help="Times num_tflite_pools: interpreters of a TF-Lite model.",
+            help="Multiplied by num_tflite_pools, the number of interpreters of a TF-Lite model.",
         ),
         Flag("enable_signature_method_name_check", "bool", False),
         _no_effect(
             "xla_cpu_compilation_enabled",
             "bool",
             False,
-            "functions that were exported to be compiled by XLA always are",
+            "XLA compiles exactly the functions that were exported for it",
         ),
         _no_effect(
             "xla_gpu_compilation_enabled",
             "bool",
             False,
-            "functions that were exported to be compiled by XLA always are",
+            "XLA compiles exactly the functions that were exported for it",
         ),
         Flag("enable_profiler", "bool", True, "better: only for clients on this machine"),
         _no_effect(
             "thread_pool_factory_config_file",
             "string",
             "",
-            "thread pools are TensorFlow's; `tensorflow_intra_op_parallelism` and its companion size them",
+            "TensorFlow has its own thread pools, of sizes that `tensorflow_intra_op_parallelism` and "
+            "`tensorflow_inter_op_parallelism` set",
         ),
         _no_effect(
             "mixed_precision",
             "string",
             "",
-            "graphs run as exported; `tensorflow_session_config_file` can set rewrite_options",
+            "graphs run as exported; set rewrite_options in `tensorflow_session_config_file` instead",
         ),
         _no_effect("skip_initialize_tpu", "bool", False, "there is no TPU"),
         Flag("enable_grpc_healthcheck_service", "bool", False),

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, field
 
 from appliance.config.files import read_config_file
-from appliance.config.text_protos import TextProtoError, parse_text
+from appliance.config.text_protos import parse_text
 from appliance.core.errors import ConfigError
 from appliance.protocols import protos
 
@@ -73,16 +73,13 @@ def load_ssl_config(path: str) -> SslConfig:
 
 
 def _read(path: str) -> protos.SSLConfig:
-    data = read_config_file(path, "the ssl_config_file", _MAX_FILE_BYTES)
-    try:
-        return parse_text(data, protos.SSLConfig())
-    except TextProtoError as error:
-        # Give only the line number: the parser quotes the line, and the line may be the key.
-        where = f" in line {error.line}" if error.line else ""
-        raise ConfigError(
-            f"{path}: Error parsing text-format tensorflow.serving.SSLConfig{where}",
-            'its fields are server_key: "…", server_cert: "…", custom_ca: "…" and client_verify: true',
-        ) from None
+    return parse_text(
+        read_config_file(path, "the ssl_config_file", _MAX_FILE_BYTES),
+        protos.SSLConfig(),
+        path,
+        'its fields are server_key: "…", server_cert: "…", custom_ca: "…" and client_verify: true',
+        is_secret=True,
+    )
 
 
 def _prove_pair(context: ssl.SSLContext, key: bytes, certificate: bytes, where: str) -> None:

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Callable
 from typing import TextIO
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ConfigError
 from appliance.host.processes import describe_status, spawn
 from converters.cache import default_folder
-from converters.codec import from_json, to_json
 from converters.report import Report
 from converters.spec import JobSpec
 
@@ -71,7 +72,7 @@ def _run(spec: JobSpec, log: TextIO, say: Callable[[str], None]) -> Report:
     output_read, output_write = os.pipe()
     with open(output_read, encoding="utf-8") as output:
         try:
-            pid = spawn(PROCESS, to_json(spec), stdout=output_write, stderr=log.fileno())
+            pid = spawn(PROCESS, spec, stdout=output_write, stderr=log.fileno())
         finally:
             os.close(output_write)
         try:
@@ -95,7 +96,7 @@ def _report(output: TextIO, say: Callable[[str], None]) -> Report | None:
         if "progress" in message:
             say(message["progress"])
         elif "report" in message:
-            report = from_json(Report, message["report"])
+            report = msgspec.convert(message["report"], Report)
         else:
             raise ConfigError(f"the job failed: {message['error']}", "")
     return report

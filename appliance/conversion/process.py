@@ -11,14 +11,13 @@ from typing import NoReturn
 from appliance.host.processes import take_argument
 from appliance.protocols.warmup_records import recorded_cases
 from converters.child import become_child
-from converters.codec import from_json
 from converters.job import run
 from converters.spec import JobSpec
 
 
 def main() -> NoReturn:
     """Run the job whose `JobSpec` is this process's argument, beside what serves."""
-    spec = from_json(JobSpec, take_argument())
+    spec = take_argument(JobSpec)
     become_child(os.getppid(), spec.yielding)
     run(spec, recorded_cases)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from backends.contract import Code
 
-__all__ = ["HTTP_STATUS", "MAX_MESSAGE_CHARACTERS", "Code", "ConfigError", "ServingError", "truncated"]
+__all__ = ["Code", "ConfigError", "ServingError", "truncated"]
 
-HTTP_STATUS: dict[Code, int] = {
+_HTTP_STATUS: dict[Code, int] = {
     Code.OK: 200,
     Code.INVALID_ARGUMENT: 400,
     Code.FAILED_PRECONDITION: 400,
@@ -27,7 +27,7 @@ HTTP_STATUS: dict[Code, int] = {
 }
 
 # TensorFlow Serving cuts what it sends as a gRPC status message at this length, and then says so.
-MAX_MESSAGE_CHARACTERS = 1024
+_MAX_MESSAGE_CHARACTERS = 1024
 
 
 class ServingError(Exception):
@@ -47,7 +47,7 @@ class ServingError(Exception):
     @property
     def http_status(self) -> int:
         """The HTTP status of the error's code."""
-        return HTTP_STATUS[self.code]
+        return _HTTP_STATUS[self.code]
 
 
 class ConfigError(Exception):
@@ -61,6 +61,6 @@ class ConfigError(Exception):
 
 def truncated(message: str) -> str:
     """Return `message`, cut at 1,024 characters as TensorFlow Serving cuts it."""
-    if len(message) <= MAX_MESSAGE_CHARACTERS:
+    if len(message) <= _MAX_MESSAGE_CHARACTERS:
         return message
-    return message[:MAX_MESSAGE_CHARACTERS] + "...TRUNCATED"
+    return message[:_MAX_MESSAGE_CHARACTERS] + "...TRUNCATED"

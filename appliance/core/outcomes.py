@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from appliance.core.errors import Code
 
@@ -30,13 +29,6 @@ class Trial:
     outcome: Outcome
     code: Code = Code.OK
     message: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"outcome": self.outcome.value, "code": int(self.code), "message": self.message}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Trial:
-        return cls(Outcome(value["outcome"]), Code(value["code"]), value["message"])
 
 
 Trials = Mapping[str, Trial]

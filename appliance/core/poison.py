@@ -3,7 +3,7 @@
 A `Kind` is what requests have in common: the signature, and each input's dtype and shape. If a version's process dies
 of a fatal signal while it runs requests of one kind only, that counts against the kind; the second time, it is refused.
 A kind that the signature admits, or that the version has ever answered, is never refused as a whole: only the exact
-inputs are. In doubt nothing is refused: to lock out good clients is worse than to die once more.
+inputs are. If in doubt, nothing is refused, because refusing good clients is worse than one more crash.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from backends.contract import Signature
 
 __all__ = [
+    "ANY",
     "NO_RUNS",
     "Held",
     "Kind",
@@ -43,9 +45,8 @@ _MAX_ANSWERED = 1024
 _MAX_TEXT = 300  # of a kind in words: a signature may have hundreds of inputs
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The signature, and the name, dtype and shape of each input, by name."""
+class Kind(msgspec.Struct, frozen=True, array_like=True):
+    """The signature, and the name, dtype and shape of each input, sorted by name; a short array in JSON."""
 
     signature: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -56,18 +57,9 @@ class Kind:
             told = f"{told[:_MAX_TEXT]}..."
         return f'signature "{self.signature[:_MAX_TEXT]}" with {told or "no inputs"}'
 
-    def to_json(self) -> list[Any]:
-        return [self.signature, [[name, dtype, list(shape)] for name, dtype, shape in self.inputs]]
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Kind:
-        """Raises ValueError, TypeError for what is no kind."""
-        signature, inputs = value
-        found = tuple((str(name), str(dtype), tuple(int(size) for size in shape)) for name, dtype, shape in inputs)
-        return cls(str(signature), found)
-
 
 def shape_text(shape: Sequence[int] | None) -> str:
+    """Return a shape for people, such as "[any, 5]"; None means any shape."""
     if shape is None:
         return "of any shape"
     return f"[{', '.join('any' if size == ANY else str(size) for size in shape)}]"
@@ -76,8 +68,8 @@ def shape_text(shape: Sequence[int] | None) -> str:
 def kind_of(name: str, signature: Signature, inputs: Mapping[str, np.ndarray]) -> Kind:
     """Return the kind of a request of signature `name` with `inputs`, which have the signature's dtypes.
 
-    The number of rows makes no kind: a client that sends one more would have to kill the version anew. Nor do sizes
-    where the rank is not the declared one. Nothing (a size of 0) is always a kind of its own.
+    The number of rows (the first size) is left out, so that a request with one row more is of the same kind. If the
+    rank is not the declared one, all sizes are left out. A size of 0 is always kept.
     """
     specs = signature.inputs
     return Kind(
@@ -99,8 +91,10 @@ def _abstracted(declared: Sequence[int] | None, shape: tuple[int, ...]) -> tuple
 
 
 def admits(signature: Signature, kind: Kind) -> bool:
-    """Return whether `signature` admits requests of `kind`, which is of this signature: the declared ranks, the sizes
-    that it knows, and no 0 where it knows none."""
+    """Return whether `kind`, which is of this signature, has the declared ranks and sizes.
+
+    A size that is not declared may be any but 0.
+    """
     return all(_admits(signature.inputs[name].shape, shape) for name, _, shape in kind.inputs)
 
 
@@ -118,7 +112,7 @@ def _has_declared_ranks(signature: Signature, kind: Kind) -> bool:
 
 
 def digest_of(inputs: Mapping[str, np.ndarray]) -> str:
-    """Return what identifies exactly these inputs: names, shapes and values, whatever their order and memory."""
+    """Return a digest (32 hexadecimal digits) of names, shapes and values, the same for any order and memory layout."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(inputs):
         array = inputs[name]
@@ -134,7 +128,7 @@ def digest_of(inputs: Mapping[str, np.ndarray]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A request that ran when its process ended; `digest` is that of its inputs, "" where it was not taken."""
+    """A request that ran when its process ended; `digest` is that of its inputs, "" if it was not taken."""
 
     kind: Kind
     digest: str = ""
@@ -174,19 +168,14 @@ class Refused:
         which = f" and the inputs of digest {self.digest}" if self.digest else ""
         return f"requests of {self.kind}{which} {self.why}; they are refused until the version changes"
 
-    def to_json(self) -> list[Any]:
-        return [self.kind.to_json(), self.why, self.digest]
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Refused:
-        return cls(Kind.from_json(value[0]), value[1], value[2])
-
 
 def refusal(
     refused: Sequence[Refused], name: str, signature: Signature, inputs: Mapping[str, np.ndarray]
 ) -> Refused | None:
-    """Return what says that a request is refused, or None. Only for a kind of which some inputs are refused does it
-    look at values."""
+    """Return the entry of `refused` that refuses a request of signature `name`, or None if it may run.
+
+    Values are hashed only if inputs of the same kind are refused.
+    """
     kind = kind_of(name, signature, inputs)
     digest = ""
     for one in refused:
@@ -200,9 +189,9 @@ def refusal(
 
 
 class Suspects:
-    """What is known of one version with certain `files` (their digest): bounded, whatever clients send.
+    """Counts deaths and answers of one version with certain `files` (their digest), in bounded memory.
 
-    `is_watched`: the next process is to run its requests one at a time at first, so that it is known what ends it.
+    If `is_watched`, the next process runs its first requests one at a time, so that a death shows what caused it.
     """
 
     def __init__(self, files: str | None = None) -> None:
@@ -223,9 +212,10 @@ class Suspects:
             self._forgot = True
 
     def died(self, runs: Runs, how: str, signatures: Mapping[str, Signature]) -> Refused | None:
-        """The process died of a fatal signal at `runs`; return what is refused from now on, if anything.
+        """Take in that the process died of a fatal signal during `runs`; return what is refused from now on, or None.
 
-        If it ran several kinds, that counts against none: the next process runs one at a time, so the next death tells.
+        If it ran several kinds, none is blamed: the next process runs one request at a time, so its death shows which.
+        `how` describes the death, for the error that clients get.
         """
         self.is_watched = True
         held = [one for one in runs.held if _is_of(one.kind, signatures)]
@@ -237,20 +227,20 @@ class Suspects:
                 return self._refuse(Refused(held[0].kind, why))
             if len(held) == 1 and held[0].digest:
                 return self._refuse(Refused(held[0].kind, why, held[0].digest))
-        # Beside others, who has come back before is not to blame: a client that always sends the same is always there.
+        # Inputs that an earlier run survived are not to blame: a client may send them all the time.
         blamed = [one for one in twice if one.digest not in runs.survived]
         if len(blamed) == 1:
             return self._refuse(Refused(blamed[0].kind, why, blamed[0].digest))
         return None
 
     def tried(self, kind: Kind, how: str, signatures: Mapping[str, Signature]) -> Refused | None:
-        """A process that was there to be lost died of `kind`; return what is refused from now on, if anything."""
+        """Take in that a trial process died of `kind`; return what is refused from now on, or None."""
         if not _is_of(kind, signatures) or self._is_spared(kind, signatures):
             return None
         return self._refuse(Refused(kind, f"end the process that runs them, as a trial has shown ({how})"))
 
     def _is_spared(self, kind: Kind, signatures: Mapping[str, Signature]) -> bool:
-        """Whether the kind, which is of one of `signatures`, may be one that good clients send."""
+        """Return whether good clients may send requests of `kind`, which is of one of `signatures`."""
         signature = signatures[kind.signature]
         if kind in self._answered or admits(signature, kind):
             return True

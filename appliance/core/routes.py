@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from appliance.core.errors import Code, ServingError
 from appliance.core.poison import Refused
@@ -44,37 +43,6 @@ class VersionRoute:
         reason = self.unsupported.get(signature)
         return "" if reason is None else f"the model has it, but it cannot be served: {reason}"
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "version": self.version,
-            "state": self.state,
-            "public_state": int(self.public_state),
-            "code": int(self.code),
-            "reason": self.reason,
-            "socket_path": self.socket_path,
-            "signatures": {name: signature.to_json() for name, signature in self.signatures.items()},
-            "form_backend": self.form_backend,
-            "remarks": list(self.remarks),
-            "unsupported": dict(self.unsupported),
-            "refused": [refused.to_json() for refused in self.refused],
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> VersionRoute:
-        return cls(
-            value["version"],
-            value["state"],
-            PublicState(value["public_state"]),
-            Code(value["code"]),
-            value["reason"],
-            value["socket_path"],
-            {name: Signature.from_json(signature) for name, signature in value["signatures"].items()},
-            value["form_backend"],
-            tuple(value["remarks"]),
-            value["unsupported"],
-            tuple(map(Refused.from_json, value["refused"])),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
@@ -85,20 +53,6 @@ class ModelRoute:
     labels: Mapping[str, int] = field(default_factory=dict)
     base_path: str = ""
     reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "versions": [version.to_json() for version in self.versions],
-            "labels": dict(self.labels),
-            "base_path": self.base_path,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ModelRoute:
-        versions = tuple(VersionRoute.from_json(version) for version in value["versions"])
-        return cls(value["name"], versions, value["labels"], value["base_path"], value["reason"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +67,6 @@ class Snapshot:
     ready: bool = False
     models: Mapping[str, ModelRoute] = field(default_factory=dict)
     ended: Mapping[str, tuple[VersionRoute, ...]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "serial": self.serial,
-            "ready": self.ready,
-            "models": [model.to_json() for model in self.models.values()],
-            "ended": {name: [version.to_json() for version in versions] for name, versions in self.ended.items()},
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
-        models = map(ModelRoute.from_json, value["models"])
-        ended = {name: tuple(map(VersionRoute.from_json, versions)) for name, versions in value["ended"].items()}
-        return cls(value["serial"], value["ready"], {model.name: model for model in models}, ended)
 
     def summary(self) -> str:
         """Return the number of available, failed and waiting models as text.

@@ -134,7 +134,7 @@ def cache(facts: Facts) -> Found:
     for problem in _written(folder, facts.machine.uid):
         yield (
             Level.WARNING,
-            f"{where}: {problem}; converted models are made anew at each start",
+            f"{where}: {problem}; models are converted again at each start",
             f"chown dropserve {folder.path}, or set cache_dir to a folder that the server's user owns",
         )
         return

@@ -137,7 +137,7 @@ def listeners(port: int) -> tuple[tuple[int, str], ...]:
     """Return number and name of each process that listens on a TCP port, if this user may see its descriptors.
 
     https://docs.kernel.org/networking/proc_net_tcp.html: 0A is the state of a listening socket, and the tenth column
-    the inode that the links in /proc/PID/fd name.
+    the inode that the links in /proc/PID/fd name. psutil names only one of the processes that share a socket.
     """
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from appliance.core.servable import ServableId
 from appliance.gpu.values import Gpu, GpuStatus, named, with_identities
 from appliance.host.processes import Reaper, describe_status, spawn
@@ -94,7 +96,7 @@ class GpuClient:
     def _known(self, now: float) -> GpuStatus:
         waited = 0.0 if self._reading is None else now - self._since
         late = (
-            f"The NVIDIA driver has not answered for {waited:.1f} s; where that lasts, see dmesg for its messages (Xid)"
+            f"The NVIDIA driver has not answered for {waited:.1f} s; if that lasts, see dmesg for its messages (Xid)"
             if waited >= _READ_SECONDS
             else ""
         )
@@ -175,7 +177,7 @@ class GpuClient:
                 writer.write(b"read\n")
                 head = await self._next(reader)
                 while "count" in head and "gpu" in (message := await self._next(reader)):
-                    gpus.append(Gpu.from_json(message["gpu"]))
+                    gpus.append(msgspec.convert(message["gpu"], Gpu))
         except TimeoutError:
             if not gpus:
                 raise _ProbeError(f"The NVIDIA driver hangs: {late}; see dmesg for its messages (Xid)") from None

@@ -19,6 +19,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import pynvml
@@ -31,7 +32,7 @@ _MAX_GPUS = 256
 _MAX_TEXT = 256  # the most characters of a name or a message
 _UNKNOWN_STATE = 32  # NVML_PSTATE_UNKNOWN
 
-Handle = Any
+_Handle = Any
 # After one of these errors, no other call about the GPU succeeds.
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND)
 # The GPU does not support the value, or the driver is too old for it.
@@ -39,11 +40,11 @@ _NOTHING = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUN
 _OLDER = (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH)
 _ABSENT = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "There is no NVIDIA driver here: its library libnvidia-ml.so.1 was not found; where there is a GPU, install "
+        "There is no NVIDIA driver here: its library libnvidia-ml.so.1 was not found; if there is a GPU, install "
         "the driver, or start the container with its GPUs (--gpus all)"
     ),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "The NVIDIA driver is not loaded; where there is a GPU, see nvidia-smi, and load it (modprobe nvidia)"
+        "The NVIDIA driver is not loaded; if there is a GPU, see nvidia-smi, and load it (modprobe nvidia)"
     ),
 }
 _REMEDIES = {
@@ -75,7 +76,7 @@ def _first(*calls: Callable[[], Any]) -> Any:
     return calls[-1]()
 
 
-def _memory(handle: Handle) -> tuple[int, int, int]:
+def _memory(handle: _Handle) -> tuple[int, int, int]:
     # The newer call counts the driver's reserve separately, as nvidia-smi does.
     info = _first(
         lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2),
@@ -84,7 +85,7 @@ def _memory(handle: Handle) -> tuple[int, int, int]:
     return int(info.used), int(info.free), int(info.total)
 
 
-def _temperature(handle: Handle) -> tuple[int]:
+def _temperature(handle: _Handle) -> tuple[int]:
     sensor = pynvml.NVML_TEMPERATURE_GPU
     return (
         _first(
@@ -94,18 +95,18 @@ def _temperature(handle: Handle) -> tuple[int]:
     )
 
 
-def _performance_state(handle: Handle) -> tuple[str | None]:
+def _performance_state(handle: _Handle) -> tuple[str | None]:
     state = pynvml.nvmlDeviceGetPerformanceState(handle)
     return (None if state == _UNKNOWN_STATE else f"P{state}",)
 
 
-def _mig(handle: Handle) -> tuple[str]:
+def _mig(handle: _Handle) -> tuple[str]:
     names = {0: "disabled", 1: "enabled"}
     current, pending = (names.get(mode, str(mode)) for mode in pynvml.nvmlDeviceGetMigMode(handle))
     return (current if current == pending else f"{current}; {pending} after a reset",)
 
 
-def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
+def _processes(handle: _Handle) -> tuple[list[dict[str, Any]]]:
     lists = (
         ("C", pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
         ("G", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
@@ -132,7 +133,7 @@ def _processes(handle: Handle) -> tuple[list[dict[str, Any]]]:
     return (most,)
 
 
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Handle], tuple[Any, ...]]], ...] = (
+_READERS: tuple[tuple[tuple[str, ...], Callable[[_Handle], tuple[Any, ...]]], ...] = (
     (("name",), lambda handle: (pynvml.nvmlDeviceGetName(handle)[:_MAX_TEXT],)),
     (("uuid",), lambda handle: (pynvml.nvmlDeviceGetUUID(handle)[:_MAX_TEXT],)),
     (("memory_used_bytes", "memory_free_bytes", "memory_total_bytes"), _memory),
@@ -207,7 +208,7 @@ def _read() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Report the driver's start, then answer each line with the GPUs until the client closes the socket."""
-    take_argument()
+    take_argument(NoneType)
     set_name("ds-gpu")
     control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
 

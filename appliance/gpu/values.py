@@ -8,8 +8,7 @@ means that a GPU does not support or report a value (nvidia-smi's N/A), or that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from appliance.core.servable import ServableId
 
@@ -56,11 +55,6 @@ class Gpu:
     error: str = ""
     errors: Mapping[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Gpu:
-        """Return the GPU that the probe or `GpuStatus.to_json` wrote. Raise TypeError or KeyError for anything else."""
-        return cls(**{**document, "processes": tuple(GpuProcess(**p) for p in document.get("processes", ()))})
-
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
@@ -80,16 +74,6 @@ class GpuStatus:
     def is_healthy(self) -> bool:
         """Whether there are GPUs, and the driver could read all values that they support."""
         return bool(self.gpus) and not self.error and not any(gpu.error or gpu.errors for gpu in self.gpus)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> GpuStatus:
-        """Return the status that `to_json` wrote. Raise TypeError or KeyError for anything else."""
-        known = {f.name for f in fields(cls)}
-        values = {name: value for name, value in document.items() if name in known}
-        return cls(**{**values, "gpus": tuple(Gpu.from_json(gpu) for gpu in document["gpus"])})
 
 
 def named(status: GpuStatus, servables: Mapping[int, ServableId]) -> GpuStatus:

@@ -19,7 +19,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -58,7 +62,10 @@ def is_crash(status: int) -> bool:
 
 
 def fatal_signal(status: int) -> str:
-    """Return the name of the signal that a process raised by what it ran; "" if its wait status is another."""
+    """Return the name of the fatal signal that ended a process by its own code; "" if it ended otherwise.
+
+    `status` is its wait status.
+    """
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     return signal.Signals(number).name if number in _FATAL else ""
 
@@ -81,7 +88,7 @@ class Reaper:
 
     def __init__(self) -> None:
         self._futures: dict[int, asyncio.Future[int]] = {}
-        # Statuses of children nobody asked about yet: a worker may die before the fork server has reported its number.
+        # Statuses that nothing waits for yet: a worker may die before the fork server has reported its number.
         self._early: dict[int, int] = {}
 
     def start(self) -> None:
@@ -136,11 +143,11 @@ class Reaper:
 
 
 def argument_file(argument: Any) -> IO[bytes]:
-    """Return an open file with `argument` (JSON values) for a child of this process; see `take_argument`.
+    """Return an open file with `argument` for a child of this process; see `take_argument`.
 
     The caller closes it. Raise OSError if there is no room for it.
     """
-    data = json.dumps({"parent": os.getpid(), "argument": argument}).encode()
+    data = json.dumps({"parent": os.getpid(), "argument": msgspec.to_builtins(argument)}).encode()
     try:
         return _unlinked_file(data, _MEMORY_DIRECTORY)
     except OSError:  # there is no shared memory here, or it is full
@@ -160,11 +167,11 @@ def _unlinked_file(data: bytes, directory: str | None) -> IO[bytes]:
     return file
 
 
-def take_argument() -> Any:
-    """Return the argument that this process was started with, and have it die with its parent.
+def take_argument(kind: type[_T]) -> _T:
+    """Return the argument that this process was started with, a `kind`, and have it die with its parent.
 
     Call it once, before anything else starts a process: the standard input, by which the argument comes, is empty
-    afterwards.
+    afterwards. Raise ValueError if the argument is no `kind`.
     """
     with open(0, "rb", closefd=False) as file:
         message = json.load(file)
@@ -172,7 +179,7 @@ def take_argument() -> Any:
     os.dup2(nothing, 0)
     os.close(nothing)
     die_with_parent(message["parent"])
-    return message["argument"]
+    return msgspec.convert(message["argument"], kind)
 
 
 def spawn(
@@ -186,9 +193,9 @@ def spawn(
 ) -> int:
     """Start `python -m module` and return its process number; the module's `main` calls `take_argument`.
 
-    `argument` is of JSON values. `descriptors` become the child's descriptors 3, 4 and so on. Its errors go to `stderr`
-    and its output to `stdout`, or else to `stderr`; without either, where this process's own go. Without `environment`,
-    the child has this process's. Raise OSError if it cannot be started.
+    `argument` is made of dataclasses and JSON values. `descriptors` become the child's descriptors 3, 4 and so on. Its
+    errors go to `stderr` and its output to `stdout`, or else to `stderr`; without either, where this process's own go.
+    Without `environment`, the child has this process's. Raise OSError if it cannot be started.
 
     `-I` would hide the folder that the project runs from, so it is passed on only if this process has it.
     """

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from appliance.core.errors import Code, ServingError
 from appliance.core.questions import Questions
 from appliance.core.routes import Snapshot, VersionRoute
@@ -63,7 +65,7 @@ class Router:
         if "answer_to" in message:
             self._questions.answered(message)
             return True
-        self._adopt(Snapshot.from_json(message["snapshot"]))
+        self._adopt(msgspec.convert(message["snapshot"], Snapshot))
         self._say({"ack": self.snapshot.serial})
         return True
 

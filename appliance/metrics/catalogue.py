@@ -138,10 +138,10 @@ START_TIME = Metric(
     "dropserve_start_time_seconds", Type.GAUGE, "When the server started, in seconds since 1970: totals began then."
 )
 GPU_DRIVER_UP = Metric(
-    "dropserve_gpu_driver_up", Type.GAUGE, "1 where NVIDIA's driver answers, 0 where it fails; none without a driver."
+    "dropserve_gpu_driver_up", Type.GAUGE, "1 if NVIDIA's driver answers, 0 if it fails; no sample without a driver."
 )
 _GPU = ("gpu", "uuid", "name")
-GPU_UP = Metric("dropserve_gpu_up", Type.GAUGE, "1 where the GPU tells its state, 0 where it is lost or hangs.", _GPU)
+GPU_UP = Metric("dropserve_gpu_up", Type.GAUGE, "1 if the GPU reports its state, 0 if it is lost or hangs.", _GPU)
 GPU_ERRORS = Metric("dropserve_gpu_errors", Type.GAUGE, "Values that the driver fails to tell at this moment.", _GPU)
 GPU_TEMPERATURE = Metric("dropserve_gpu_temperature_celsius", Type.GAUGE, "Temperature of the GPU.", _GPU)
 GPU_POWER = Metric("dropserve_gpu_power_watts", Type.GAUGE, "Power that the GPU draws.", _GPU)

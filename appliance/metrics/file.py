@@ -50,7 +50,7 @@ __all__ = [
 
 CHUNK_BYTES = 16 * 1024  # a multiple of the page size
 MAX_FILE_BYTES = 4 * 1024 * 1024
-MAX_SERIES = 100_000  # of all processes together
+_MAX_SERIES = 100_000  # of all processes together
 _MAX_BASE_BYTES = 64 * 1024 * 1024
 _MAX_PASSING_SERIES = 1_000
 _MAX_ATTEMPTS = 10
@@ -100,7 +100,7 @@ class Collected:
         """Add one record. A record of a damaged file is ignored if its number of values does not fit."""
         found = self.series.get(key)
         if found is None:
-            if len(self.series) < MAX_SERIES:
+            if len(self.series) < _MAX_SERIES:
                 self.series[key] = values
         elif len(found) == len(values):
             self.series[key] = tuple([one + other for one, other in zip(found, values, strict=True)])

@@ -68,6 +68,7 @@ class Counter(_Series):
     __slots__ = ()
 
     def add(self, amount: float = 1.0) -> None:
+        """Add `amount`, which is not negative. Several threads may call this at once."""
         with self._lock:
             self._values[self._at] += amount
 
@@ -78,6 +79,7 @@ class Gauge(_Series):
     __slots__ = ()
 
     def set(self, value: float) -> None:
+        """Replace the value."""
         self._values[self._at] = value
 
 
@@ -208,9 +210,11 @@ class RequestMetrics:
         )
 
     def unproven(self, model: str) -> None:
+        """Count a request that the model itself ran, because its accelerated form was not proven for the inputs."""
         self._recorder.counter(UNPROVEN, model).add()
 
     def refused(self, model: str) -> None:
+        """Count a request that was refused because such requests have ended the model's process."""
         self._recorder.counter(REFUSED, model).add()
 
     def examples(self, model: str, count: int) -> None:

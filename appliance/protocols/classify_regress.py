@@ -31,7 +31,7 @@ __all__ = [
     "tasks",
 ]
 
-INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
+INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
 
 _FLOAT = np.dtype("<f4")
 _MAX_QUOTED_CHARACTERS = 200
@@ -152,16 +152,16 @@ def _checked(method: Method, name: str, signature: Signature, check_method_name:
     if INPUTS not in signature.inputs:
         raise _refusal(f"No {noun} inputs found in SignatureDef: {text}", f'the input has to be called "{INPUTS}"')
     if method is Method.CLASSIFY:
-        outputs = tuple([output for output in (CLASSES, SCORES) if output in signature.outputs])
+        outputs = tuple([output for output in (_CLASSES, _SCORES) if output in signature.outputs])
         if not outputs:
             raise _refusal(
-                f'Expected classification signature outputs to contain at least one of "{CLASSES}" or "{SCORES}". '
+                f'Expected classification signature outputs to contain at least one of "{_CLASSES}" or "{_SCORES}". '
                 f"Signature was: {text}"
             )
-    elif OUTPUTS not in signature.outputs:
-        raise _refusal(f"No {noun} outputs found in SignatureDef: {text}", f'the output has to be called "{OUTPUTS}"')
+    elif _OUTPUTS not in signature.outputs:
+        raise _refusal(f"No {noun} outputs found in SignatureDef: {text}", f'the output has to be called "{_OUTPUTS}"')
     else:
-        outputs = (OUTPUTS,)
+        outputs = (_OUTPUTS,)
     return Task(method, name, outputs)
 
 
@@ -225,9 +225,9 @@ def result_of(done: Task, outputs: Mapping[str, np.ndarray], examples: int) -> R
     Raise ServingError (INVALID_ARGUMENT) for outputs that do not have one row for each example.
     """
     if done.method is Method.REGRESS:
-        return Regression(_regression(outputs[OUTPUTS], examples))
-    classes = _classification(CLASSES, outputs[CLASSES], "string", examples) if CLASSES in outputs else None
-    scores = _classification(SCORES, outputs[SCORES], "float32", examples) if SCORES in outputs else None
+        return Regression(_regression(outputs[_OUTPUTS], examples))
+    classes = _classification(_CLASSES, outputs[_CLASSES], "string", examples) if _CLASSES in outputs else None
+    scores = _classification(_SCORES, outputs[_SCORES], "float32", examples) if _SCORES in outputs else None
     if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
         raise _refusal(
             f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
@@ -273,7 +273,7 @@ def labels_of(classes: np.ndarray) -> list[list[str]]:
         return [[label.decode() for label in row] for row in classes]
     except UnicodeDecodeError as error:
         raise _refusal(
-            f"The model's output {CLASSES} holds bytes that are not UTF-8 text: {error.object[:20]!r}",
+            f"The model's output {_CLASSES} holds bytes that are not UTF-8 text: {error.object[:20]!r}",
             "ask for it by predict",
         ) from None
 

@@ -34,9 +34,9 @@ __all__ = [
 # short `*_val` repeats its last element up to the shape's size, so a few bytes could ask for terabytes. A list of
 # elements grows at most eightfold (int64 from one byte each), so only such repetition can reach the bound.
 EXPANDED_BYTES = 64 << 20
-EXPANDED_MULTIPLE = 16
+_EXPANDED_MULTIPLE = 16
 
-MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
+_MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
 _INT_VAL = ("int_val", np.dtype("<i4"))
 _HALF_VAL = ("half_val", np.dtype("<i4"))
@@ -78,7 +78,7 @@ def invalid(message: str) -> ServingError:
 
 def allowance_of(data: bytes) -> int:
     """Return the most bytes that the arrays of the request `data` may take."""
-    return max(EXPANDED_BYTES, EXPANDED_MULTIPLE * len(data))
+    return max(EXPANDED_BYTES, _EXPANDED_MULTIPLE * len(data))
 
 
 def decode_tensor(data: bytes) -> np.ndarray:
@@ -161,8 +161,8 @@ def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], 
 
     `unknown_rank` is ignored, as in TensorFlow: a tensor's shape is its dimensions, and a scalar has none.
     """
-    if len(shape.dim) > MAX_RANK:
-        raise BadTensorError(f"the shape has {len(shape.dim)} dimensions, of which at most {MAX_RANK} are supported")
+    if len(shape.dim) > _MAX_RANK:
+        raise BadTensorError(f"the shape has {len(shape.dim)} dimensions, of which at most {_MAX_RANK} are supported")
     dims = tuple([dim.size for dim in shape.dim])
     size = math.prod(dims)
     if dims and min(dims) < 0:
@@ -173,7 +173,7 @@ def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], 
     if size * element.numpy.itemsize > allowance:
         raise BadTensorError(
             f"the shape {list(dims)} takes more than the {allowance} bytes left for this request's arrays "
-            f"({EXPANDED_MULTIPLE} times its size, and at least {EXPANDED_BYTES})"
+            f"({_EXPANDED_MULTIPLE} times its size, and at least {EXPANDED_BYTES})"
         )
     return dims, size
 

@@ -24,9 +24,9 @@ from appliance.protocols.tensor_protos import decode_tensor
 from backends.contract import DEFAULT_SIGNATURE, BackendError, Code, Signature
 from backends.crc32c import masked_crc32c
 
-__all__ = ["MAX_RECORDS", "Call", "calls_of", "recorded_cases", "recorded_requests", "records_path"]
+__all__ = ["Call", "calls_of", "recorded_cases", "recorded_requests", "records_path"]
 
-MAX_RECORDS = 1000
+_MAX_RECORDS = 1000
 _MAX_RECORD_BYTES = 2**31 - 1  # protobuf's limit
 # A context is repeated in every example, so a small record could ask for terabytes.
 _EXPANDED_BYTES = 64 << 20
@@ -73,9 +73,9 @@ def _messages(file: BinaryIO, size: int, path: str) -> Iterator[Any]:
     number = 0
     while file.tell() < size:
         number += 1
-        if number > MAX_RECORDS:
+        if number > _MAX_RECORDS:
             raise BackendError(
-                Code.INVALID_ARGUMENT, f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}"
+                Code.INVALID_ARGUMENT, f"Number of warmup records exceeds the maximum ({_MAX_RECORDS}) at {path}"
             )
         try:
             message = protos.PredictionLog.FromString(_record(file, size, f"record {number} of {path}"))

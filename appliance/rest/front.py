@@ -1,10 +1,9 @@
-"""TensorFlow Serving's REST API as a falcon.asgi application. A route is a handler and a line in `_ROUTES`."""
+"""TensorFlow Serving's REST API: the routes, and their handlers. A route is a handler and a line in `_ROUTES`."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import re
 import signal
@@ -12,9 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import falcon
 import falcon.asgi
-import orjson
 
 from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
@@ -34,16 +31,13 @@ from appliance.protocols.json_output import encode_predict, encode_result
 from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
 from appliance.rest.bodies import UnwantedBodyError, read_body
-from appliance.rest.bounds import CYCLE
 from appliance.rest.compression import MIN_BYTES, gzipped, is_gzip_wanted
+from appliance.rest.documents import error_document, json_document, models_document, status_document
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
 from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
 from backends.contract import DEFAULT_SIGNATURE, Signature
 
-logger = logging.getLogger(__name__)
-
-_JSON = "application/json"
 # What web pages of other origins may do; the same headers as TensorFlow Serving's.
 _CORS = {
     "access-control-allow-origin": "*",
@@ -55,7 +49,6 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
-App = Callable[[Any, Any, Any], Awaitable[None]]
 Handler = Callable[["RestFront", Exchange, Request, Response, re.Match[str]], Awaitable[None]]
 
 
@@ -101,7 +94,7 @@ class RestFront:
             exchange.code = Code.CANCELLED
             raise
         except Exception:
-            resp.status = "500"  # as `make_app` answers
+            resp.status = "500"  # as the error handler of `app` answers
             raise
         finally:
             exchange.response_bytes = len(resp.data or b"")
@@ -117,18 +110,18 @@ class RestFront:
         except ServingError as error:
             exchange.code = error.code
             resp.status = str(error.http_status)
-            resp.data = _json({"error": str(error)})
+            resp.data = error_document(str(error))
             if error.retry_after_seconds is not None:
                 resp.set_header("retry-after", str(error.retry_after_seconds))
         except UnwantedBodyError as error:
             exchange.code = Code.DEADLINE_EXCEEDED if error.status == 408 else Code.RESOURCE_EXHAUSTED
             resp.status = str(error.status)
-            resp.data = _json({"error": str(error)})
+            resp.data = error_document(str(error))
             resp.set_header("connection", "close")
         except MemoryError:
             exchange.code = Code.RESOURCE_EXHAUSTED
             resp.status = "429"
-            resp.data = _json({"error": "The server has no memory for this request; try again, or send a smaller one"})
+            resp.data = error_document("The server has no memory for this request; try again, or send a smaller one")
 
     def _route(self, req: Request, path: str) -> tuple[Handler, re.Match[str]]:
         """Return the handler for the request, and its pattern's match of the path.
@@ -152,6 +145,7 @@ class RestFront:
     # -- handlers --------------------------------------------------------------------------------------------
 
     async def predict(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:predict, in the row or the column format of the request."""
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
@@ -174,9 +168,11 @@ class RestFront:
             resp.data = encode_predict(answered.outputs[0], row_format)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:classify."""
         await self._classify_or_regress(exchange, req, resp, match, Method.CLASSIFY)
 
     async def regress(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer POST …:regress."""
         await self._classify_or_regress(exchange, req, resp, match, Method.REGRESS)
 
     async def _classify_or_regress(
@@ -197,52 +193,16 @@ class RestFront:
 
     async def models(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Answer GET /v1/models: all models, with the state of each version and its reason."""
-        snapshot = self.router.snapshot
-        resp.data = _json(
-            {
-                "models": [
-                    {
-                        "name": model.name,
-                        "base_path": model.base_path,
-                        "reason": model.reason,
-                        "labels": dict(model.labels),
-                        "versions": [
-                            {
-                                "version": str(version.version),
-                                "state": version.public_state.name,
-                                "phase": version.state,
-                                "reason": version.reason,
-                                "accelerated": version.form_backend,
-                                "remarks": list(version.remarks),
-                                "unsupported": dict(version.unsupported),
-                                "refused": [str(refused) for refused in version.refused],
-                            }
-                            for version in model.versions
-                        ],
-                    }
-                    for model in sorted(snapshot.models.values(), key=lambda m: m.name)
-                ]
-            }
-        )
+        resp.data = models_document(self.router.snapshot)
 
     async def status(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        versions = self.router.snapshot.status(_asked(exchange, match))
-        resp.data = _json(
-            {
-                "model_version_status": [
-                    {
-                        "version": str(version.version),
-                        "state": version.public_state.name,
-                        "status": {"error_code": version.code.name, "error_message": version.reason},
-                    }
-                    for version in versions
-                ]
-            }
-        )
+        """Answer GET …/NAME with the state of the versions that the path asks for."""
+        resp.data = status_document(self.router.snapshot.status(_asked(exchange, match)))
 
     async def metadata(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET …/metadata with the signatures of the version that would serve."""
         model, version = self.router.snapshot.resolve(_asked(exchange, match))
-        resp.data = _json(metadata_json(model.name, version.version, version.signatures))
+        resp.data = json_document(metadata_json(model.name, version.version, version.signatures))
 
     async def nameless(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Refuse a path without a model's name."""
@@ -251,6 +211,7 @@ class RestFront:
         )
 
     async def metrics(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /metrics with our own metrics."""
         resp.data = await self._own_metrics()
         resp.content_type = CONTENT_TYPE
 
@@ -273,9 +234,10 @@ class RestFront:
         known = await self.router.call("acceleration", params, self._options.rest_api_timeout_in_ms / 1000)
         about = {**params, "version": str(version.version), "serving": version.form_backend or "its own model"}
         nothing = {"state": "none", "progress": "", "demoted": ""}
-        resp.data = _json({**about, **(known or nothing)})
+        resp.data = json_document({**about, **(known or nothing)})
 
     async def gpu(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        """Answer GET /v1/gpu as JSON, or as a table for ?format=text."""
         wanted = req.get_param("format", default="json")
         resp.data, resp.content_type = gpu_page(await gpu_status(self.router), wanted)
 
@@ -289,23 +251,14 @@ class RestFront:
             )
 
     async def healthz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
-        resp.data = _json({"status": "alive"})
+        """Answer GET /healthz: 200 whenever this process answers."""
+        resp.data = json_document({"status": "alive"})
 
     async def readyz(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Answer GET /readyz: 200 if the server is ready, else 503."""
         ready = self.router.snapshot.ready
         resp.status = "200" if ready else "503"
-        resp.data = _json({"status": "ready" if ready else "not ready; see GET /v1/models"})
-
-
-class _Startup:
-    """Starts the front in the event loop that serves it."""
-
-    def __init__(self, front: RestFront) -> None:
-        self._front = front
-
-    async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
-        await self._front.start()
+        resp.data = json_document({"status": "ready" if ready else "not ready; see GET /v1/models"})
 
 
 def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
@@ -339,10 +292,6 @@ async def _compress(resp: Response, accept_encoding: str) -> None:
         resp.set_header("content-encoding", "gzip")
     if wanted or size >= MIN_BYTES:
         resp.set_header("vary", "Accept-Encoding")  # so that caches keep both forms
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def _signature(version: VersionRoute, name: str) -> Signature:
@@ -385,38 +334,3 @@ def _matched(method: str, path: str) -> tuple[Handler, re.Match[str]] | None:
         if allowed == method and (match := pattern.fullmatch(path)):
             return handler, match
     return None
-
-
-def make_app(settings: FrontSettings) -> App:
-    """Return the ASGI application of one REST process."""
-    front = RestFront(settings)
-    app = falcon.asgi.App(middleware=[_Startup(front)])  # type: ignore[arg-type]  # falcon's protocols want more hooks
-    app.add_sink(front.dispatch, prefix="/")
-
-    async def on_failure(req: Request, resp: Response, error: Exception, params: dict[str, Any]) -> None:
-        logger.error("a request failed: %s %s", req.method, req.path[:200], exc_info=error)
-        resp.status = "500"
-        resp.content_type = _JSON
-        resp.data = _json({"error": f"Internal error: {type(error).__name__}; the server's log has the details"})
-
-    app.add_error_handler(Exception, on_failure)
-    return _without_waiting_for_the_body(app)
-
-
-def _without_waiting_for_the_body(app: App) -> App:
-    """Wrap `app` so that handlers are called before the body arrives.
-
-    Without this, falcon waits for the start of the body: a client that sends none would keep its connection for ever,
-    and one that sends "Expect: 100-continue" would always be told to continue.
-    """
-
-    async def nothing_yet() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": True}
-
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn
-        finally:
-            scope.pop(CYCLE, None)  # break the reference cycle, so that no garbage collection is needed
-
-    return serve

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import orjson
+import msgspec
 
 from appliance.core.errors import Code, ServingError
 from appliance.gpu.values import GpuStatus, table
 from appliance.inference.router import Router
+from appliance.rest.documents import json_document
 
 __all__ = ["gpu_page", "gpu_status", "scraped_gpu_status"]
 
@@ -36,13 +37,14 @@ async def scraped_gpu_status(router: Router) -> GpuStatus | None:
 
 
 async def _asked(router: Router, seconds: float) -> GpuStatus:
-    return GpuStatus.from_json(await router.call("gpu", {"seconds": seconds}, seconds + _ANSWER_SECONDS))
+    status = await router.call("gpu", {"seconds": seconds}, seconds + _ANSWER_SECONDS)
+    return msgspec.convert(status, GpuStatus)
 
 
 def gpu_page(status: GpuStatus, wanted: str) -> tuple[bytes, str]:
     """Return the page in the format `wanted`, "json" or "text", and its content type. Raise ServingError for others."""
     if wanted == "json":
-        return orjson.dumps(status.to_json(), option=orjson.OPT_INDENT_2) + b"\n", "application/json"
+        return json_document(status), "application/json"
     if wanted == "text":
         return table(status).encode(errors="replace"), "text/plain; charset=utf-8"
     raise ServingError(Code.INVALID_ARGUMENT, f"The format {wanted[:100]!r} is not known", "it is json or text")

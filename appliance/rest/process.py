@@ -16,11 +16,11 @@ from uvicorn_worker import UvicornWorker
 from appliance.config.front_settings import FrontSettings
 from appliance.host import logs
 from appliance.host.processes import die_with_parent, set_name, take_argument
+from appliance.rest.app import App, make_app
 from appliance.rest.bounds import BoundedProtocol
-from appliance.rest.front import App, make_app
 
 
-class RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
+class _RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
     """A uvicorn worker, with the bounds that gunicorn does not enforce for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         values: dict[str, Any] = {
             "bind": "fd://3",
             "workers": settings.workers,
-            "worker_class": RestWorker,
+            "worker_class": _RestWorker,
             "logger_class": _GunicornLogger,
             "graceful_timeout": max(int(options.shutdown_grace_seconds), 1),
             "timeout": 120,
@@ -74,12 +74,12 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
 
 def main() -> None:
     """Run gunicorn's master."""
-    settings = FrontSettings.from_json(take_argument())
+    settings = take_argument(FrontSettings)
     options = settings.options
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
-    RestWorker.CONFIG_KWARGS = {
+    _RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
         "http": BoundedProtocol,
         "ws": "none",

@@ -23,7 +23,7 @@ __all__ = ["Slots", "channel_arguments", "credentials", "quiet_lost_clients", "s
 logger = logging.getLogger(__name__)
 
 # Waiting requests are in memory already, and most are small: without this bound, clients would choose their number.
-MAX_WAITING = 10_000
+_MAX_WAITING = 10_000
 
 _SOCKET_UMASK = 0o117  # leaves 0660
 
@@ -84,10 +84,17 @@ class Slots:
     A waiting request counts its bytes as in flight, by `reserve` (which may refuse) and `release`.
     """
 
-    __slots__ = ("_free", "_release", "_reserve", "_unbounded", "_waiting")
+    __slots__ = ("_free", "_max_waiting", "_release", "_reserve", "_unbounded", "_waiting")
 
-    def __init__(self, count: int, reserve: Callable[[int], None], release: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        reserve: Callable[[int], None],
+        release: Callable[[int], None],
+        max_waiting: int = _MAX_WAITING,
+    ) -> None:
         self._free = count
+        self._max_waiting = max_waiting
         self._unbounded = count == 0
         self._reserve = reserve
         self._release = release
@@ -103,10 +110,10 @@ class Slots:
         if self._free:
             self._free -= 1
             return
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             raise ServingError(
                 Code.RESOURCE_EXHAUSTED,
-                f"{MAX_WAITING:,} requests wait already (grpc_max_threads)",
+                f"{self._max_waiting:,} requests wait already (grpc_max_threads)",
                 "try again, or raise grpc_max_threads",
                 retry_after_seconds=1,
             )

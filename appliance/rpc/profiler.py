@@ -23,10 +23,10 @@ from appliance.inference.router import Router
 from appliance.protocols import protos
 from appliance.rpc.peers import Peer
 
-__all__ = ["MAX_SECONDS", "SERVICE", "ProfilerFront", "check_may_profile", "file_names", "tracer_levels"]
+__all__ = ["SERVICE", "ProfilerFront", "check_may_profile", "file_names", "tracer_levels"]
 
 SERVICE = "tensorflow.ProfilerService"
-MAX_SECONDS = 60.0
+_MAX_SECONDS = 60.0
 _COLLECT_SECONDS = 70.0  # for the workers' files; the supervisor answers earlier
 _END_SECONDS = 15.0
 _MAX_NAME_CHARACTERS = 100
@@ -48,11 +48,11 @@ class ProfilerFront:
         """Trace all workers for the requested time. If the client hangs up, the trace ends."""
         request = _parse(protos.ProfileRequest, data)
         duration = (request.opts.duration_ms or request.duration_ms) / 1000
-        if not 0 < duration <= MAX_SECONDS:
+        if not 0 < duration <= _MAX_SECONDS:
             raise ServingError(
                 Code.INVALID_ARGUMENT,
                 f"cannot trace for {duration:g} s",
-                f"ask for a duration_ms from 1 to {MAX_SECONDS * 1000:.0f}",
+                f"ask for a duration_ms from 1 to {_MAX_SECONDS * 1000:.0f}",
             )
         asked = {"session": request.session_id, "seconds": duration, "levels": tracer_levels(request.opts)}
         try:

@@ -1,5 +1,6 @@
-"""The process that everything else is a child of."""
+"""The root process: every other process is its child."""
 
-from appliance.supervisor.server import Supervisor, check_start
+from appliance.supervisor.server import Supervisor
+from appliance.supervisor.start_checks import check_start
 
 __all__ = ["Supervisor", "check_start"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import datetime as dt
 import json
 import logging
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import PROCESS, job_spec
@@ -27,7 +28,6 @@ from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from backends.registry import BACKEND_OF, backend_for
 from converters.cache import Entry, default_folder, hold
-from converters.codec import from_json, to_json
 from converters.report import Demotion, Report
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ class _Case:
     pid: int | None = None
     entry: Entry | None = None  # of the cache: held, so that what is served is not evicted
 
-    def to_json(self) -> dict[str, Any]:
-        report = {} if self.report is None else to_json(self.report)
+    def shown(self) -> dict[str, Any]:
+        """Return what clients see of it, as JSON's values."""
+        report = {} if self.report is None else msgspec.to_builtins(self.report)
         demoted = "" if self.report is None else "; ".join(map(demotion_text, self.report.demotions))
         return {"state": self.state, "progress": self.progress, "demoted": demoted, **report}
 
@@ -109,7 +110,7 @@ class Acceleration:
         case = self._cases.get(servable)
         if case is None:
             return None
-        return {**case.to_json(), "proof_inputs": self._options_of(servable.model).proof_inputs}
+        return {**case.shown(), "proof_inputs": self._options_of(servable.model).proof_inputs}
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
         """Note that the form of `servable` is not served any more; if that is `lasting`, in the cache too."""
@@ -197,7 +198,7 @@ class Acceleration:
         if options.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
-            case.pid = spawn(PROCESS, to_json(spec), environment=environment, stdout=output_write, stderr=stderr_write)
+            case.pid = spawn(PROCESS, spec, environment=environment, stdout=output_write, stderr=stderr_write)
             self._reaper.forget(case.pid)
             exited = self._reaper.exit_of(case.pid)
         finally:
@@ -216,7 +217,7 @@ class Acceleration:
                     case.progress = str(message["progress"])[:500]
                     logger.debug("%s: %s", servable, case.progress)
                 elif "report" in message:
-                    report = from_json(Report, message["report"])
+                    report = msgspec.convert(message["report"], Report)
                 else:
                     raise ValueError(f"the job failed: {message['error']}")
         finally:
@@ -268,7 +269,7 @@ class Acceleration:
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:
-    return dataclasses.replace(report, demotions=(*report.demotions, demotion))
+    return msgspec.structs.replace(report, demotions=(*report.demotions, demotion))
 
 
 def _remove_old(jobs: str) -> None:

@@ -48,12 +48,12 @@ def front_programs(
 
     def start_rest() -> int:
         assert listener is not None
-        return spawn("appliance.rest.process", settings(0, rest).to_json(), [listener.fileno()])
+        return spawn("appliance.rest.process", settings(0, rest), [listener.fileno()])
 
     def start_grpc(index: int) -> Callable[[], int]:
         def start() -> int:
             environment = GRPC_ENVIRONMENT | os.environ
-            return spawn("appliance.rpc.server", settings(index, 1).to_json(), environment=environment)
+            return spawn("appliance.rpc.server", settings(index, 1), environment=environment)
 
         return start
 

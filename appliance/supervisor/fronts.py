@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.supervisor.tasks import Tasks
@@ -108,7 +110,7 @@ class Fronts:
 
     @staticmethod
     def _encoded(snapshot: Snapshot) -> bytes:
-        return json.dumps({"snapshot": snapshot.to_json()}).encode() + b"\n"
+        return json.dumps({"snapshot": msgspec.to_builtins(snapshot)}).encode() + b"\n"
 
     @staticmethod
     def _send(front: _Front, data: bytes) -> None:

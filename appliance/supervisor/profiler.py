@@ -18,8 +18,8 @@ from appliance.supervisor.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 512 << 20  # of one trace: a busy worker gives some 2 MB a second
-COLLECT_SECONDS = 60.0  # to bring together what was traced
+_MAX_BYTES = 512 << 20  # of one trace: a busy worker gives some 2 MB a second
+_COLLECT_SECONDS = 60.0  # to bring together what was traced
 _END_SECONDS = 10.0
 _KEEP_SECONDS = 60.0  # for the front to read the files
 
@@ -85,7 +85,7 @@ class Profiler:
         asked = {"seconds": seconds, "levels": levels}
         answers = await asyncio.gather(
             *(
-                self._workers.ask(number, "profile", asked | {"path": running.path(number)}, seconds + COLLECT_SECONDS)
+                self._workers.ask(number, "profile", asked | {"path": running.path(number)}, seconds + _COLLECT_SECONDS)
                 for number in running.workers
             ),
             return_exceptions=True,
@@ -104,10 +104,10 @@ class Profiler:
         if not traces:
             raise failures[0]
         total = sum(trace["bytes"] for trace in traces)
-        if total > MAX_BYTES:
+        if total > _MAX_BYTES:
             raise ServingError(
                 Code.RESOURCE_EXHAUSTED,
-                f"the trace has {total:,} bytes, more than {MAX_BYTES:,}",
+                f"the trace has {total:,} bytes, more than {_MAX_BYTES:,}",
                 "trace for a shorter time, or with a lower host_tracer_level",
             )
         return traces

@@ -11,9 +11,9 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from appliance.host.processes import Reaper, argument_file, describe_status, spawn
+from appliance.worker.task import WorkerTask
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class ForkServer:
         logger.error("the fork server %s; it is killed", why)
         self._reaper.kill(pid)
 
-    async def fork(self, task: dict[str, Any], control: int, stderr: int) -> int | None:
-        """Fork a worker for `task` (a `WorkerTask` as JSON values) and return its process number.
+    async def fork(self, task: WorkerTask, control: int, stderr: int) -> int | None:
+        """Fork a worker for `task` and return its process number.
 
         `control` and `stderr` are descriptors: its end of the control socket, and where its libraries print. Return
         None if the fork server died, or hung and was killed, before it could tell. Wait as long as no fork server is
@@ -129,7 +129,7 @@ class ForkServer:
         return None
 
 
-def spawn_worker(task: dict[str, Any], control: int, stderr: int) -> int:
+def spawn_worker(task: WorkerTask, control: int, stderr: int) -> int:
     """Start a worker that needs no TensorFlow, with an interpreter of its own; return its process number.
 
     Forked from the fork server, it would carry TensorFlow's 500 MB. The parameters are those of `ForkServer.fork`.

@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from appliance.config.batching_parameters import check_batching
-from appliance.config.models import ConfiguredModel
-from appliance.config.monitoring_config import read_monitoring_config
-from appliance.config.op_libraries import check_op_libraries
+import msgspec
+
 from appliance.config.settings import Settings
-from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
@@ -33,11 +30,12 @@ from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
-from appliance.supervisor.models import Models, first_models, log_warnings
+from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
+from appliance.supervisor.start_checks import check_files
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_reports import Failure
@@ -47,28 +45,6 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
-
-
-def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
-    """Return the models that a server with `settings` would start with.
-
-    Raises ConfigError if it would not start, as far as the configuration and its files tell.
-    """
-    models, _, _ = first_models(settings)
-    _check_files(settings)
-    return models
-
-
-def _check_files(settings: Settings) -> str:
-    """Read the files that options name and others read later, so that their mistakes stop the start. Return the path of
-    TensorFlow Serving's metrics. Raises ConfigError."""
-    options = settings.options
-    check_batching(options, map(settings.of_model, settings.models))
-    check_op_libraries([options, *map(settings.of_model, settings.models)])
-    if options.ssl_config_file:
-        load_ssl_config(options.ssl_config_file)
-    # Only REST serves it, and without REST it is not read: so does TensorFlow Serving.
-    return read_monitoring_config("" if options.rest_api_port < 0 else options.monitoring_config_file)
 
 
 class Supervisor:
@@ -117,7 +93,7 @@ class Supervisor:
         """Serve, and return the exit status. Raises ConfigError if it cannot start."""
         options = self._options
         models = self._models.configured()
-        self._monitoring_path = _check_files(self._settings)
+        self._monitoring_path = check_files(self._settings)
         log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
@@ -329,7 +305,7 @@ class Supervisor:
             servable = ServableId(params["model"], params["version"])
             return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
         if method == "gpu":
-            return (await self._gpus.status(params["seconds"])).to_json()
+            return msgspec.to_builtins(await self._gpus.status(params["seconds"]))
         if method == "profile":
             return await self._profiler.trace(**params)
         if method == "end_profile":

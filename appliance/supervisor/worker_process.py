@@ -129,9 +129,9 @@ class Starter:
             stderr = self._tasks.start(words)
             try:
                 if task.backend in FORKED:
-                    worker.pid = await self._fork_server.fork(task.to_json(), theirs.fileno(), write_end)
+                    worker.pid = await self._fork_server.fork(task, theirs.fileno(), write_end)
                 else:
-                    worker.pid = spawn_worker(task.to_json(), theirs.fileno(), write_end)
+                    worker.pid = spawn_worker(task, theirs.fileno(), write_end)
             except BaseException:
                 ours.close()
                 raise
@@ -157,7 +157,7 @@ class Starter:
             metrics_directory=self._metrics_directory,
             max_concurrent_requests=options.max_concurrent_requests or max(2, self._cores),
             options=ModelOptions(**{f.name: getattr(options, f.name) for f in fields(ModelOptions)}),
-            fatal_attempts=[(attempt.signature, attempt.number, attempt.how) for attempt in action.left_out],
+            fatal_attempts=tuple((attempt.signature, attempt.number, attempt.how) for attempt in action.left_out),
             domains={} if form is None else dict(form.domains),
             # A form has been proven to answer as the model does, and what has served was tried before it did.
             is_tried=action.is_tried and form is None,

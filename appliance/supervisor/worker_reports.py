@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.servable import ServableId
@@ -83,8 +85,8 @@ def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str)
         return Failure(Code.FAILED_PRECONDITION, report["message"], is_incomplete=True)
     if report["event"] != "ready":
         return Failure(Code(report.get("code", Code.INTERNAL)), report["message"])
-    in_warmup = _trials(report["warmup_trials"])
-    trials = None if report["trials"] is None else _trials(report["trials"])
+    in_warmup = msgspec.convert(report["warmup_trials"], dict[str, Trial])
+    trials = msgspec.convert(report["trials"], dict[str, Trial] | None)
     _log_warmup(servable, report["warmup"], in_warmup if trials is None else trials)
     if report.get("device") == "cuda":
         logger.info("%s: runs on a GPU", servable)
@@ -93,16 +95,12 @@ def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str)
     failed = [f"{name}: {trial.message}" for name, trial in in_warmup.items() if trial.outcome is Outcome.FAILED]
     return Loaded(
         socket_path,
-        {name: Signature.from_json(value) for name, value in report["signatures"].items()},
+        msgspec.convert(report["signatures"], dict[str, Signature]),
         trials,
         tuple(report["remarks"]),
         report["unsupported"],
         failed[0] if failed else "",
     )
-
-
-def _trials(values: Mapping[str, Any]) -> Trials:
-    return {name: Trial.from_json(value) for name, value in values.items()}
 
 
 def _log_warmup(servable: ServableId, warmup: Mapping[str, Any], trials: Trials) -> None:

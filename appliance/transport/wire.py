@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from backends.dtypes import BY_NUMBER, BY_NUMPY, STRING, DType
 
-MAGIC = b"ds"
+_MAGIC = b"ds"
 HEADER = struct.Struct("<2sBBIQQQ")
 SEGMENT_ID = struct.Struct("<I")
 FLAG_SHARED = 1
@@ -40,7 +40,6 @@ _HEAD_BYTES = struct.Struct("<I")
 _MAX_KEPT_BYTES = 1024  # the largest head that is cached: clients choose the heads
 
 Buffer = bytes | bytearray | memoryview
-Arrays = Mapping[str, np.ndarray]
 
 
 class Kind(IntEnum):
@@ -83,7 +82,7 @@ def header(
     kind: Kind, meta_bytes: int, payload_bytes: int, request_id: int = 0, deadline_ns: int = 0, flags: int = 0
 ) -> bytes:
     """Return a frame's header. `deadline_ns` is in CLOCK_MONOTONIC nanoseconds; 0 means none."""
-    return HEADER.pack(MAGIC, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns)
+    return HEADER.pack(_MAGIC, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns)
 
 
 def pack_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Packed:
@@ -295,7 +294,7 @@ class Decoder:
         magic, kind, flags, meta_bytes, payload_bytes, request_id, deadline_ns = HEADER.unpack_from(
             self._buffer, self._start
         )
-        if magic != MAGIC or meta_bytes > MAX_META_BYTES or payload_bytes > self._max_payload_bytes:
+        if magic != _MAGIC or meta_bytes > MAX_META_BYTES or payload_bytes > self._max_payload_bytes:
             raise WireError(f"not a frame: {magic!r} with {meta_bytes:,} bytes of meta, {payload_bytes:,} of payload")
         in_stream = 0 if flags & FLAG_SHARED else payload_bytes
         head_bytes = HEADER.size + meta_bytes

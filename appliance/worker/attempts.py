@@ -7,9 +7,10 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 
 from appliance.worker.learned_examples import LearnedExamples
 from backends.contract import Signature, TensorSpec
@@ -84,7 +85,7 @@ class Made:
         if self.examples:
             strings = [self.examples.example(number) for number in range(8)]
         inputs = {
-            name: replace(spec, shape=attempt.shape) if spec.shape is None else spec
+            name: structs.replace(spec, shape=attempt.shape) if spec.shape is None else spec
             for name, spec in self.signature.inputs.items()
             if name not in self.signature.defaults
         }

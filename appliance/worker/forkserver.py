@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from types import NoneType
 from typing import NoReturn
 
 from appliance.host.processes import set_name, take_argument
@@ -29,7 +30,7 @@ _REPARENT_SECONDS = 10.0
 
 def main() -> None:
     """Import TensorFlow, then fork a worker for each request until the supervisor closes the socket."""
-    take_argument()
+    take_argument(NoneType)
     set_name("ds-forkserver")
     supervisor = os.getppid()
     control = socket.socket(fileno=_CONTROL_DESCRIPTOR)

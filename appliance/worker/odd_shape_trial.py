@@ -15,10 +15,10 @@ import resource
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from appliance.worker.run_record import RunRecord
 from appliance.worker.running import Running
@@ -87,7 +87,7 @@ def odd_inputs(signature: Signature) -> Iterator[Mapping[str, np.ndarray]]:
     shapes = [zip(itertools.repeat(name), _odd_shapes(spec)) for name, spec in specs.items()]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*shapes))
     for name, shape in itertools.islice(filter(None, turns), _MAX_INPUTS):
-        odd = Signature({**specs, name: replace(specs[name], shape=shape)}, {})
+        odd = Signature({**specs, name: structs.replace(specs[name], shape=shape)}, {})
         with contextlib.suppress(TooLargeError):
             yield made_inputs(odd, 1, 0)
 

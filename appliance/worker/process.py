@@ -17,6 +17,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+import msgspec
+
 from appliance.config.batching_parameters import of_version
 from appliance.core.errors import ConfigError
 from appliance.core.gpu_devices import gpu_environment
@@ -44,7 +46,7 @@ def main() -> NoReturn:
     """Be a worker from its start to its end. Its argument is a `WorkerTask`, however the process was started."""
     status = 1
     try:
-        task = WorkerTask.from_json(take_argument())
+        task = take_argument(WorkerTask)
         set_name("ds-worker" if task.odd_shapes_from is None else "ds-trial")
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the terminal: the supervisor ends its workers in order
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -111,11 +113,11 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
             trials |= try_others(backend, trials, task.options, seconds_left, fatal, announce, load_again)
         report(
             "ready",
-            signatures={name: s.to_json() for name, s in backend.signatures.items()},
+            signatures=msgspec.to_builtins(dict(backend.signatures)),
             unsupported=dict(loaded.unsupported) if isinstance(loaded, Partial) else {},
             warmup=warm.to_json(),
-            warmup_trials={name: trial.to_json() for name, trial in warm.trials.items()},
-            trials={name: trial.to_json() for name, trial in trials.items()} if task.is_tried else None,
+            warmup_trials=msgspec.to_builtins(dict(warm.trials)),
+            trials=msgspec.to_builtins(trials) if task.is_tried else None,
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
             **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )

@@ -25,6 +25,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Mapping
 
+import msgspec
 import numpy as np
 
 from appliance.core.poison import NO_RUNS, Held, Kind, Runs, digest_of, kind_of
@@ -196,7 +197,7 @@ class RunRecord:
         is_full = len(self._kinds) == _SLOTS
         if is_full and not self._may_make_an_effort():
             return None
-        text = json.dumps(kind.to_json(), separators=(",", ":")).encode()
+        text = json.dumps(msgspec.to_builtins(kind), separators=(",", ":")).encode()
         if len(text) > _MAX_TEXT_BYTES:
             if not is_full and not self._may_make_an_effort():
                 return None
@@ -309,7 +310,7 @@ def _kind(text: bytes) -> Kind | None:
     if not text:
         return None
     try:
-        is_plain = text.startswith(b"[")
-        return Kind.from_json(json.loads(text if is_plain else zlib.decompressobj().decompress(text, _MAX_JSON_BYTES)))
+        plain = text if text.startswith(b"[") else zlib.decompressobj().decompress(text, _MAX_JSON_BYTES)
+        return msgspec.convert(json.loads(plain), Kind)
     except (zlib.error, ValueError, TypeError, OverflowError, RecursionError):
         return None

@@ -41,7 +41,7 @@ def hangs(before: Activity, after: Activity) -> bool:
     return not (before.reading or after.reading) and busy < _IDLE_SHARE * seconds
 
 
-def activity() -> Activity:
+def _activity() -> Activity:
     """Return the activity of this process now."""
     waited, reading = 0.0, False
     for thread in os.listdir("/proc/self/task"):
@@ -72,7 +72,7 @@ class Running:
         now = time.monotonic()
         if deadline > now and not self._over.wait((deadline - now) / 2):
             # Only the second half counts: the work of the first, such as choosing kernels, is no sign of an end.
-            self._midway = activity()
+            self._midway = _activity()
             self._over.wait(max(deadline - time.monotonic(), 0.0))
         return self._over.is_set()
 
@@ -85,7 +85,7 @@ class Running:
 
     def idle_seconds(self) -> float:
         """Return for how many seconds the run has gone on if it seems to hang, else 0."""
-        now = activity()
+        now = _activity()
         seconds = now.moment - self._began
         if self._midway is None or seconds < _LEAST_SECONDS or not hangs(self._midway, now):
             return 0.0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from appliance.config.model_options import ModelOptions
-from appliance.config.options import options_from_json
 from backends.contract import Backend
 from backends.domain import Domain
 from backends.registry import load
@@ -30,7 +28,7 @@ class WorkerTask:
     metrics_directory: str
     max_concurrent_requests: int  # the option's value, or what its default means here
     options: ModelOptions
-    fatal_attempts: Sequence[Sequence[Any]] = ()  # [signature, number, how]: the trials that earlier processes died of
+    fatal_attempts: tuple[tuple[str, int, str], ...] = ()  # [signature, number, how]: what earlier processes died of
     domains: Mapping[str, Domain] = field(default_factory=dict)  # of a form: what each signature was proven for
     is_tried: bool = True  # every signature is to be tried, because these files have not served yet
     is_watched: bool = False  # a request has ended a process of this version: see `appliance.worker.run_record`
@@ -40,16 +38,6 @@ class WorkerTask:
     def record_path(self) -> str:
         """The path of the worker's `appliance.worker.run_record`."""
         return f"{self.socket_path}.runs"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the task as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> WorkerTask:
-        """Return the task that `to_json` gave as `value`."""
-        domains = {name: Domain(**domain) for name, domain in value["domains"].items()}
-        return cls(**{**value, "options": options_from_json(ModelOptions, value["options"]), "domains": domains})
 
 
 def loader_of(task: WorkerTask) -> Callable[[], Backend]:

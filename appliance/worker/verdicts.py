@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial
 
-__all__ = ["Failure", "is_for_the_inputs_sake", "verdict"]
+__all__ = ["Failure", "verdict"]
 
 _INPUT = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE})
 
@@ -46,7 +46,7 @@ class Failure:
     text: bytes | None = None
 
 
-def is_for_the_inputs_sake(failure: Failure, others: Sequence[Failure] = ()) -> bool:
+def _is_for_the_inputs_sake(failure: Failure, others: Sequence[Failure] = ()) -> bool:
     """Return whether the input is at fault; `others` are failures of other inputs of the same signature."""
     if _BROKEN.search(failure.message):
         return False
@@ -66,11 +66,11 @@ def verdict(failures: Sequence[Failure]) -> Trial:
     """Return the outcome of a signature whose made-up requests have all failed, in this order."""
     if not failures:
         return Trial(Outcome.LATE, Code.UNKNOWN, "no input could be made up")
-    refusals = [failure for failure in failures if is_for_the_inputs_sake(failure, failures)]
+    refusals = [failure for failure in failures if _is_for_the_inputs_sake(failure, failures)]
     last = (refusals or failures)[-1]
-    return Trial(Outcome.REFUSED if refusals else Outcome.FAILED, last.code, in_short(last.code, last.message))
+    return Trial(Outcome.REFUSED if refusals else Outcome.FAILED, last.code, _in_short(last.code, last.message))
 
 
-def in_short(code: Code, message: str) -> str:
+def _in_short(code: Code, message: str) -> str:
     """Return the first line of `message`, at most 300 characters, for a log or a status."""
     return message.strip().splitlines()[0][:_MAX_MESSAGE] if message.strip() else code.name

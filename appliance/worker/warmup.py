@@ -43,7 +43,7 @@ from backends.made_inputs import TooLargeError
 
 __all__ = ["WarmupOptions", "WarmupReport", "source_of", "try_others", "warm_up"]
 
-RECORDED, MADE, NONE = "recorded", "made", "none"
+_RECORDED, _MADE, _NONE = "recorded", "made", "none"
 
 # For the proof of merging. It delays the load, and a model that needs longer gains little from merging on a CPU.
 _PROOF_SECONDS = 3.0
@@ -80,7 +80,7 @@ class WarmupReport:
 
     requests: int = 0
     seconds: float = 0.0
-    source: str = NONE
+    source: str = _NONE
     message: str = ""
     mergeable: frozenset[str] = frozenset()
     trials: Trials = field(default_factory=dict)
@@ -100,10 +100,10 @@ class WarmupReport:
 def source_of(path: str, options: WarmupOptions) -> str:
     """Return where the requests for the version folder `path` come from: "recorded", "made" or "none"."""
     if not options.enable_model_warmup:
-        return NONE
+        return _NONE
     if records_path(path) is not None:
-        return RECORDED
-    return MADE if options.warmup_timeout_seconds > 0 else NONE
+        return _RECORDED
+    return _MADE if options.warmup_timeout_seconds > 0 else _NONE
 
 
 def warm_up(
@@ -121,7 +121,7 @@ def warm_up(
     Raise BackendError if a recorded request is malformed or fails: its message names the file and the record.
     """
     source = source_of(path, options)
-    if source == NONE:
+    if source == _NONE:
         return WarmupReport()
     started = time.monotonic()
     requests, remarks = 0, ""
@@ -129,12 +129,12 @@ def warm_up(
     outcomes: dict[str, Trial] = {}
     is_busy = False
     unsafe = changing(backend)
-    if source == RECORDED:
+    if source == _RECORDED:
         requests, run, draws = _run_recorded(backend, path, max(options.num_request_iterations_for_warmup, 1))
         outcomes = {name: Trial(Outcome.ANSWERED) for name in sorted(run)}
     elapsed = time.monotonic() - started
     deadline = time.monotonic() + min(options.warmup_timeout_seconds, seconds_left - elapsed)
-    if source == MADE:
+    if source == _MADE:
         names = by_importance(backend.signatures.keys() - unsafe)
         trials = try_out(backend, names, deadline, fatal, announce)
         draws = {trial.name: [trial.draw] for trial in trials if trial.draw is not None}

@@ -220,12 +220,7 @@ class _Forms:
             self._entries = {name: entry for name, entry in entries.items() if name not in self.failures}
 
     def _load(self) -> ModelProcess:
-        form = {
-            "format": self._form,
-            "precision": "float32",
-            "signatures": {name: entry.to_json() for name, entry in self._entries.items()},
-        }
-        write_form(self._folder, FormDescription.from_json(form))
+        write_form(self._folder, FormDescription(self._form, "float32", self._entries))
         backend = BACKEND_OF[registry.converter(registry.CONVERTERS[self._form]).FORMAT]
         log = os.path.join(self._folder, "run.log")
         self._loaded = load_in(fork(backend, serve, log, _LIMITS), self._spec, backend, self._folder)

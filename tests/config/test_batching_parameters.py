@@ -125,7 +125,7 @@ def test_what_cannot_be_is_refused_with_the_value(text: str, expected: str) -> N
 @pytest.mark.parametrize("text", ["max_batch_size {", "max_batch { value: 3 }", "max_batch_size { value: true }", "{}"])
 def test_what_is_no_such_message_is_refused_with_the_file_and_the_place(text: str) -> None:
     message = refusal(text)
-    assert message.startswith("Invalid protobuf file: 'params.txt': 1:")
+    assert message.startswith("params.txt: Error parsing text-format tensorflow.serving.BatchingParameters: 1:")
     assert "max_batch_size { value: 32 }" in message
 
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from appliance.core.poison import NO_RUNS, Held, Kind, Refused, Runs, Suspects, 
 from appliance.core.routes import VersionRoute
 from appliance.core.servable import Form, PublicState, ServableId
 from appliance.host.processes import fatal_signal
+from appliance.lifecycle.replicas import Loaded
 from appliance.supervisor.worker_end import what_was_fatal
 from appliance.worker.odd_shape_trial import odd_inputs
 from appliance.worker.run_record import RunRecord, read_record
@@ -73,7 +75,7 @@ def test_a_kind_is_told_and_travels() -> None:
     inputs = {"b": np.zeros((2, 5), np.int64), "a": np.array([b"x", b"y"], object)}
     found = kind_of("s", WORDS, inputs)
     assert str(found) == 'signature "s" with a: string [any], b: int64 [any, 5]'
-    assert Kind.from_json(found.to_json()) == found
+    assert msgspec.convert(msgspec.to_builtins(found), Kind) == found
 
 
 def test_a_digest_is_of_the_values_and_not_of_their_memory() -> None:
@@ -212,7 +214,7 @@ def test_what_is_kept_is_bounded() -> None:
 def test_what_is_refused_travels_with_the_routes() -> None:
     refused = (Refused(kind(1), "why"), Refused(kind(1, 8, 8, 1), "why", "digest"))
     route = VersionRoute(1, "available", PublicState.AVAILABLE, signatures={"s": IMAGES}, refused=refused)
-    assert VersionRoute.from_json(route.to_json()) == route
+    assert msgspec.convert(msgspec.to_builtins(route), VersionRoute) == route
 
 
 @pytest.mark.parametrize(
@@ -551,7 +553,7 @@ def test_the_death_of_what_stands_by_to_judge_a_form_counts() -> None:
     serve(host)
     form = Form("onnx", "/cache/form")
     host.did(host.manager.accelerate(ServableId("a", 1), form, "1", host.now))
-    host.manager.worker_ready(host.worker(1), "/run/form", {"s": IMAGES}, host.now, form)
+    host.manager.worker_ready(host.worker(1), Loaded("/run/form", {"s": IMAGES}), host.now)
     for _ in range(2):
         host.did(host.manager.stand_by(ServableId("a", 1), host.now + 30, host.now))
         host.ready(1, signatures={"s": IMAGES})
@@ -602,7 +604,7 @@ def test_what_a_worker_answered_counts_also_if_it_was_drained_for_a_form() -> No
     own = host.worker(1)
     form = Form("onnx", "/cache/form")
     host.did(host.manager.accelerate(ServableId("a", 1), form, "1", host.now))
-    assert host.did(host.manager.worker_ready(host.worker(1), "/run/form", {"s": IMAGES}, host.now, form)) == [
+    assert host.did(host.manager.worker_ready(host.worker(1), Loaded("/run/form", {"s": IMAGES}), host.now)) == [
         "drain a/1"
     ]
     host.did(host.manager.worker_ended(own, "exited with status 0", host.now, answered(4)))
@@ -617,7 +619,7 @@ def test_what_stood_by_has_answered_counts_after_its_end() -> None:
     serve(host)
     form = Form("onnx", "/cache/form")
     host.did(host.manager.accelerate(ServableId("a", 1), form, "1", host.now))
-    host.manager.worker_ready(host.worker(1), "/run/form", {"s": IMAGES}, host.now, form)
+    host.manager.worker_ready(host.worker(1), Loaded("/run/form", {"s": IMAGES}), host.now)
     host.did(host.manager.stand_by(ServableId("a", 1), host.now + 30, host.now))
     host.ready(1, signatures={"s": IMAGES})
     standing_by = host.worker(1)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = (
     "import os\n"
     "from appliance.host.processes import take_argument\n"
-    "os.write(3, b'three')\nos.write(4, b'four')\nos.write(2, b'two')\nos.write(1, take_argument().encode())\n"
+    "os.write(3, b'three')\nos.write(4, b'four')\nos.write(2, b'two')\nos.write(1, take_argument(str).encode())\n"
 )
 SECONDS = 60.0
 
@@ -82,7 +82,7 @@ def test_an_argument_may_be_large_and_a_grandchild_sees_nothing_of_it(tmp_path: 
     program = (
         "import subprocess\n"
         "from appliance.host.processes import take_argument\n"
-        "print(len(take_argument()['text']), flush=True)\n"
+        "print(len(take_argument(dict)['text']), flush=True)\n"
         "subprocess.run('cat; env; ls -l /proc/self/fd', shell=True, check=True)\n"
     )
     first, _, rest = output_of(program, {"text": "secret " * 1_000_000}, tmp_path).partition("\n")
@@ -97,7 +97,7 @@ def test_without_other_descriptors_a_child_prints_where_its_parent_does(tmp_path
     (tmp_path / "child.py").write_text(
         "import sys\n"
         "from appliance.host.processes import take_argument\n"
-        "print(take_argument())\n"
+        "print(take_argument(str))\n"
         "print('error', file=sys.stderr)\n"
     )
     script = "import os\nfrom appliance.host.processes import spawn\nos.waitpid(spawn('child', 'output'), 0)"
@@ -120,7 +120,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(
         "import os, signal\n"
         "from appliance.host.processes import take_argument\n"
-        "take_argument()\n"
+        "take_argument(type(None))\n"
         "os.write(3, b'lives')\n"
         "signal.pause()\n"
     )
@@ -137,7 +137,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_child_whose_parent_has_gone_before_it_began_ends_at_once() -> None:
-    program = "from appliance.host.processes import take_argument; take_argument(); print('lives')"
+    program = "from appliance.host.processes import take_argument; take_argument(type(None)); print('lives')"
     script = (
         f'"{sys.executable}" -c "{program}"; echo $?'  # the shell is its parent, and this process wrote the argument
     )

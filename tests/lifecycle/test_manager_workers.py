@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from appliance.config.version_policy import All
@@ -313,7 +314,9 @@ def test_a_version_that_comes_back_is_listed_once(host: Host) -> None:
     host.remove()
     host.end(2)
     host.serving(2, 3)
-    snapshot = Snapshot.from_json(Snapshot(1, True, host.manager.routes(), host.manager.ended()).to_json())
+    snapshot = msgspec.convert(
+        msgspec.to_builtins(Snapshot(1, True, host.manager.routes(), host.manager.ended())), Snapshot
+    )
     assert [(v.version, v.state) for v in snapshot.status(ModelSpec("a"))] == [(3, "available"), (2, "ended")]
     assert [v.state for v in snapshot.status(ModelSpec("a", 2))] == ["ended"]
     host.update(All())

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -350,7 +351,9 @@ def test_signature_def_map_tells_names_types_and_shapes() -> None:
 def test_signature_def_map_tells_the_defaults() -> None:
     value = encode_tensor(np.array([2.5], "f4"))
     signature = Signature({"x": TensorSpec("float32", (-1,), "x:0")}, {}, defaults={"x": value})
-    definition = signature_def_map({"serve": Signature.from_json(signature.to_json())}).signature_def["serve"]
+    definition = signature_def_map({"serve": msgspec.convert(msgspec.to_builtins(signature), Signature)}).signature_def[
+        "serve"
+    ]
     assert definition.defaults["x"] == protos.TensorProto.FromString(value)
 
 

@@ -27,7 +27,6 @@ from appliance.config.settings import read_settings
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.host.ports import check_socket_path, remove_socket
 from appliance.protocols import protos
-from appliance.rpc import options as grpc_options
 from appliance.rpc.options import Slots, channel_arguments, quiet_lost_clients
 from appliance.rpc.peers import Peer, check_may_reload, peer_of
 from tests.support.grpc_calls import PREDICT, STATUS, code_of, half_plus_two, method, predict, reload, request
@@ -129,12 +128,10 @@ def test_a_slot_that_comes_with_a_cancellation_is_not_lost() -> None:
     asyncio.run(run())
 
 
-def test_waiting_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_options, "MAX_WAITING", 2)
-
+def test_waiting_requests_are_bounded() -> None:
     async def run() -> None:
         counted = Bytes()
-        slots = Slots(1, counted.reserve, counted.release)
+        slots = Slots(1, counted.reserve, counted.release, max_waiting=2)
         await slots.take(1)
         waiting = [asyncio.create_task(slots.take(1)) for _ in range(2)]
         await asyncio.sleep(0)

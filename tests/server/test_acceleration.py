@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import accelerate
-from converters.codec import to_json
+from converters.report import Report
 from tests.support import warmup_files
 from tests.support.acceleration_models import acceleration_zoo
 from tests.support.server import ROOT, Server, eventually
@@ -177,7 +178,8 @@ def test_the_command_proves_on_recorded_requests_too_and_a_server_finds_its_resu
     assert form.proofs[0].recorded > 0
     (tmp_path / "models" / ".a").rename(tmp_path / "models" / "a")
     server = served(acceleration="onnx", cache_dir=own, **ALWAYS)
-    assert wait_until_serving(server, "a", "onnx")["candidates"][0]["attempts"] == to_json(form)["attempts"]
+    shown = wait_until_serving(server, "a", "onnx")
+    assert msgspec.convert(shown, Report).forms[0].attempts == form.attempts
 
 
 def test_off_converts_nothing(drop: Drop, served: Callable[..., Server], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -257,20 +258,20 @@ def test_a_description_that_is_cut_off_is_incomplete(tmp_path: Path) -> None:
         ({"file": "/etc/0.onnx"}, "'/etc/0.onnx'"),
         ({"file": "model.onnx"}, "'model.onnx'"),
         ({"file": "0.tflite"}, "'0.tflite'"),
-        ({"file": 7}, "7"),
+        ({"file": 7}, "Expected `str`, got `int` - at `$.signatures[...].file`"),
         ({"inputs": {"z": "a"}}, "maps 'z', which the signature has not"),
-        ({"inputs": {"x": 3}}, "maps 'x' to 3"),
-        ({"inputs": 3}, "TypeError"),
+        ({"inputs": {"x": 3}}, "Expected `str`, got `int` - at `$.signatures[...].inputs[...]`"),
+        ({"inputs": 3}, "Expected `object`, got `int` - at `$.signatures[...].inputs`"),
         ({"outputs": {}}, "does not map its outputs ['y']"),
-        ({"signature": {}}, "KeyError"),
-        ({"signature": {**SIGNATURE.to_json(), "inputs": {"x": ["nope", [], ""]}}}, "element type 'nope'"),
-        ({"signature": {**SIGNATURE.to_json(), "inputs": {"x": ["int8", [-7], ""]}}}, "of the shape (-7,)"),
+        ({"signature": {}}, "missing required field `inputs` - at `$.signatures[...].signature`"),
+        ({"signature": {**msgspec.to_builtins(SIGNATURE), "inputs": {"x": ["nope", [], ""]}}}, "element type 'nope'"),
+        ({"signature": {**msgspec.to_builtins(SIGNATURE), "inputs": {"x": ["int8", [-7], ""]}}}, "of the shape (-7,)"),
     ],
 )
 def test_a_description_that_says_something_else_is_refused(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
-    document = FormDescription("onnx", "float32", {"one": ENTRY}).to_json()
+    document = msgspec.to_builtins(FormDescription("onnx", "float32", {"one": ENTRY}))
     document["signatures"]["one"].update(change)
     (tmp_path / "signatures.json").write_text(json.dumps(document))
     error = refusal(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 
@@ -145,14 +146,14 @@ def test_what_is_not_served_follows_the_worker_that_serves() -> None:
 
     def unsupported() -> Any:
         (route,) = host.manager.routes()["a"].versions
-        assert type(route).from_json(json.loads(json.dumps(route.to_json()))) == route
+        assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(route))), type(route)) == route
         return route.unsupported
 
     assert unsupported() == {}
-    host.manager.worker_ready(host.worker(1), "/run/1", {}, host.now, unsupported={"words": "sparse"})
+    host.manager.worker_ready(host.worker(1), Loaded("/run/1", unsupported={"words": "sparse"}), host.now)
     assert unsupported() == {"words": "sparse"}
     host.end(1)
     assert unsupported() == {}
     host.wait(60)
-    host.manager.worker_ready(host.worker(1), "/run/2", {}, host.now, unsupported={})
+    host.manager.worker_ready(host.worker(1), Loaded("/run/2"), host.now)
     assert unsupported() == {}

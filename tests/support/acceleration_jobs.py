@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.codec import from_json, to_json
+import msgspec
+
 from converters.report import Report
 from converters.spec import JobSpec
 
@@ -44,7 +45,7 @@ def run_job(
     job = subprocess.run(
         [sys.executable, "-m", process],
         cwd=code,
-        input=json.dumps(to_json(spec)),
+        input=json.dumps(msgspec.to_builtins(spec)),
         capture_output=True,
         text=True,
         check=False,
@@ -54,4 +55,4 @@ def run_job(
     assert job.returncode == 0, (lines, job.stderr[-3000:])
     assert "report" in lines[-1]
     progress = tuple(line["progress"] for line in lines[:-1])
-    return Outcome(from_json(Report, lines[-1]["report"]), progress, Path(work_dir))
+    return Outcome(msgspec.convert(lines[-1]["report"], Report), progress, Path(work_dir))

@@ -26,12 +26,10 @@ __all__ = [
     "GetModelMetadataResponse",
     "GetModelStatusRequest",
     "GetModelStatusResponse",
-    "Input",
     "Int64Value",
     "ModelServerConfig",
     "ModelSpec",
     "ModelType",
-    "ModelVersionStatus",
     "MonitoringConfig",
     "MultiInferenceRequest",
     "MultiInferenceResponse",
@@ -46,11 +44,8 @@ __all__ = [
     "ReloadConfigResponse",
     "SSLConfig",
     "SerializedInput",
-    "SignatureDef",
     "SignatureDefMap",
-    "StatusProto",
     "TasksRequest",
-    "TensorInfo",
     "TensorProto",
     "TensorShapeProto",
     "TerminateRequest",
@@ -79,8 +74,6 @@ Int64Value = _message("google.protobuf.Int64Value")
 
 TensorProto = _message("tensorflow.TensorProto")
 TensorShapeProto = _message("tensorflow.TensorShapeProto")
-TensorInfo = _message("tensorflow.TensorInfo")
-SignatureDef = _message("tensorflow.SignatureDef")
 Example = _message("tensorflow.Example")
 ProfileRequest = _message("tensorflow.ProfileRequest")
 ProfileResponse = _message("tensorflow.ProfileResponse")
@@ -89,8 +82,6 @@ TerminateResponse = _message("tensorflow.TerminateResponse")
 DataType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.DataType"))
 
 ModelSpec = _message("tensorflow.serving.ModelSpec")
-StatusProto = _message("tensorflow.serving.StatusProto")
-Input = _message("tensorflow.serving.Input")
 PredictRequest = _message("tensorflow.serving.PredictRequest")
 PredictResponse = _message("tensorflow.serving.PredictResponse")
 ClassificationRequest = _message("tensorflow.serving.ClassificationRequest")
@@ -104,7 +95,6 @@ GetModelMetadataRequest = _message("tensorflow.serving.GetModelMetadataRequest")
 GetModelMetadataResponse = _message("tensorflow.serving.GetModelMetadataResponse")
 GetModelStatusRequest = _message("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse = _message("tensorflow.serving.GetModelStatusResponse")
-ModelVersionStatus = _message("tensorflow.serving.ModelVersionStatus")
 ReloadConfigRequest = _message("tensorflow.serving.ReloadConfigRequest")
 ReloadConfigResponse = _message("tensorflow.serving.ReloadConfigResponse")
 BatchingParameters = _message("tensorflow.serving.BatchingParameters")
