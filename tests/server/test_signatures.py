@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from appliance.lifecycle.replicas import Loaded
 from appliance.protocols import protos
 from appliance.protocols.tensor_protos import decode_tensor
 from tests.support.grpc_calls import PREDICT, code_of, method, request
