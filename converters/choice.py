@@ -1,4 +1,4 @@
-"""Which form serves a version: a decision on values alone."""
+"""Decide which form serves a version, from values alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Choice", "choose", "unproven"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`form` is the name of the chosen one, "" where TensorFlow stays. `forms` are those that were given,
-    with their speed-ups and what was decided of each."""
+    """`form` is the name of the chosen form, "" if TensorFlow stays. `forms` are those that were given, with their
+    speed-ups and with why each was chosen or not."""
 
     chosen: Chosen
     form: str
@@ -26,8 +26,8 @@ class Choice:
 
 
 def unproven(form: FormReport, served: Sequence[str]) -> str:
-    """Why `form` cannot stand in for TensorFlow: a version uses one form for all of the signatures `served`.
-    "" where it can."""
+    """Return why `form` cannot replace TensorFlow, "" if it can: a version uses one form for all of the signatures
+    `served`."""
     proofs = {proof.signature: proof for proof in form.proofs}
     for name in served:
         proof = proofs.get(name)
@@ -35,7 +35,7 @@ def unproven(form: FormReport, served: Sequence[str]) -> str:
             continue
         if proof is not None:
             return f"signature {name!r} is not proven ({proof.verdict}): {proof.reason}"
-        # Most often all entry points fail alike.
+        # Most often all entry points fail for one reason.
         reasons: dict[str, list[str]] = {}
         for attempt in form.attempts:
             if name in attempt.failures:
@@ -52,12 +52,12 @@ def choose(
     min_speedup: float,
     given_up: Mapping[str, str] = MappingProxyType({}),
 ) -> Choice:
-    """Chooses among the forms and TensorFlow, given all timings; `given_up` says of forms that are out of the
-    question why. Judges forms alike that were judged before.
+    """Choose among the forms and TensorFlow, given all timings. `given_up` has the forms that may not be chosen → why.
+    Forms that were judged before are judged anew, with the same result.
 
-    A form's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast
-    at the other is no gain. It must reach `min_speedup`, and no single part may be below 1 (or below `min_speedup`,
-    where somebody sets that below 1): nobody is served more slowly than by TensorFlow.
+    A form's speed-up is the geometric mean over signatures and batch sizes: twice as fast at one and half as fast at
+    the other is no gain. It must reach `min_speedup`, and no single part may be below 1 (or below `min_speedup` if that
+    is less than 1): no request is served more slowly than by TensorFlow.
     """
     truth = {(timing.signature, timing.batch): timing.milliseconds for timing in tensorflow}
     judged: list[FormReport] = []

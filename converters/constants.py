@@ -88,7 +88,7 @@ def _source(by_name: dict[str, Any], reference: str) -> Any:
 
 
 def _rows(table: Any) -> Iterator[float]:
-    """Return the number of rows of a table."""
+    """Yield the number of rows of a table."""
     shape = table.attr["value"].tensor.tensor_shape if table.op == "Const" else table.attr["shape"].shape
     if len(shape.dim) and shape.dim[0].size > 0:
         yield int(shape.dim[0].size)

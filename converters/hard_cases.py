@@ -124,7 +124,7 @@ class HardCases:
     # -- what TensorFlow makes of them
 
     def _tried(self, label: str, inputs: Inputs | None, without: Domain | None = None) -> Iterator[Case]:
-        """Return the case, or None if TensorFlow refuses it. Raise DiedError."""
+        """Yield the case, unless TensorFlow refuses it. Raise DiedError."""
         if inputs is None or len(self.deaths) >= _MAX_DEATHS:
             return
         try:

@@ -1,7 +1,7 @@
-"""What converted forms are known to get wrong of single operators, and which of it a graph can meet.
+"""Know what converted forms get wrong of single operators, and which of it a graph can meet.
 
-The table is hazards.json, beside this module. `make operators` writes it: each operator, of each element type, was run
-by TensorFlow and by its forms on classes of values. What is not in it is not known to be wrong, no more.
+The table is hazards.json, beside this module. `make operators` writes it: TensorFlow and its forms run each operator,
+of each element type, on classes of values. An operator that is not in the table may still be wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hazards.json")
 
 
 class Values(StrEnum):
-    """The values on which an operator goes wrong. Where it does so on ordinary ones, others are not told of."""
+    """The values on which an operator goes wrong. If it does so on ordinary ones, no others are listed."""
 
     ORDINARY = "ordinary values"
     EQUAL = "equal values"
@@ -61,7 +61,7 @@ class Values(StrEnum):
 
 
 class Effect(StrEnum):
-    """What the form does there."""
+    """What the form does on these values."""
 
     DIFFERS = "differs"
     DIES = "dies"
@@ -71,9 +71,9 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
-    """`dtypes` are the element types for which it was found, which are those of the attribute `attribute` ("": it has
-    none); `variants` are uses of the operator, for people (none: all that were tried). `source` is "campaign", or the
-    address of what tells of it."""
+    """What a form gets wrong of an operator. `dtypes` are the element types for which it was found, the values of the
+    attribute `attribute` ("": it has none). `variants` are uses of the operator, for people (none: all that were
+    tried). `source` is "campaign", or the address of a page that tells of it."""
 
     op: str
     form: Format
@@ -88,7 +88,7 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """A node that has a hazard: in the function `function` ("": in the graph itself), with what it takes."""
+    """A node that has a hazard: in the function `function` ("": in the graph itself), with its inputs."""
 
     hazard: Hazard
     function: str
@@ -97,8 +97,8 @@ class Met:
 
 
 def met(graph: Any, form: Format) -> Iterator[Met]:
-    """The nodes of a `tensorflow.GraphDef` that have a hazard, those of its functions included. Where a node does not
-    say its element type, any may be meant."""
+    """Yield the nodes of a `tensorflow.GraphDef` that have a hazard, those of its functions included. A node that does
+    not say its element type may have any."""
     by_operator = _by_operator()[form]
     scopes = {"": graph.node} | {function.signature.name: function.node_def for function in graph.library.function}
     for function, nodes in scopes.items():
@@ -110,20 +110,20 @@ def met(graph: Any, form: Format) -> Iterator[Met]:
 
 
 def hazards_of(graphs: Iterable[Any], form: Format) -> tuple[Hazard, ...]:
-    """The hazards of the operators in some graphs, sorted."""
+    """Return the hazards of the operators in some graphs, sorted."""
     return tuple(sorted({found.hazard for graph in graphs for found in met(graph, form)}, key=order))
 
 
-# What comes about inside a graph of finite, usual inputs. Of the rest, what matters is at the inputs, where a proof
-# tries it.
+# Values that come about inside a graph from finite, usual inputs. Others matter at the inputs only, and a proof tries
+# them there.
 _INSIDE = frozenset(Values) - {
     *(Values.ORDINARY, Values.SUBNORMAL, Values.HUGE, Values.NAN, Values.INFINITE, Values.NO_ROWS),
 }
 
 
 def told(found: Iterable[Hazard]) -> tuple[str, ...]:
-    """For people, those of the hazards that a proof may not see: on values that come about inside a graph, which its
-    inputs need not have."""
+    """Return, as lines for people, the hazards that a proof may not see: those of values that come about inside a
+    graph, not at its inputs."""
     return tuple(
         f"{hazard.op} ({', '.join(hazard.dtypes)}) {hazard.effect} on {hazard.values}"
         for hazard in found
@@ -133,7 +133,7 @@ def told(found: Iterable[Hazard]) -> tuple[str, ...]:
 
 @functools.cache
 def hazards() -> tuple[Hazard, ...]:
-    """The table. Raises OSError where it cannot be read: it is part of the package."""
+    """Return the table. Raise OSError if it cannot be read: it is part of the package."""
     with open(FILE, encoding="utf-8") as file:
         return from_text(file.read())
 
@@ -151,7 +151,7 @@ def _by_operator() -> Mapping[str, Mapping[str, tuple[Hazard, ...]]]:
 
 
 def order(hazard: Hazard) -> tuple[str, str, int, str, tuple[str, ...]]:
-    """How the table is sorted."""
+    """Return the key by which the table is sorted."""
     return hazard.op, hazard.form, list(Values).index(hazard.values), hazard.effect, hazard.dtypes
 
 

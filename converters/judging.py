@@ -1,4 +1,4 @@
-"""Whether a form is wrong on an input: runs TensorFlow and the form, and tells roundings from what is wrong."""
+"""Decide whether a form is wrong on an input: run TensorFlow and the form, and tell roundings from errors."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from converters.ties import with_ties
 __all__ = ["Judge", "Runs"]
 
 _CALL_SECONDS = 30.0
-# Where an output is smaller than this part of what it is on usual inputs, almost all of it has cancelled, and what is
-# left has the roundings of what it was: searched inputs, which come there on purpose, are not judged by it.
+# If an output is smaller than this part of its usual size, almost all of it has cancelled, and the rest has the
+# roundings of what it was. A search finds such inputs on purpose, so their outputs count as no smaller.
 _LEFT = 0.01
 
 
 class Runs(Protocol):
-    """What a form is for a proof."""
+    """A form, as a proof uses it."""
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray], seconds: float) -> Mapping[str, np.ndarray]:
-        """The outputs. Raises BackendError where the framework refuses, ChildError where the process dies or hangs."""
+        """Return the outputs. Raise BackendError if the framework refuses the inputs, ChildError if the process dies or
+        hangs."""
         ...
 
 
 class Judge:
-    """The judge of one signature of a form. `truth` runs TensorFlow; `noise` is that of `cases`, what the form has to
-    be right on."""
+    """The judge of one signature of a form. `truth` runs TensorFlow. `cases` are those on which the form must be right,
+    and `noise` is theirs."""
 
     def __init__(
         self,
@@ -54,13 +55,13 @@ class Judge:
         self._precision = precision
 
     def truth(self, inputs: Inputs) -> Outputs:
-        """TensorFlow's answer. Raises BackendError, DiedError."""
+        """Return TensorFlow's answer. Raise BackendError, DiedError."""
         if self._truth is None:
             raise DiedError("TensorFlow is not there to be asked")
         return self._truth(inputs)
 
     def answer(self, inputs: Inputs, seconds: float = _CALL_SECONDS) -> Outputs:
-        """The form's. Raises BackendError, ChildError."""
+        """Return the form's answer. Raise BackendError, ChildError."""
         return self._form.run(self._name, inputs, seconds)
 
     def shares(self, truth: Outputs, answer: Outputs) -> dict[str, np.ndarray]:
@@ -75,13 +76,14 @@ class Judge:
         noise: Mapping[str, float],
         sizes: Mapping[str, float] | None = None,
     ) -> str:
-        """What is wrong with `answer`, or ""."""
+        """Return what is wrong with `answer`, "" if nothing is."""
         comparison = self._comparison()
         comparison.add(label, truth, answer, noise=noise, sizes=sizes)
         return comparison.difference
 
     def noise(self, case: Case, answer: Outputs, usual: Mapping[str, float], seed: int) -> Mapping[str, float]:
-        """By how much the outputs move with roundings: of a hard case that is measured where it matters only."""
+        """Return how far roundings move the outputs. For a hard case it is measured only if the answer would else be
+        wrong."""
         is_finite = all(array.dtype.kind != "f" or np.all(np.isfinite(array)) for array in case.inputs.values())
         if self._truth is None or not is_finite or not self.difference(case.label, case.outputs, answer, usual):
             return usual
@@ -89,8 +91,9 @@ class Judge:
         return {alias: max(usual.get(alias, 0.0), own.get(alias, 0.0)) for alias in {*usual, *own}}
 
     def differs(self, inputs: Inputs, label: str = "") -> str:
-        """In what the form differs from TensorFlow on inputs that were no case yet, or refuses them; "" where it does
-        not, and where TensorFlow refuses them or answers in another shape than it declares. Raises ChildError."""
+        """Return how the form differs from TensorFlow on inputs that were no case yet, or that it refuses them. Return
+        "" if it does not differ, and if TensorFlow refuses the inputs or answers in another shape than it declares.
+        Raise ChildError."""
         case = self._case(label, inputs)
         if case is None:
             return ""
@@ -102,9 +105,9 @@ class Judge:
         return self.difference(label, case.outputs, answer, noise)
 
     def is_wrong(self, inputs: Inputs) -> bool:
-        """Whether the form differs on searched inputs, by more than what roundings of them make of TensorFlow's own
-        answer. Beside a threshold, they make of it either side. Whole numbers and simple fractions of a usual size are
-        what they are, on one side. Raises ChildError."""
+        """Return whether the form differs on searched inputs by more than roundings of the inputs change TensorFlow's
+        own answer. Beside a threshold, roundings lead to either side; but whole numbers and simple fractions of a usual
+        size are exact, and so on one side. Raise ChildError."""
         case = self._case("", inputs)
         if case is None:
             return False
@@ -136,17 +139,17 @@ class Judge:
         spared: Sequence[Outputs],
         ranked: Sequence[Outputs],
     ) -> bool:
-        """Whether `answer` is none that roundings explain, by TensorFlow's answers on moved inputs."""
-        # With nothing to move, nothing tells how much has cancelled: then it must differ by what matters usually.
+        """Return whether roundings do not explain `answer`, by TensorFlow's answers on moved inputs."""
+        # If no input can be moved, it is not known how much has cancelled: then the usual size counts.
         sizes = self._least_sizes if moved else self._sizes
         if self.difference("", self._nearest(case, moved, ranked, answer), answer, noise, sizes):
             return True
-        if UNITS[self._precision]:  # weights that are rounded leave no number as it is
+        if UNITS[self._precision]:  # rounded weights change every number
             return False
         return bool(self.difference("", self._nearest(case, spared, ranked, answer), answer, noise, self._sizes))
 
     def _nearest(self, case: Case, moved: Sequence[Outputs], ranked: Sequence[Outputs], answer: Outputs) -> Outputs:
-        """What is nearest to `answer` of what `moved` explains, and of what ties do, as TensorFlow has them in
+        """Return the outputs nearest to `answer` that `moved` explains, or that ties explain, as TensorFlow has them in
         `ranked`."""
         tolerances = {
             alias: tolerance_of(self._precision, spec.dtype) for alias, spec in self.signature.outputs.items()
@@ -170,7 +173,7 @@ class Judge:
         ]
 
     def _is_steady(self, case: Case) -> bool:
-        """Whether TensorFlow answers the same again, and not by what happens to lie in memory."""
+        """Return whether TensorFlow gives the same answer again: if not, it reads uninitialised memory."""
         again = self._case("", case.inputs)
         return again is not None and not self.difference("", case.outputs, again.outputs, self._usual)
 
@@ -183,7 +186,7 @@ class Judge:
 
     @cached_property
     def _sizes(self) -> Mapping[str, float]:
-        """How large the outputs of floats are on usual inputs."""
+        """The root mean square of each output of floats on usual inputs."""
         return sizes_of(case.outputs for case in self._cases if not case.hard)
 
     @cached_property

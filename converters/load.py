@@ -1,4 +1,4 @@
-"""How much of the processors goes to others: what is measured beside them need not hold without them."""
+"""Measure how much of the processors other processes take: timings beside them may not hold without them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ __all__ = ["OthersLoad", "others_share"]
 
 
 class OthersLoad:
-    """What other processes than `own` take of the cores that this one may use, from now on."""
+    """The processor time that other processes than `own` take, from now on, of the cores that this one may use."""
 
     def __init__(self, own: Sequence[int]) -> None:
         self._own = own
         self._begun = _times(own)
 
     def share(self) -> float:
-        """From 0 to 1; 0 where the kernel does not say."""
+        """Return their share of the processors, from 0 to 1; 0 if the kernel does not say."""
         return others_share(self._begun, _times(self._own))
 
 
 def others_share(before: tuple[int, int, int], after: tuple[int, int, int]) -> float:
-    """The share of others between two readings, each in clock ticks: all that passed on the cores, what of it somebody
-    used, and what of that was our own."""
+    """Return the share of others between two readings, each in clock ticks of all cores: all that passed, those that
+    were used, and those that our own processes used."""
     total, busy, own = (end - begin for begin, end in zip(before, after, strict=True))
     return min(1.0, max(0, busy - own) / total) if total > 0 else 0.0
 
 
 def _times(own: Sequence[int]) -> tuple[int, int, int]:
-    """See `others_share`. What a hypervisor gives to other machines ("steal") counts as used (man 5 proc)."""
+    """Return a reading for `others_share`. Time that a hypervisor gives to other machines ("steal") counts as used (man
+    5 proc)."""
     total = busy = 0
     names = {f"cpu{number}" for number in ALL}
     try:
@@ -46,7 +47,7 @@ def _times(own: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _used(pid: int) -> int:
-    """utime and stime of a process with all its threads: the fields 14 and 15, behind the name in parentheses."""
+    """Return utime and stime of a process with all its threads: the fields 14 and 15, after the name in parentheses."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -1,4 +1,4 @@
-"""How long calls take, of several forms of one model on one machine, in turns: what else the machine does hits all."""
+"""Measure how long calls of several forms take, in turns: what else the machine does then slows all of them alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from converters.report import Timing
 __all__ = ["Call", "Calls", "measure"]
 
 Call = Callable[[int], Sequence[int]]
-"""Makes so many calls; the nanoseconds of each."""
+"""Makes so many calls, and returns the nanoseconds of each."""
 
 Calls = Mapping[tuple[str, int], Mapping[str, Call]]
-"""A call of each form, by its name, for each signature and batch size."""
+"""By signature and batch size, a call of each form by its name."""
 
 _MAX_SLICE_SECONDS = 0.03
 _MIN_SLICE_SECONDS = 0.002
@@ -24,7 +24,8 @@ _MAX_ROUNDS = 25
 
 
 def measure(calls: Calls, seconds: float, now: Callable[[], float] = time.monotonic) -> dict[str, list[Timing]]:
-    """The timings of each form, by its name. Each gets its share of about `seconds`, but no less than five rounds."""
+    """Return the timings of each form, by its name. All take about `seconds` on the clock `now`, but each gets at least
+    five rounds."""
     found: dict[str, list[Timing]] = {}
     for index, ((signature, batch), forms) in enumerate(calls.items()):
         begun = now()
@@ -41,7 +42,7 @@ def measure(calls: Calls, seconds: float, now: Callable[[], float] = time.monoto
             if number >= _MIN_ROUNDS and now() > ends:
                 break
             names = list(forms)
-            first = (number + index) % len(names)  # nobody is always first after another
+            first = (number + index) % len(names)  # no form always follows the same one
             for name in names[first:] + names[:first]:
                 taken[name] += forms[name](each[name])
         for name, times in taken.items():

@@ -1,6 +1,6 @@
-"""Other inputs that are made of known ones: a row at a time, from a stream of random numbers, without any framework.
+"""Make inputs from known ones, one row at a time, by a stream of random numbers, without any framework.
 
-A row is inputs for one row of a batch; where a signature has no batch, it is all of its inputs.
+A row is the inputs for one row of a batch; for a signature without a batch, it is all of its inputs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _TOGETHER = 0.3  # of the rows have all of their inputs changed
 
 
 def within(domain: Domain, signature: Signature, inputs: Inputs) -> bool:
-    """Whether a form that is proven for `domain` answers these."""
+    """Return whether a form that is proven for `domain` answers these inputs."""
     return not any(domain.beyond(alias, array, signature.inputs[alias]) for alias, array in inputs.items())
 
 
 class Values:
-    """Numbers for the elements of one input, which lie in the domain; whole ones also between the least and the largest
+    """Numbers for the elements of one input, all within the domain; whole ones also between the least and the largest
     that TensorFlow took."""
 
     def __init__(
@@ -68,20 +68,20 @@ class Values:
         self._learned: collections.deque[Any] = collections.deque(maxlen=_MAX_LEARNED)
 
     def learn(self, values: Sequence[Any]) -> None:
-        """Takes `values` in, beside which answers jump."""
+        """Add `values`, beside which answers jump."""
         self._learned.extend(values)
 
     def ends(self, random: np.random.Generator) -> tuple[Any, Any]:
-        """Two numbers between which it is worth looking."""
+        """Return two numbers between which a jump may be found."""
         size = float(random.choice([2.0, 10.0, 100.0, 1000.0]))
         if self.dtype.kind in "iu":
             whole = (max(self.least, -int(size)), min(self.largest, int(size)))
             return self.dtype.type(whole[0]), self.dtype.type(whole[1])
-        # Not symmetric: points that are evenly spaced around 0 are mostly halves and the like.
+        # Not symmetric: points that are evenly spaced around 0 are mostly simple fractions such as halves.
         return self.dtype.type(-size * random.uniform(0.5, 1.0)), self.dtype.type(size * random.uniform(0.5, 1.0))
 
     def draw(self, random: np.random.Generator) -> Any:
-        """One of them, or one of any size."""
+        """Return one of the values, or a number of any size."""
         if self._learned and random.random() < _LEARNED:
             return self._learned[int(random.integers(len(self._learned)))]
         if self.dtype.kind in "iu" and (random.random() < 0.5 or not self._values.size):
@@ -92,7 +92,7 @@ class Values:
         return self._values[int(random.integers(len(self._values)))]
 
     def _whole(self, random: np.random.Generator) -> int:
-        """Small ones as often as large ones, or all alike."""
+        """Return a whole number: as often a small one as a large one, or any with equal chance."""
         if random.random() < 0.5:
             top = self.largest if random.random() < 0.7 else -self.least
             sign = 1 if top == self.largest else -1
@@ -102,14 +102,14 @@ class Values:
 
 
 class Mutations:
-    """Makes rows of rows. `values` are those of each input that may be changed."""
+    """Make rows from rows. `values` are those of each input that may be changed."""
 
     def __init__(self, values: Mapping[str, Values], random: np.random.Generator) -> None:
         self._values = values
         self._random = random
 
     def row(self, row: Inputs, donor: Inputs) -> Inputs:
-        """`row` with some changes, some of them from `donor`, which has the same shapes."""
+        """Return `row` with some changes, some of them taken from `donor`, which has the same shapes."""
         random = self._random
         able = [alias for alias in row if alias in self._values and row[alias].size]
         if not able:
@@ -125,7 +125,7 @@ class Mutations:
         return {**row, **changed}
 
     def _extremes(self, row: Inputs, able: Sequence[str]) -> Inputs:
-        """`row` with numbers of one large size, of either sign, at the same places of all inputs."""
+        """Return `row` with numbers of one large size, of either sign, at the same places of all inputs."""
         random = self._random
         size = float(random.choice(_SIZES))
         share = random.random()
@@ -171,7 +171,7 @@ def _copy(flat: np.ndarray, at: np.ndarray, other: np.ndarray, _: Values, __: np
 
 
 def _tie(flat: np.ndarray, at: np.ndarray, _: np.ndarray, __: Values, random: np.random.Generator) -> None:
-    """Makes elements equal to another of the same row."""
+    """Make elements equal to another element of the same row."""
     flat[at] = flat[int(random.integers(flat.size))]
 
 
@@ -192,7 +192,7 @@ def _step(flat: np.ndarray, at: np.ndarray, _: np.ndarray, __: Values, random: n
 
 
 def _nudge(flat: np.ndarray, at: np.ndarray, _: np.ndarray, __: Values, random: np.random.Generator) -> None:
-    """Moves elements to the next float, or by a small part of them."""
+    """Move elements to the next float, or by a small part of their value."""
     if flat.dtype.kind != "f":
         _step(flat, at, flat, __, random)
     elif random.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Which inputs to leave out, for a form to be proven for the rest, where it is wrong on some: on values alone."""
+"""Decide which inputs to leave out if a form is wrong on some, so that it is proven for the rest: on values alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL = Domain(largest=ORDINARY, subnormal=False, least_whole=0, largest_whole=W
 
 
 def narrowed(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> Domain | None:
-    """The widest domain that has all of `right`, and not `wrong`; None where there is none."""
+    """Return the widest domain that has all of `right` and not `wrong`; None if there is none."""
     for domain in _without(signature, wrong, right):
         if not within(domain, signature, wrong) and all(within(domain, signature, inputs) for inputs in right):
             return domain
@@ -27,7 +27,7 @@ def narrowed(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> Do
 
 
 def _without(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> Iterator[Domain]:
-    """Domains that may leave `wrong` out, those that clients miss least first."""
+    """Yield domains that may leave `wrong` out; first those that clients miss least."""
     if any(not array.size for array in wrong.values()):
         yield Domain(empty=False)
     floats = [array for array in wrong.values() if array.dtype.kind in "fcV" and array.size]
@@ -58,7 +58,7 @@ def _without(signature: Signature, wrong: Inputs, right: Sequence[Inputs]) -> It
 
 
 def tamed(signature: Signature, inputs: Inputs, domain: Domain) -> Inputs:
-    """The inputs with plain numbers in place of those that lie outside of `domain`."""
+    """Return the inputs with ordinary numbers in place of those outside of `domain`."""
     found = dict(inputs)
     for alias, array in inputs.items():
         kind = array.dtype.kind
@@ -76,7 +76,7 @@ def tamed(signature: Signature, inputs: Inputs, domain: Domain) -> Inputs:
 
 
 def open_sizes(signature: Signature, inputs: Sequence[Inputs]) -> set[int]:
-    """The sizes of dimensions that are open, besides the first."""
+    """Return the sizes of the open dimensions, besides the first."""
     return {size for one in inputs for size in _open_sizes(signature, one)}
 
 

@@ -1,7 +1,7 @@
-"""Handlers of our own for tf2onnx: for operators that it writes in a way that is wrong, or not at all.
+"""Handle operators for tf2onnx that it converts wrongly, or not at all.
 
-They change the nodes of a graph of tf2onnx's (`tf2onnx.graph.Graph`). What can be spelled out in TensorFlow's own
-operators is so before (`converters.repairs`).
+The handlers change nodes of tf2onnx's graph (`tf2onnx.graph.Graph`). Operators that can be spelled out in others of
+TensorFlow's are so before (`converters.repairs`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _FMOD = 1  # of ONNX's Mod: the remainder has the sign of the dividend; without 
 
 
 def _compared(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """tf2onnx compares whole numbers as float32, which has no more than 24 bits of them; ONNX Runtime compares them as
-    they are, but for uint16 and the like."""
+    """Compare whole numbers as they are. tf2onnx compares them as float32, which has only 24 of their bits; ONNX
+    Runtime can compare them, but for uint16 and the like."""
     from onnx import TensorProto  # noqa: PLC0415 - as all that imports it: entry points run in processes of their own
     from tf2onnx.onnx_opset.logical import GreaterLess  # noqa: PLC0415
 
@@ -25,7 +25,7 @@ def _compared(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
 
 
 def _remainder(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """The remainder of floats and of whole numbers, which tf2onnx has no operator for, or an inexact one."""
+    """Compute the remainder of floats and of whole numbers. tf2onnx has no operator for it, or an inexact one."""
     is_floored = node.type == "FloorMod"
     shapes, dtypes, inputs, outputs = node.output_shapes, node.output_dtypes, list(node.input), list(node.output)
     graph.remove_node(node.name)
@@ -34,12 +34,13 @@ def _remainder(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
 
 
 def _logarithm(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """As it is; tf2onnx makes float32 of doubles."""
+    """Keep the logarithm of doubles; tf2onnx turns them into float32."""
 
 
 def _selected(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """tf2onnx multiplies both sides by 0 and 1, and adds them: NaN and infinity on the side that is not taken show, as
-    they do where `tf.where` is there to keep them out. It makes a Where only of what it knows to have them."""
+    """Select by Where. tf2onnx multiplies both sides by 0 and 1, and adds them: NaN and infinity on the side that is
+    not taken show, although `tf.where` is there to keep them out. It makes a Where only of operands that it knows to
+    have them."""
     from onnx import TensorProto  # noqa: PLC0415
     from tf2onnx.onnx_opset.controlflow import Select  # noqa: PLC0415
 
@@ -52,7 +53,7 @@ def _selected(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
 
 
 def _scattered(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """TensorFlow adds up what goes to the same place; tf2onnx keeps one of them."""
+    """Add up the values that go to the same place, as TensorFlow does. tf2onnx keeps one of them."""
     from onnx import TensorProto  # noqa: PLC0415
     from tf2onnx.onnx_opset.tensor import ScatterND  # noqa: PLC0415
 
@@ -64,7 +65,7 @@ def _scattered(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
 
 
 def _top(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
-    """tf2onnx makes float32 of doubles and of whole numbers, which ONNX Runtime orders as they are."""
+    """Keep doubles and whole numbers, which ONNX Runtime orders as they are; tf2onnx turns them into float32."""
     from onnx import TensorProto  # noqa: PLC0415
     from tf2onnx.onnx_opset.tensor import TopKV2  # noqa: PLC0415
 
@@ -72,7 +73,7 @@ def _top(graph: Any, node: Any, name: str, args: Sequence[Any]) -> None:
     is_known = dtype in (TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64)
     node.type = "TopK"
     if is_known:
-        graph.set_dtype(node.output[0], TensorProto.FLOAT)  # of which it makes nothing else
+        graph.set_dtype(node.output[0], TensorProto.FLOAT)  # tf2onnx leaves floats as they are
     TopKV2.any_version_after10(11, graph, node)
     if is_known:
         graph.set_dtype(node.output[0], dtype)
@@ -92,4 +93,4 @@ HANDLERS: dict[str, tuple[_Handler, list[Any]]] = {
     "TopKV2": (_top, []),
     "TruncateMod": (_remainder, []),
 }
-"""By TensorFlow's operators, as `tf2onnx.convert` takes them."""
+"""The handlers by TensorFlow's operators, as `tf2onnx.convert` takes them."""

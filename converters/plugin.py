@@ -1,7 +1,7 @@
-"""What a converter is: a module with `FORMAT`, `PRECISIONS`, `VERSIONS` and `ENTRY_POINTS`.
+"""Describe a converter: a module with `FORMAT`, `PRECISIONS`, `VERSIONS` and `ENTRY_POINTS`.
 
-An entry point is one way to convert, of which no single one works for every model. Each runs in a process of its own,
-which has imported TensorFlow; whatever it raises, prints or takes down is reported and costs nobody else anything.
+An entry point is one way to convert; no single one works for every model. Each runs in a process of its own, which has
+imported TensorFlow. Whatever it raises or prints, and whether it crashes, is reported, and affects nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """`is_final`: no other entry point could do it either."""
+    """Why a signature was not converted. `is_final`: no other entry point could convert it either."""
 
     name: str
     reason: str
@@ -47,8 +47,8 @@ class Failed:
 def shared(
     done: FormSignature, signature: Signature, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> FormSignature:
-    """`signature` by the file of `done`, which computes the same; `inputs` and `outputs` are the names there, if it has
-    them all."""
+    """Return the entry of `signature`, which computes the same as the file of `done`. `inputs` and `outputs` are the
+    names in that file; inputs that it does not have are left out."""
     present = set(done.inputs.values())
     return FormSignature(
         done.file, signature, {alias: name for alias, name in inputs.items() if name in present}, outputs
@@ -59,7 +59,7 @@ EntryPoint = Callable[[Task], Iterator[Converted | Failed]]
 
 
 class Converter(Protocol):
-    """The module of a converter. `VERSIONS` are the distributions on whose versions its results depend."""
+    """The module of a converter. Its results depend on the versions of the distributions `VERSIONS`."""
 
     FORMAT: Format
     PRECISIONS: tuple[str, ...]

@@ -1,4 +1,5 @@
-"""What a search goes on from: rows of inputs that came close to a disagreement, or were answered as none before."""
+"""Keep the rows that a search goes on from: those that came close to a difference, or whose answer was of a new
+kind."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class Pool:
-    """Rows of one shape."""
+    """Rows of one shape: the seeds, the closest, and the new."""
 
     def __init__(self, seeds: Sequence[Inputs]) -> None:
         self.seeds = list(seeds)
@@ -39,14 +40,14 @@ class Pool:
             del self._close[MAX_KEPT:]
 
     def is_close(self, share: float) -> bool:
-        """Whether the row is one of the closest."""
+        """Return whether a row with this share is one of the closest."""
         return len(self._close) < MAX_KEPT or share > self._close[-1][0]
 
     def draw(self, random: np.random.Generator) -> Inputs:
-        """One of the closest, of the new or of the first rows."""
+        """Return one of the closest, of the new, or of the first rows."""
         which = random.random()
         if which < 0.35 and self._close:
-            # Of those that came close, the closest most often.
+            # The closest are drawn most often.
             return self._close[int(len(self._close) * random.random() ** 2)][2]
         if which < 0.65 and self._new:
             return self._new[int(random.integers(len(self._new)))]
@@ -54,7 +55,7 @@ class Pool:
 
 
 def pools_of(cases: Sequence[Case], has_rows: bool) -> dict[Shapes, Pool]:
-    """The rows of the cases, by their shapes; those that there are most of come first."""
+    """Return the rows of the cases, by their shapes, the most frequent shape first."""
     found: dict[Shapes, list[Inputs]] = {}
     nbytes = count = 0
     for case in cases:
@@ -78,7 +79,7 @@ def shapes_of(row: Inputs) -> Shapes:
 
 
 def behaviour_of(truth: Outputs, index: int, count: int) -> bytes:
-    """What kind of answer a row got: which signs, what is largest, which whole numbers."""
+    """Return what kind of answer a row got: its signs, the place of the largest, its whole numbers."""
     found = []
     for array in truth.values():
         part = array[index] if count and array.ndim and len(array) == count else array

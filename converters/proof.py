@@ -1,7 +1,7 @@
-"""Whether a converted signature gives TensorFlow's answers: a comparison that only takes and returns values.
+"""Compare a form's answers on one signature with TensorFlow's, case by case, on values alone.
 
-A comparison can miss what hangs on particular inputs that it did not see. What it can see, and says, is whether its
-inputs told anything: an output that never varies is equal in any graph that is broken in the right way.
+A comparison can miss errors on inputs that it did not see. It does say whether the inputs were telling: an output that
+never varies may be equal in a graph that is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Comparison", "Outputs", "nearest", "relative_moves", "sizes_of"]
 
 Outputs = Mapping[str, np.ndarray]
 
-# An output tells nothing that varies by less than this many times what may differ.
+# An output must vary by more than this many times its tolerance: else that it is equal shows nothing.
 _DISTINCT = 10.0
 _MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
 
@@ -50,8 +50,8 @@ class Comparison:
         noise: Mapping[str, float] | None = None,
         sizes: Mapping[str, float] | None = None,
     ) -> None:
-        """Compares the outputs of one case; `case` says which, for people. `noise` is by how much TensorFlow's own
-        outputs move there, as `relative_moves` has it. Outputs of floats count as no smaller than `sizes`."""
+        """Compare the outputs of one case, which has the label `case`. `noise` is how far TensorFlow's own outputs move
+        there (see `relative_moves`). Outputs of floats count as no smaller than `sizes`."""
         noise, sizes = noise or {}, sizes or {}
         self._cases += 1
         self._recorded += recorded
@@ -64,9 +64,9 @@ class Comparison:
     def shares(
         self, truth: Outputs, answer: Outputs, noise: Mapping[str, float], sizes: Mapping[str, float]
     ) -> dict[str, np.ndarray]:
-        """For each element of each output, the share that its difference has of what is allowed; infinite where it must
-        be equal and is not, or is of another shape. Where there are rows, each counts for itself: the largest do not
-        hide what is wrong with the others. Nothing is kept."""
+        """Return, for each element of each output, the share that its difference has of what is allowed, float64:
+        infinite if it must be equal and is not, or has another shape. If there are rows, each counts by itself, so that
+        the largest do not hide what is wrong with others. Nothing is kept."""
         return {
             alias: shares(
                 truth[alias],
@@ -79,7 +79,7 @@ class Comparison:
         }
 
     def proof(self, refused: int = 0, on_refused: str = "", failure: str = "") -> SignatureProof:
-        """The result. `failure` says that the form failed where TensorFlow answered."""
+        """Return the result so far. `failure` says how the form failed where TensorFlow answered."""
         verdict, reason = self._verdict(failure)
         return SignatureProof(
             self._name,
@@ -101,7 +101,7 @@ class Comparison:
             return Verdict.UNTESTED, "TensorFlow accepted none of the inputs that were made from the signature"
         if not self._signature.inputs:
             return Verdict.PROVEN, "it takes no inputs, and its outputs are equal"
-        # Floats are where conversions go wrong. A flag or a count may well be constant, beside outputs that are not.
+        # Conversions go wrong in floats. A flag or a count may be constant beside outputs that are not.
         still = [alias for alias, output in self._outputs.items() if not output.is_distinct(self._tolerances[alias])]
         floats = [alias for alias in still if self._tolerances[alias] is not None]
         if floats or len(still) == len(self._outputs):
@@ -122,7 +122,7 @@ class _Worst:
 
 
 class _Output:
-    """One output: how far it was off at worst, and what it ranged over."""
+    """One output: how far it was off at worst, and the range of its values."""
 
     def __init__(self, alias: str, dtype: str, has_rows: bool) -> None:
         self.alias = alias
@@ -145,7 +145,7 @@ class _Output:
         noise: float = 0.0,
         size: float = 0.0,
     ) -> str:
-        """What is wrong with `answer`, or ""."""
+        """Return what is wrong with `answer`, "" if nothing is."""
         self._note_range(truth)
         if answer.dtype != truth.dtype or answer.shape != truth.shape:
             self._worst = _Worst(float("inf"), None, None, case)
@@ -229,7 +229,7 @@ class _Output:
         return 0.0 if found is None else float(np.max(found[1] - found[0]))
 
     def is_distinct(self, tolerance: Tolerance | None) -> bool:
-        """Whether the output varied by more than what could pass for equal."""
+        """Return whether the output varied by more than differences that pass for equal."""
         if self.dtype == "string":
             return len(self._values) > 1
         if tolerance is None:
@@ -252,8 +252,9 @@ def _widened(
 
 
 def nearest(truth: Outputs, moved: Sequence[Outputs], answer: Outputs) -> dict[str, np.ndarray]:
-    """What is nearest to `answer`, element by element, of all that is no farther from `truth` than the farthest of
-    `moved`; of whole numbers and other values, one of them. `truth` where that is another kind of value."""
+    """Return, element by element, what is nearest to `answer` among the values that are no farther from `truth` than
+    the farthest of `moved`; for values that are not floats, `answer` if it is one of these. An array of another shape
+    or element type gives `truth`."""
     return {alias: _nearest(array, [other[alias] for other in moved], answer[alias]) for alias, array in truth.items()}
 
 
@@ -273,7 +274,7 @@ def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray)
     with np.errstate(invalid="ignore"):
         farthest = np.where(both, np.abs(others - expected), 0.0).max(axis=0)
         near = expected + np.clip(found - expected, -farthest, farthest)
-    # Roundings may also make infinity and NaN, or no longer make them.
+    # Roundings may also turn a number into infinity or NaN, and the other way.
     odd = ~np.isfinite(found) | ~np.isfinite(expected)
     is_met = np.any((others == found) | (np.isnan(others) & np.isnan(found)), axis=0)
     is_met |= np.isfinite(found) & np.any(np.isfinite(others), axis=0)
@@ -282,7 +283,7 @@ def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray)
 
 
 def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
-    """The root mean square of each output of floats: the median of those that are not 0, over several answers."""
+    """Return the root mean square of each output of floats: the median over several answers of those that are not 0."""
     found: dict[str, list[float]] = {}
     for outputs in answers:
         for alias, array in outputs.items():
@@ -293,7 +294,8 @@ def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
 
 
 def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:
-    """How far each output of floats is off, relative to the value or to the root mean square of the output."""
+    """Return how far each output of floats is off at most, relative to the value, or to the root mean square of the
+    output if that is larger."""
     found = {}
     for alias, array in truth.items():
         if array.dtype.kind not in "fcV" or moved[alias].shape != array.shape or not array.size:

@@ -97,8 +97,8 @@ class Bounds:
 
 
 class Proof:
-    """The proof of one signature of a form. On usual inputs the form must be right; for which others it is proven, the
-    proof finds out."""
+    """The proof of one signature of a form. On usual inputs the form must be right. The proof finds out which others it
+    is right on too: its domain."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Proof:
             self._try_refused(refused)
         on_refused = ""
         if maker.refused_example is not None:
-            # A form that such a request kills would go down with the first client that sends one.
+            # A form that dies of such inputs would die of the first client's request that has some.
             try:
                 self._judge.answer(maker.refused_example, _CALL_SECONDS)
                 on_refused = "answered"

@@ -20,7 +20,7 @@ CONVERTERS: Mapping[str, str] = {
 
 
 def converter(module: str) -> Converter:
-    """The converter in `module`. Raises ImportError, AttributeError for what is none."""
+    """Return the converter in `module`. Raise ImportError, AttributeError if there is none."""
     found = importlib.import_module(module)
     for name in ("FORMAT", "PRECISIONS", "VERSIONS", "ENTRY_POINTS"):
         getattr(found, name)

@@ -1,7 +1,7 @@
-"""Operators that a converter makes something else of, or nothing, spelled out in those that it converts rightly.
+"""Spell out operators that a converter converts wrongly, or not at all, in others that it converts rightly.
 
-What is wrong with them was found by running them beside TensorFlow: see `converters.hazards`. Functions (the bodies of
-loops) stay as they are: the proof tells where that matters.
+Their errors were found by running them beside TensorFlow: see `converters.hazards`. Functions (the bodies of loops)
+stay as they are; if that matters, the proof fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["REPAIRED", "repair"]
 
 
 class _Spelled:
-    """The nodes that stand for one node: each has a name beneath its own."""
+    """The nodes that stand for one node. Their names begin with its name."""
 
     def __init__(self, graph_def: Any, node: Any, constants: Mapping[str, Any]) -> None:
         self.inputs = [reference for reference in node.input if not reference.startswith("^")]
@@ -27,7 +27,7 @@ class _Spelled:
         self._constants = constants
 
     def add(self, op: str, inputs: Sequence[str], *, attribute: str = "T", dtype: int = 0, name: str) -> str:
-        """A node, of a `dtype` if it has any; its name."""
+        """Add a node, of a `dtype` if it has any, and return its name."""
         added = self._graph_def.node.add(name=f"{self._node.name}/{name}", op=op, input=list(inputs))
         if dtype:
             added.attr[attribute].type = dtype
@@ -58,7 +58,7 @@ class _Spelled:
         return value.partition(":")[0] in self._constants
 
     def become(self, op: str, inputs: Sequence[str], drop: Sequence[str] = ()) -> None:
-        """Makes of the node itself another one, of the same type, without the attributes `drop`."""
+        """Turn the node itself into another one, of the same type, without the attributes `drop`."""
         self._node.op = op
         for name in drop:
             self._node.attr.pop(name, None)
@@ -67,7 +67,7 @@ class _Spelled:
 
 
 def repair(graph_def: Any, form: Format) -> None:
-    """Changes the graph in place, for the converter to `form`."""
+    """Change the graph in place, for the converter to `form`."""
     spelled = _SPELLED[form]
     constants = {node.name: node for node in graph_def.node if node.op == "Const"}
     for node in list(graph_def.node):
@@ -86,7 +86,7 @@ _FLOATS = frozenset(BY_NAME[name].number for name in ("float16", "float32", "flo
 
 
 def _floor_div(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx rounds quotients of whole numbers towards 0."""
+    """Round quotients of whole numbers down; tf2onnx rounds them towards 0."""
     dtype = node.attr["T"].type
     if dtype not in _SIGNED:
         return
@@ -105,7 +105,8 @@ def _floor_div(spelled: _Spelled, node: Any) -> None:
 
 
 def _truncate_div(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx does not round quotients of floats; its division of the least whole number by -1 ends the process."""
+    """Round quotients of floats, which tf2onnx does not. Keep the least whole number from being divided by -1, which
+    ends the process of ONNX Runtime."""
     dtype = node.attr["T"].type
     if dtype in _FLOATS and node.op == "TruncateDiv":
         quotient = spelled.add("RealDiv", spelled.inputs, dtype=dtype, name="quotient")
@@ -123,10 +124,10 @@ def _truncate_div(spelled: _Spelled, node: Any) -> None:
 
 
 def _floor_mod(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx gives remainders of whole numbers the sign of the dividend, and computes those of floats from the
-    rounded quotient: 1 % 0.05 becomes 0.
+    """Give remainders the sign of the divisor. tf2onnx gives those of whole numbers the sign of the dividend, and
+    computes those of floats from the rounded quotient: 1 % 0.05 becomes 0.
 
-    Ours of whole numbers, by `converters.onnx_handlers`, is right, but for the least number by -1.
+    The handler for whole numbers in `converters.onnx_handlers` is right, but for the least number by -1.
     """
     dtype = node.attr["T"].type
     if dtype in _WIDE:
@@ -140,7 +141,7 @@ def _floor_mod(spelled: _Spelled, node: Any) -> None:
 
 
 def _truncate_mod(spelled: _Spelled, node: Any) -> None:
-    """ONNX Runtime's remainder of whole numbers with the sign of the dividend is that of doubles."""
+    """Compute remainders of whole numbers with the sign of the dividend; ONNX Runtime computes them by doubles."""
     dtype = node.attr["T"].type
     if dtype in _WIDE:
         dividend, divisor, _ = _safe_division(spelled, dtype)
@@ -149,7 +150,7 @@ def _truncate_mod(spelled: _Spelled, node: Any) -> None:
 
 
 def _safe_division(spelled: _Spelled, dtype: int) -> tuple[str, str, str]:
-    """Dividend and divisor, and whether that was -1, in whose place 1 stands; "" where it need not be looked at."""
+    """Return the dividend, the divisor with 1 in place of -1, and whether it was -1; "" if it cannot be -1."""
     dividend, divisor = spelled.inputs
     if dtype not in _WIDE or spelled.is_constant(divisor):
         return dividend, divisor, ""
@@ -159,7 +160,7 @@ def _safe_division(spelled: _Spelled, dtype: int) -> tuple[str, str, str]:
 
 
 def _is_of_other_sign(spelled: _Spelled, rest: str, divisor: str, dtype: int) -> str:
-    """Whether something is left, of another sign than the divisor's."""
+    """Return whether the remainder is not 0 and has another sign than the divisor."""
     zero = spelled.constant(0, dtype, "zero")
     is_inexact = spelled.add("NotEqual", [rest, zero], dtype=dtype, name="is_inexact")
     below = [spelled.add("Less", [of, zero], dtype=dtype, name=name) for of, name in ((rest, "a"), (divisor, "b"))]
@@ -168,7 +169,8 @@ def _is_of_other_sign(spelled: _Spelled, rest: str, divisor: str, dtype: int) ->
 
 
 def _rounded_quotient(spelled: _Spelled, node: Any) -> None:
-    """LiteRT rounds a quotient of floats that it has computed more exactly than TensorFlow: 1 // 0.05 becomes 19."""
+    """Round the quotient of floats that TensorFlow computes. LiteRT rounds one that it has computed more exactly: 1 //
+    0.05 becomes 19."""
     dtype = node.attr["T"].type
     if dtype in _FLOATS:
         spelled.become("Floor", [spelled.add("RealDiv", spelled.inputs, dtype=dtype, name="quotient")])
@@ -178,7 +180,8 @@ def _rounded_quotient(spelled: _Spelled, node: Any) -> None:
 
 
 def _larger(spelled: _Spelled, node: Any) -> None:
-    """ONNX Runtime compares some int64 by their lower 32 bits, where it takes several at once."""
+    """Take the larger or the smaller of whole numbers by a comparison. ONNX Runtime compares some int64 by their lower
+    32 bits if it takes several at once."""
     if node.attr["T"].type == _INT64:
         _choose_by(spelled, "Greater" if node.op == "Maximum" else "Less", *spelled.inputs)
 
@@ -226,8 +229,8 @@ _STEP = 2048  # by which an int64 becomes a whole number that a double has exact
 
 
 def _extreme(spelled: _Spelled, node: Any) -> None:
-    """The largest or the least int64: see `_larger`. First the largest quotient, which a double has exactly, then the
-    largest rest of those that have it."""
+    """Find the largest or the least int64 (see `_larger`): first the largest quotient, which a double holds exactly,
+    then the largest rest of those that have it."""
     if node.attr["T"].type != _INT64:
         return
     op, (value, axes) = node.op, spelled.inputs
@@ -259,15 +262,16 @@ def _extreme(spelled: _Spelled, node: Any) -> None:
 
 
 def _erfc(spelled: _Spelled, node: Any) -> None:
-    """erfc(x) is 1 - erf(x), which tf2onnx knows: Keras 3 writes gelu, and so most transformers, with it. That is
-    less exact where erfc is small; the proof tells where it matters."""
+    """Compute erfc(x) as 1 - erf(x), which tf2onnx knows: Keras 3 writes gelu, and so most transformers, with it. It is
+    less exact if erfc is small; if that matters, the proof fails."""
     dtype = node.attr["T"].type
     one = spelled.constant(1.0, dtype, "one")
     spelled.become("Sub", [one, spelled.add("Erf", spelled.inputs, dtype=dtype, name="erf")])
 
 
 def _one_hot(spelled: _Spelled, node: Any) -> None:
-    """ONNX counts indices below 0 from the end; TensorFlow has no place for them, nor for `depth`."""
+    """Move indices below 0 to `depth`, for which there is no place either: TensorFlow leaves both out, and ONNX counts
+    indices below 0 from the end."""
     dtype = node.attr["TI"].type
     if dtype not in _SIGNED:
         return
@@ -280,7 +284,8 @@ def _one_hot(spelled: _Spelled, node: Any) -> None:
 
 
 def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
-    """ONNX Runtime loses the first element of a sequence of length 0. Reversed as one of length 1, it stays."""
+    """Reverse sequences of length 0 as if of length 1, which changes nothing. ONNX Runtime loses their first
+    element."""
     dtype = node.attr["Tlen"].type or _INT64
     value, lengths = spelled.inputs
     zero, one = spelled.constant(0, dtype, "zero"), spelled.constant(1, dtype, "one")
@@ -289,7 +294,7 @@ def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
 
 
 def _right_shift(spelled: _Spelled, node: Any) -> None:
-    """tf2onnx fills int8 up with zeros, whatever their sign."""
+    """Shift int8 with their sign; tf2onnx fills them up with zeros."""
     if node.attr["T"].type != _INT8:
         return
     wide = [spelled.cast(of, _INT8, _INT32, name) for of, name in zip(spelled.inputs, ("value", "bits"), strict=True)]
@@ -299,8 +304,8 @@ def _right_shift(spelled: _Spelled, node: Any) -> None:
 
 
 def _log1p(spelled: _Spelled, node: Any) -> None:
-    """log(1 + x), which tf2onnx has no operator for, as exact where x is small: what the sum loses of x is made up for
-    by the factor (Kahan, as in HP's calculators)."""
+    """Compute log(1 + x), which tf2onnx has no operator for, exactly also for small x: a factor makes up for what the
+    sum loses of x (Kahan, as in HP's calculators)."""
     dtype = node.attr["T"].type
     (value,) = spelled.inputs
     one, infinity = spelled.constant(1.0, dtype, "one"), spelled.constant(float("inf"), dtype, "infinity")
@@ -317,7 +322,8 @@ def _log1p(spelled: _Spelled, node: Any) -> None:
 
 
 def _softplus(spelled: _Spelled, node: Any, rest_op: str) -> None:
-    """log(1 + exp(x)) is infinite from 89 on (of float32) where it is computed so. `rest_op` is Log1p, or Log."""
+    """Compute log(1 + exp(x)) without overflow: spelled out as it stands, it is infinite from 89 on (float32).
+    `rest_op` is Log1p, or Log."""
     dtype = node.attr["T"].type
     (value,) = spelled.inputs
     size = spelled.add("Abs", [value], dtype=dtype, name="size")
@@ -329,7 +335,7 @@ def _softplus(spelled: _Spelled, node: Any, rest_op: str) -> None:
 
 
 def _softplus_of_doubles(spelled: _Spelled, node: Any) -> None:
-    """ONNX Runtime computes that of float32 in another way."""
+    """Spell out softplus of all floats but float32, which ONNX Runtime computes in another way."""
     if node.attr["T"].type != _FLOAT:
         _softplus(spelled, node, "Log")
 

@@ -39,10 +39,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One entry point of a converter, tried on those signatures that none before it could convert.
+    """One entry point of a converter, tried on the signatures that none before it could convert.
 
-    `failures` says of each other signature why not; `unsupported_ops` are TensorFlow's operators that the converter
-    does not know.
+    `failures` has those that it did not convert either → why. `unsupported_ops` are TensorFlow's operators that the
+    converter does not know.
     """
 
     entry_point: str
@@ -57,10 +57,10 @@ class OutputParity:
     """How far an output was from TensorFlow's at worst, over all cases.
 
     `absolute` and `relative` are the largest differences (None: not a number, or infinite on one side); relative ones
-    are to the value, or to the root mean square of the output where that is larger. `of_allowed` is the largest share
-    that a difference had of what is allowed (None: no share). `case` is where. `variation` is how much TensorFlow's own
-    answers varied over the cases, relative to their size; 0: the output was always the same. `noise` is how far they
-    move there, relatively, when each input of floats moves by one rounding.
+    are to the value, or to the root mean square of the output if that is larger. `of_allowed` is the largest share that
+    a difference had of what is allowed (None: no share), and `case` the label of that case. `variation` is how much
+    TensorFlow's own answers varied over the cases, relative to their size; 0: the output was always the same. `noise`
+    is how far they move, relatively, when each input of floats moves by one rounding.
     """
 
     name: str
@@ -75,10 +75,10 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What was tried besides the cases, to find a difference: how many `inputs`, in how many `seconds`.
+    """What a search tried besides the cases: how many `inputs`, in how many `seconds`.
 
     `of_allowed` is the largest share that a difference had of what is allowed, on the inputs `worst`. Differences that
-    roundings of the inputs make of TensorFlow's own answer as well are not counted: they were met `explained` times.
+    roundings of the inputs explain are not counted; there were `explained` of them.
     """
 
     inputs: int = 0
@@ -90,10 +90,11 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class SignatureProof:
-    """A signature compared with TensorFlow. `cases` were compared; `refused` were refused by TensorFlow, not counted.
+    """One signature of a form, compared with TensorFlow on `cases`, `recorded` of them from recorded requests.
+    TensorFlow refused `refused` other inputs, which were not compared.
 
-    `on_refused` says what the form did with inputs that TensorFlow refuses: "refused", "answered", or "" where
-    there were none. `domain` are the inputs for which it is proven, and `beyond` says what it does elsewhere, for which
+    `on_refused` says what the form did with inputs that TensorFlow refuses: "refused", "answered", "died", or "" if
+    there were none. `domain` are the inputs for which it is proven; `beyond` says how it differs on others, for which
     `edges` cases were run. Differences are told on the smallest inputs that were found for them.
     """
 

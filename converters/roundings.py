@@ -1,6 +1,7 @@
-"""By how much TensorFlow's own answers move when its inputs move by roundings, and which other answers that explains.
+"""Measure how far TensorFlow's own answers move when its inputs move by roundings, and which other answers that
+explains.
 
-No other arithmetic, in another order, can be closer than that. Runs TensorFlow, and never a form.
+No other arithmetic, in another order, can be closer than that. This runs TensorFlow, and never a form.
 """
 
 from __future__ import annotations
@@ -31,24 +32,26 @@ UNITS = {"float32": 0.0, "tf32": 2.0**-10, "float16": 2.0**-10, "int8": 2.0**-7}
 """One rounding of each precision, relative to the value, if it is coarser than the element type's; else 0."""
 
 DRAWS = 2
-"""In so many random directions a case is moved to measure its noise."""
+"""The number of random directions in which a case is moved to measure its noise."""
 
 STEPS = (1.0, 8.0)
-"""How far an input moves for answers that explain another: by one rounding, and as far as the noise is allowed."""
+"""How far an input moves, in roundings, for answers that explain another: by one, and as far as the noise is
+allowed."""
 
 TIE_STEPS = (64.0, 512.0)
-"""How far it moves to have equals change places, in roundings: up to 6e-5 of the input, less than answers of float32
-may differ by. Layers round what is larger than an input, such as its distance from a mean."""
+"""How far an input moves, in roundings, so that equal values change places: up to 6e-5 of the input, less than answers
+of float32 may differ by. Layers round values that are larger than an input, such as its distance from a mean."""
 
-# Numbers of so few bits are mostly what they are meant to be, and most arithmetic does not round them.
+# Numbers of so few bits are mostly exact, and most arithmetic does not round them.
 _PLAIN = 1000.0
 _PLAIN_PARTS = 64.0
 
 
 def noise_of(cases: Sequence[Case], run: Run, ends: float) -> list[dict[str, float]]:
-    """For each case, by how much each output moves at most when each input of floats moves by one rounding, up or down.
+    """Return, for each case, how far each output moves at most when each input of floats moves by one rounding, up or
+    down. No case begins after `ends` (monotonic clock).
 
-    A few draws may miss how sensitive a case is, so it is taken to be as sensitive as half of the cases, at least.
+    A few draws may miss how sensitive a case is, so it counts as at least as sensitive as half of the cases.
     """
     found: list[dict[str, float]] = []
     for index, case in enumerate(cases):
@@ -57,7 +60,7 @@ def noise_of(cases: Sequence[Case], run: Run, ends: float) -> list[dict[str, flo
 
 
 def moves(case: Case, run: Run, seed: int, draws: int) -> dict[str, float]:
-    """By how much each output moves at most, of so many draws."""
+    """Return how far each output moves at most, in so many draws."""
     own: dict[str, float] = {}
     has_floats = any(array.dtype.kind == "f" for array in case.inputs.values())
     for draw in range(draws if has_floats else 0):
@@ -72,7 +75,7 @@ def moves(case: Case, run: Run, seed: int, draws: int) -> dict[str, float]:
 
 
 def with_medians(found: Sequence[Mapping[str, float]], count: int) -> tuple[Mapping[str, float], ...]:
-    """The moves of `count` cases, of which those of the first are `found`."""
+    """Return the moves of `count` cases, the first of which are `found`, each no less than the median."""
     medians = {
         alias: float(np.median([own[alias] for own in found if alias in own]))
         for alias in {alias for own in found for alias in own}
@@ -82,18 +85,18 @@ def with_medians(found: Sequence[Mapping[str, float]], count: int) -> tuple[Mapp
 
 
 def typical_noise(noise: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What `with_medians` gives a case that was not measured."""
+    """Return the moves that `with_medians` gives a case that was not measured."""
     return {alias: min(of[alias] for of in noise if alias in of) for alias in {a for of in noise for a in of}}
 
 
 def moved_answers(
     inputs: Inputs, run: Run, unit: float, *, spare_plain: bool, distances: Sequence[float] = STEPS
 ) -> Iterator[Outputs]:
-    """TensorFlow's answers on inputs that lie so many roundings beside `inputs`: all up, all down, and at random. One
-    rounding is `unit` of a number, or what its element type has, if that is more.
+    """Yield TensorFlow's answers on inputs that lie so many roundings beside `inputs`: all up, all down, and at random.
+    One rounding is `unit` times the number, or that of its element type if it is more.
 
-    With `spare_plain`, whole numbers and simple fractions of a usual size stay as they are; nothing is run where that
-    leaves nothing to move.
+    With `spare_plain`, whole numbers and simple fractions of a usual size stay as they are, and nothing is run if no
+    other number is left.
     """
     for steps in distances:
         for draw, direction in enumerate((1.0, -1.0, None, None, None)):
@@ -119,9 +122,9 @@ def _rounded(
     steps: float = 1.0,
     direction: float | None = None,
 ) -> np.ndarray:
-    """Each float moved by `steps` units in the last place, each in a random direction where none is given: its own, or
-    that of the root mean square of its row (1 where all are 0, or as good as that) where that is larger. A zero has
-    none to speak of, but the layers that follow round all the same."""
+    """Return the floats moved by `steps` units in the last place, each in a random direction if none is given. The unit
+    is that of the value, or of the root mean square of its row if that is larger (1 if all are about 0): the unit of a
+    zero is next to nothing, but the layers that follow round all the same."""
     if array.dtype.kind != "f":
         return array
     wide = array.astype(np.float64)

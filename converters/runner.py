@@ -1,4 +1,4 @@
-"""A child that runs one form of a model on what its job sends: TensorFlow's, for the truth, or a converted one.
+"""Run one model on what the job sends, in a child process: by TensorFlow, as the reference, or a form.
 
 `python -m converters.runner` has the socket as its standard input. A request is a frame (`converters.frames`):
 
@@ -6,7 +6,7 @@
     {"op": "run", "signature": …} and its inputs                          → {} and the outputs
     {"op": "time", "signature": …, "calls": …} and its inputs             → {"nanoseconds": […]}
 
-or, where the framework refuses, {"refused": message}.
+or, if the framework refuses, {"refused": message}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["serve"]
 
 
 def serve(sock: socket.socket) -> None:
-    """Answers requests until the job ends."""
+    """Answer requests until the job ends."""
     backend: Backend | None = None
     while (frame := receive(sock)) is not None:
         message, arrays = frame

@@ -1,9 +1,9 @@
-"""Searches for inputs on which a form and TensorFlow disagree, for as long as it is given.
+"""Search for inputs on which a form and TensorFlow disagree, for as long as there is time.
 
-Inputs are made of those of the cases, and those go on to be changed whose answers came closest to a disagreement or
-were of a kind that was not seen before. Ids are tried one after the other, and places where TensorFlow's answer jumps
-are closed in on, since it is there that thresholds lie. All comes from one stream of random numbers: on a clock that
-repeats itself, so does the search.
+Inputs are made from those of the cases. Those whose answers came closest to a difference, or were of a new kind, are
+changed further. Ids are tried one after the other. Places where TensorFlow's answer jumps are closed in on, since
+thresholds lie there. All choices come from one stream of random numbers, so that a search repeats itself on a clock
+that does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_CALL_BYTES = 8 << 20
 _MAX_BEHAVIOURS = 20_000
 _MAX_DEATHS = 2
 _CALL_SHARE = 0.02  # of the time that is left, for one call
-_JUDGED = 25  # times as long as a call takes what tells roundings from what is wrong
+_JUDGED = 25  # times as long as a call: telling roundings from errors takes that
 _JUDGED_SECONDS = 2.0  # which may be so much over the time
 _SWEEP_SHARE = 0.3  # of the time, for ids in a row
 _SWEEP_ELEMENTS = 4096
@@ -46,7 +46,7 @@ _ALIKE = 0.7  # of the calls have rows that are all made of one
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """Inputs on which the form is wrong; `failure` says how it died, if it did."""
+    """Inputs on which the form is wrong. `failure` says how it died, "" if it did not."""
 
     inputs: Inputs
     failure: str = ""
@@ -89,7 +89,7 @@ class Search:
         self.narrow(domain)
 
     def narrow(self, domain: Domain) -> None:
-        """Goes on in `domain` only."""
+        """Go on in `domain` only."""
         self._domain = domain
         self._values = {
             alias: Values(
@@ -104,7 +104,7 @@ class Search:
         self._mutations = Mutations(self._values, self._random)
 
     def run(self, ends: float) -> Suspect | None:
-        """The first inputs on which the form is wrong; None where none were found by `ends`, on the clock."""
+        """Return the first inputs on which the form is wrong; None if none are found by `ends`, on the clock."""
         self._ends = ends
         if not self._signature.inputs or not self._pools:
             return None
@@ -118,7 +118,8 @@ class Search:
         return None
 
     def again(self, inputs: Inputs) -> Suspect | None:
-        """These, if the form is wrong on them; they count as tried. A form that dies of them is asked twice."""
+        """Return these inputs if the form is wrong on them, else None; they count as tried. A form that dies of them is
+        asked twice."""
         self.tried += 1
         for _ in range(_MAX_DEATHS):
             try:
@@ -130,7 +131,7 @@ class Search:
     # -- a call
 
     def _tried(self, inputs: Inputs, count: int) -> Suspect | None:
-        """What is wrong with the form on a batch of so many rows, or one of them."""
+        """Return what is wrong with the form on a batch of so many rows, or on one of them; None if nothing is."""
         begun = self._clock()
         try:
             truth = self._judge.truth(inputs)
@@ -166,7 +167,8 @@ class Search:
         return None
 
     def _answer(self, inputs: Inputs) -> Outputs:
-        """The form's. One death may have come from outside, such as for want of memory; two have not."""
+        """Return the form's answer. One death may have come from outside, such as for want of memory; a second one is
+        taken to be its own."""
         try:
             return self._judge.answer(inputs)
         except ChildError:
@@ -176,7 +178,7 @@ class Search:
         return {alias: array[index : index + 1] for alias, array in inputs.items()} if self._has_rows else inputs
 
     def _by_rows(self, shares: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-        """The largest share of each row: of all, where an output has not one for each."""
+        """Return the largest share of each row; that of all if an output does not have one for each."""
         found = np.zeros(count)
         for array in shares.values():
             if array.size:
@@ -185,8 +187,8 @@ class Search:
         return found
 
     def _keep(self, inputs: Inputs, shares: np.ndarray, truth: Outputs) -> None:
-        """Keeps what is worth changing further: the closest rows, and some that are new."""
-        # Those that are as far off as roundings go are left out: to go on from there would find more of them.
+        """Keep the rows to change further: the closest, and some new ones."""
+        # Rows that roundings explain are left out: a search from there would find more of them.
         able = np.flatnonzero(shares <= 1)
         if not able.size:
             return
@@ -215,7 +217,7 @@ class Search:
     # -- what is tried
 
     def _proposals(self) -> Iterator[tuple[Inputs, int]]:
-        """Inputs, and how many rows they have."""
+        """Yield inputs, and how many rows they have."""
         yield from self._sizes()
         for alias, values in list(self._values.items()):
             if values.dtype.kind in "iu":
@@ -227,7 +229,7 @@ class Search:
                 yield from self._section()
 
     def _most_rows(self, row: Inputs) -> int:
-        """How many rows a call may have, by their bytes and by its time."""
+        """Return how many rows a call may have, by their bytes and by its time."""
         nbytes = max(1, sum(array.nbytes for array in row.values()))
         most = max(1, _MAX_CALL_BYTES // nbytes)
         if self._row_seconds:
@@ -248,7 +250,7 @@ class Search:
         return {alias: np.concatenate([row[alias] for row in rows]) for alias in rows[0]}, len(rows)
 
     def _mutants(self, parent: Inputs) -> tuple[Inputs, int]:
-        """Rows that are made of `parent`, or some of them of others."""
+        """Return rows that are made from `parent`, some of them perhaps from other rows."""
         if self._random.random() < _RESIZED and (sizes := self._open_sizes()):
             position, among = sizes[int(self._random.integers(len(sizes)))]
             parent = self._resized(parent, position, int(self._random.integers(min(among), max(among) + 1)))
@@ -264,7 +266,7 @@ class Search:
         return self._batch([row for row in rows if within(self._domain, self._signature, row)] or [parent])
 
     def _open_sizes(self) -> list[tuple[int, set[int]]]:
-        """The open dimensions besides the first, and the sizes that they have in cases of the domain."""
+        """Return the open dimensions besides the first, with the sizes that they have in cases of the domain."""
         found: dict[int, set[int]] = {}
         for case in self._cases:
             if within(self._domain, self._signature, case.inputs):
@@ -275,7 +277,7 @@ class Search:
         return sorted(found.items())
 
     def _sizes(self) -> Iterator[tuple[Inputs, int]]:
-        """Each size of an open dimension between those of the cases, the smaller ones first."""
+        """Yield each size of an open dimension between those of the cases, small sizes first."""
         seeds = next(iter(self._pools.values())).seeds
         begun = self._clock()
         ends = begun + _SIZES_SHARE * (self._ends - begun)
@@ -287,7 +289,7 @@ class Search:
                 yield self._batch([row] * min(2, self._most_rows(row)))
 
     def _resized(self, row: Inputs, position: int, size: int) -> Inputs:
-        """The row with another size of an open dimension, in all inputs that have it."""
+        """Return the row with another size of an open dimension, in all inputs that have it."""
         return {
             alias: np.take(array, np.arange(size) % array.shape[position], axis=position)
             if self._is_open(alias, position, array) and array.size
@@ -300,8 +302,8 @@ class Search:
         return shape is not None and 0 < position < array.ndim and len(shape) == array.ndim and shape[position] < 0
 
     def _sweep(self, alias: str) -> Iterator[tuple[Inputs, int]]:
-        """All whole numbers of an input, from 0 on and then below, as many in a call as fit; again and again beside
-        other values of the other inputs, if there are any."""
+        """Yield all whole numbers of an input, from 0 on and then below, as many in a call as fit; and begin again
+        beside other values of the other inputs, if there are any."""
         seeds = next(iter(self._pools.values())).seeds
         size, values = seeds[0][alias].size, self._values[alias]
         lowest, highest = max(values.least, -_SWEPT), min(values.largest, _SWEPT)
@@ -325,7 +327,7 @@ class Search:
                 break
 
     def _section(self) -> Iterator[tuple[Inputs, int]]:
-        """Closes in on a place where TensorFlow's answer jumps as one element grows, and tries what lies beside it."""
+        """Close in on a place where TensorFlow's answer jumps while one element grows, and try the values beside it."""
         row = self._any_pool().draw(self._random)
         able = [alias for alias, array in row.items() if array.size and array.dtype.kind in "iuf"]
         most = min(self._most_rows(row), _SECTION_ROWS)

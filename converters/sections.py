@@ -1,4 +1,4 @@
-"""Closes in on a place where an answer jumps while one number grows: without a framework, on values alone."""
+"""Close in on a place where an answer jumps while one number grows: without a framework, on values alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STEPS = range(1, 24, 2)  # of these powers of two, in roundings, away from the 
 
 
 class Section:
-    """`points` are the values to try next, in a row; `beside`, once the place is found, those around it."""
+    """`points` are the values to try next, in order. `beside` has the values around the place, once it is found."""
 
     def __init__(self, low: Any, high: Any, most: int) -> None:
-        """Begins between `low` and `high`, and tries `most` points at once."""
+        """Begin between `low` and `high`, and try at most `most` points at once."""
         self.points: list[Any] = _between(low, high, most) if low < high else []
         self.beside: list[Any] = []
         self._most = most
@@ -28,13 +28,14 @@ class Section:
         self._level = 0
 
     def closed_in(self, answers: Mapping[str, np.ndarray], random: np.random.Generator) -> bool:
-        """Whether there are new points: between two at which `answers`, a row for each, jumped."""
+        """Choose new points between two at which `answers`, a row for each point, jumped. Return whether there are
+        any."""
         points, self.points = self.points, []
         jumps = _jumps(answers, len(points))
         self._level += 1
         if not jumps.size or not jumps.max() > 0 or self._level > _MAX_LEVELS:
             return False
-        # Where there are several, any: a later section finds the others.
+        # If there are several jumps, any will do: later sections find the others.
         at = int(random.choice(np.flatnonzero(jumps > 0.5 * jumps.max())))
         if jumps[at] < _SMOOTH * self._jump and self._level > 1:
             return False
@@ -49,7 +50,7 @@ class Section:
 
 
 def _jumps(answers: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """By how much more two neighbours differ than those beside them do: what grows or bends does not jump."""
+    """Return by how much more two neighbours differ than those beside them do: a slope or a bend is no jump."""
     found = np.zeros(max(count - 1, 0))
     for array in answers.values():
         if not array.ndim or len(array) != count or not array.size or array.dtype.kind not in "iubfV" or count < 3:
@@ -59,7 +60,7 @@ def _jumps(answers: Mapping[str, np.ndarray], count: int) -> np.ndarray:
         size = float(np.max(np.abs(wide), where=finite, initial=0.0)) or 1.0
         wide = np.where(finite, wide / size, 2.0)
         steps = np.abs(wide[1:] - wide[:-1])
-        # An end has one neighbour only: it may well grow on.
+        # An end has only one neighbour, and may belong to a slope.
         before, after = np.vstack([_BEND * steps[1:2], steps[:-1]]), np.vstack([steps[1:], _BEND * steps[-2:-1]])
         jumps = np.max(steps - np.maximum(before, after), axis=1)
         found = np.maximum(found, np.where(jumps > _LEAST, jumps, 0.0))
@@ -67,7 +68,7 @@ def _jumps(answers: Mapping[str, np.ndarray], count: int) -> np.ndarray:
 
 
 def _between(low: Any, high: Any, most: int) -> list[Any]:
-    """Points from `low` to `high`, evenly; these two alone where there is nothing between."""
+    """Return evenly spaced points from `low` to `high`; only these two if there is nothing between."""
     kind = np.asarray(low).dtype
     if kind.kind in "iu":
         first, last = int(low), int(high)
@@ -79,7 +80,7 @@ def _between(low: Any, high: Any, most: int) -> list[Any]:
 
 
 def _beside(low: Any, high: Any) -> list[Any]:
-    """Values around a place, ever farther away from it on both sides."""
+    """Return values around a place, farther and farther away from it on both sides."""
     kind = np.asarray(low).dtype
     if kind.kind in "iu":
         limits = np.iinfo(kind)

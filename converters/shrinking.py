@@ -1,7 +1,7 @@
-"""Makes an input smaller on which two answers differ, as long as they do, so that a person sees what matters.
+"""Make an input smaller on which two answers differ, as long as they differ, so that a person sees what matters.
 
-As delta debugging does: parts are taken away, or set to what is plain, one after the other, and what keeps the
-difference is kept. Knows no framework: whether an input still differs is for the caller to say.
+This is delta debugging: parts are removed, or set to plain values, one after the other, and a change that keeps the
+difference is kept. It knows no framework: the caller says whether an input still differs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_SIMPLER = 64  # elements that are made simpler one by one
 
 
 class Budget:
-    """So many tries, and so long, in all."""
+    """A number of tries, and a number of seconds, for all."""
 
     def __init__(self, tries: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._tries = tries
@@ -31,7 +31,7 @@ class Budget:
         self._ends = clock() + seconds
 
     def take(self) -> bool:
-        """Whether there is another try."""
+        """Use up a try. Return whether there was one left."""
         self._tries -= 1
         return self._tries >= 0 and self._clock() < self._ends
 
@@ -39,8 +39,8 @@ class Budget:
 def shrunk(
     signature: Signature, inputs: Inputs, differs: Callable[[Inputs], bool], budget: Budget, smallest: int = 1
 ) -> Inputs:
-    """The smallest inputs found for which `differs` holds, as it does for `inputs`: with fewer rows, shorter open
-    dimensions (of `smallest` or more), and elements that are 0, 1 or round."""
+    """Return the smallest inputs found for which `differs` holds, as it does for `inputs`: with fewer rows, shorter
+    open dimensions (of `smallest` or more), and elements that are 0, 1 or round."""
     return _Shrinking(signature, inputs, differs, budget).run(smallest)
 
 
@@ -62,7 +62,7 @@ class _Shrinking:
         return self._found
 
     def _keeps(self, inputs: Inputs) -> bool:
-        """Whether they still differ: then they are what was found."""
+        """Take these inputs if they still differ. Return whether they do."""
         if self._is_over or not self._budget.take():
             self._is_over = True
             return False
@@ -88,7 +88,7 @@ class _Shrinking:
                 chunk = chunk // 2 if chunk > 1 else 0
 
     def _first_chunk(self, rows: np.ndarray, chunk: int) -> np.ndarray | None:
-        """Those rows that are enough: some alone, or all but some."""
+        """Find rows that are enough: some alone, or all but some."""
         before = self._found
         parts = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
         for part in parts:
@@ -105,7 +105,7 @@ class _Shrinking:
                     break
 
     def _open(self, position: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The inputs that have any size there."""
+        """Yield the inputs that may have any size there."""
         for alias, array in self._found.items():
             shape = self._signature.inputs[alias].shape
             if shape is not None and position < len(shape) == array.ndim and shape[position] < 0:
@@ -119,7 +119,7 @@ class _Shrinking:
         return False
 
     def _elements(self, alias: str) -> None:
-        """Sets as many elements to 0 as may be: all, halves, quarters and so on."""
+        """Set as many elements to 0 as possible: all, halves, quarters and so on."""
         size = self._found[alias].size
         if self._found[alias].dtype.kind == "O":
             return
@@ -131,7 +131,7 @@ class _Shrinking:
                 chunk //= 2
 
     def _simpler(self, alias: str) -> None:
-        """Makes each element that is left as plain as may be."""
+        """Make each remaining element as plain as possible."""
         array = self._found[alias]
         if array.dtype.kind not in "iufV":
             return
@@ -144,7 +144,7 @@ class _Shrinking:
                 self._nearer_to_zero(alias, place)
 
     def _nearer_to_zero(self, alias: str, place: int) -> None:
-        """The least whole number that differs, if all beyond do."""
+        """Find the whole number nearest to 0 that differs, if all beyond it do."""
         value = int(self._found[alias].reshape(-1)[place])
         good, bad = value, 0
         while abs(good - bad) > 1 and not self._is_over:
@@ -164,7 +164,7 @@ class _Shrinking:
 
 
 def _plainer(value: float) -> Iterator[float]:
-    """Numbers that are easier to read, the plainest first."""
+    """Yield numbers that are easier to read, the plainest first."""
     found: list[float] = [0, 1, -1]
     if np.isfinite(value):
         found += [int(np.sign(value)) * power for power in _POWERS if power < abs(value)]
@@ -178,7 +178,7 @@ def _plainer(value: float) -> Iterator[float]:
 
 
 def said(inputs: Inputs) -> str:
-    """The inputs for people: whole if they are small, else their shape and what is odd in them."""
+    """Return the inputs as text: whole if they are small, else their shape and their unusual values."""
     return ", ".join(f"{alias} = {_said(array)}" for alias, array in inputs.items())
 
 

@@ -1,4 +1,4 @@
-"""What a job is asked to do."""
+"""Describe what a job is asked to do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ __all__ = ["JobSpec"]
 class JobSpec:
     """Accelerate the SavedModel at `path`.
 
-    `work_dir` is an empty folder for the job's files; the chosen form is left there unless the cache has taken it.
-    Besides its cases, a form is searched for differences: each of its signatures for `min_search_seconds` at least, all
-    together for `search_seconds` at most. Thread counts, the session's configuration and `op_libraries` are those with
-    which the version is served; 0 threads: one for each core. `max_batch_size` 0: 8. Timings count as disturbed where
-    other processes took more than the share `max_others` of the processors. `cache_dir` "": no cache. `yielding`: see
-    `converters.child.Limits`. `converters` are modules by name.
+    `work_dir` is an empty folder for the job's files; the chosen form is left there unless the cache has taken it. A
+    conversion ends after `timeout_seconds` or with `memory_bytes` of resident memory. The cases of a proof take about
+    `proof_seconds`. A form is also searched for differences: each signature for at least `min_search_seconds`, all of
+    them for at most `search_seconds`. Timings count as disturbed if other processes took more than `max_others` of the
+    processors, from 0 to 1.
+
+    Thread counts, the session's configuration and `op_libraries` are those with which the version is served; 0 threads:
+    one for each core. `max_batch_size` 0: 8. `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`.
+    `converters` are modules by name.
     """
 
     path: str

@@ -1,8 +1,8 @@
-"""Whole numbers that are places of the largest or smallest floats beside them, such as an argmax, or the indices of the
-largest k: where those floats are as good as equal, another arithmetic has another order, and neither is wrong.
+"""Accept other places of equal floats. An argmax, or the indices of the largest k, depend on the order of the floats
+beside them. If those are as good as equal, another arithmetic may order them otherwise, and neither order is wrong.
 
-Every arithmetic rounds, and TensorFlow takes subnormal floats for 0: the ends of a softmax are equal to it, and have an
-order elsewhere. Only outputs of the same signature can show that. On values alone.
+Every arithmetic rounds, and TensorFlow takes subnormal floats for 0: the small ends of a softmax are equal there, and
+ordered elsewhere. Only floats in the same signature can show that. Works on values alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def with_ties(
     tolerances: Mapping[str, Tolerance | None],
     sizes: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
-    """Return `truth`, with the places of `answer` where floats of `truth` at both are equal within `tolerances`; these
-    count as no smaller than `sizes`.
+    """Return `truth` with the places that `answer` has where the floats of `truth` at both places are equal within
+    `tolerances`; floats count as no smaller than `sizes`.
 
-    The k largest floats alone tell nothing of the next one. A place that is not among theirs is taken if they end in
-    equals, or if TensorFlow has it in `moved`, its answers beside these inputs.
+    The k largest floats alone do not tell the next one. A place that is not among theirs is taken if they end in equal
+    ones, or if TensorFlow has it in `moved`, its answers beside these inputs.
     """
     found = dict(truth)
     for alias, places in truth.items():
@@ -60,7 +60,7 @@ def _equality(tolerance: Tolerance, size: float) -> _AreEqual:
 def _tied(
     places: np.ndarray, others: np.ndarray, floats: np.ndarray, is_met: np.ndarray, are_equal: _AreEqual
 ) -> np.ndarray:
-    """Return for each of `places` whether the one in `others` is as good, going by `floats`, one row of them a row."""
+    """Return, for each of `places`, whether the one in `others` is as good, by the rows of `floats`."""
     if floats.shape[:-1] == places.shape:  # one place for each row
         rows = _tied(places[..., None], others[..., None], floats, is_met[..., None], are_equal)
         return np.asarray(rows[..., 0])
@@ -81,7 +81,7 @@ def _tied(
 def _tied_in_list(
     places: np.ndarray, others: np.ndarray, floats: np.ndarray, is_met: np.ndarray, are_equal: _AreEqual
 ) -> np.ndarray:
-    """The same where `floats` are the largest k alone, in order, and `places` theirs, or that of the first."""
+    """Do as `_tied` if `floats` are only the largest k, in order, and `places` are theirs, or that of the first."""
     if floats.shape[-1] < 2:
         return np.zeros(places.shape, bool)
     if places.shape[-1] == 1:

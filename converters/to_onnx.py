@@ -1,4 +1,4 @@
-"""SavedModel → ONNX by tf2onnx: a file for each signature."""
+"""Convert a SavedModel to ONNX by tf2onnx: a file for each signature."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FORMAT: Format = "onnx"
 PRECISIONS = ("float32",)
 VERSIONS = ("tensorflow", "tf2onnx", "onnx", "onnxruntime-gpu")
 
-# The newest that tf2onnx 1.17 writes. Its default, 15, spells out what 18 has operators for.
+# The newest that tf2onnx 1.17 writes. With its default, 15, it must spell out some operators that 18 has.
 _OPSET = 18
 
-# tf2onnx logs operators that it does not know, and goes on.
+# tf2onnx logs the operators that it does not know, and does not fail.
 _UNSUPPORTED = re.compile(r"Tensorflow op \[[^\]]*: ?([A-Za-z0-9_]+)\] is not supported")
 
 
@@ -51,12 +51,12 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
 
 
 def _named(nodes: Mapping[str, str]) -> dict[str, str]:
-    """The tensors of nodes with one output."""
+    """Return the names of the tensors of nodes with one output."""
     return {alias: f"{name}:0" for alias, name in nodes.items()}
 
 
 def _from_loader(task: Task) -> Iterator[Converted | Failed]:
-    """tf2onnx's own way through a SavedModel, which knows some hash tables."""
+    """Convert by tf2onnx's own loader of SavedModels, which knows some hash tables."""
     from tf2onnx import tf_loader  # noqa: PLC0415
 
     for index, (name, signature) in enumerate(task.signatures.items()):
@@ -84,8 +84,7 @@ def _from_loader(task: Task) -> Iterator[Converted | Failed]:
 
 
 def _convert(graph_def: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], tables: Any, path: str) -> None:
-    """What `tf2onnx.convert.from_graph_def` does with a graph that is frozen already; that refuses one without
-    inputs."""
+    """Convert a frozen graph as `tf2onnx.convert.from_graph_def` does, which refuses one without inputs."""
     import tensorflow as tf  # noqa: PLC0415
     from tf2onnx import convert as tool  # noqa: PLC0415
 
@@ -108,7 +107,7 @@ def _convert(graph_def: Any, name: str, inputs: Sequence[str], outputs: Sequence
 def _written(
     task: Task, index: int, name: str, convert: Callable[[str], tuple[Mapping[str, str], Mapping[str, str]]]
 ) -> Converted | Failed:
-    """Converts one signature into its file, and listens to what tf2onnx says of operators."""
+    """Convert one signature into its file, and collect what tf2onnx logs about operators."""
     file = f"{task.prefix}{index}.onnx"
     path = os.path.join(task.folder, file)
     heard = _Unsupported()
@@ -129,7 +128,7 @@ def _written(
 
 
 def _present(path: str, inputs: Mapping[str, str]) -> Mapping[str, str]:
-    """Those inputs that the file has: what the graph does not use is optimised away."""
+    """Return the inputs that the file has: those that the graph does not use are optimised away."""
     import onnx  # noqa: PLC0415
 
     found = {value.name for value in onnx.load(path, load_external_data=False).graph.input}

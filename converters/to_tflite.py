@@ -1,4 +1,5 @@
-"""SavedModel → TF-Lite by TensorFlow's converter: a file for each signature, of LiteRT's own operators only."""
+"""Convert a SavedModel to TF-Lite by TensorFlow's converter: a file for each signature, with only LiteRT's own
+operators."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ VERSIONS = ("tensorflow", "ai-edge-litert")
 
 # "TF Select ops: Acosh, Erfinv" and "Custom ops: …", in the message that says that the runtime lacks them.
 _OPS = re.compile(r"(?:Select|Custom|Flex) ops?: ([A-Za-z0-9_, ]+)")
-# Where in MLIR's source something is wrong: of no use to anybody who has a SavedModel.
+# Places in MLIR's own source, which do not help the owner of a SavedModel.
 _PLACE = re.compile(
     r"^(?:Could not translate MLIR to FlatBuffer\.)?\S*?(?:<[^>]*>|\S+):\d+(?::\d+)?: error: |loc\(.*\): "
 )
@@ -44,7 +45,7 @@ def _from_graphs(task: Task, freezer: str) -> Iterator[Converted | Failed]:
 
 
 def _function(tf: Any, cut: Any) -> Any:
-    """The graph as a function of `input_0`, `input_1` …: those names become the file's."""
+    """Return the graph as a function of `input_0`, `input_1` …: the file takes these names."""
     from converters.freezing import shape_of  # noqa: PLC0415
 
     def call(**feeds: Any) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _written(
 
 
 def _present(content: bytes, inputs: Mapping[str, str]) -> Mapping[str, str]:
-    """Those inputs that the file's signature has."""
+    """Return the inputs that the file's signature has."""
     from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415
 
     signatures = Interpreter(model_content=content).get_signature_list()
