@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from backends.agreement import shares, tolerance_of
 from backends.contract import BackendError, Signature
+from backends.dtypes import of_array
 from backends.form import FormDescription, FormSignature, write_form
 from backends.registry import BACKEND_OF
 from benchmarks.operators.catalogue import variants_of
@@ -340,14 +342,7 @@ def _example(truth: _Truth, answer: Mapping[str, np.ndarray]) -> str:
 
 
 def _worst_place(expected: np.ndarray, found: np.ndarray) -> tuple[int, ...] | None:
-    with np.errstate(all="ignore"):
-        if expected.dtype.kind != "f":
-            off = (expected != found).astype(np.float64)
-        else:
-            wide, other = expected.astype(np.float64), found.astype(np.float64)
-            same = (wide == other) | (np.isnan(wide) & np.isnan(other))
-            size = np.maximum(np.abs(wide), np.sqrt(np.mean(np.square(wide[np.isfinite(wide)]))))
-            off = np.where(same, 0.0, np.nan_to_num(np.abs(wide - other) / size, nan=np.inf))
+    off = shares(expected, found, tolerance_of("float32", of_array(expected).name))
     if not off.size or not off.any():
         return None
     return tuple(int(place) for place in np.unravel_index(int(np.argmax(off)), off.shape))
