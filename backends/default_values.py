@@ -1,4 +1,4 @@
-"""Reads the default values of inputs without TensorFlow.
+"""Read the default values of inputs without TensorFlow.
 
 Source of the format: `tensorflow/core/framework/tensor.proto`.
 """

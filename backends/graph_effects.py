@@ -1,4 +1,4 @@
-"""Finds the signatures of a SavedModel that change lasting state or act outside of their process, without TensorFlow.
+"""Find the signatures of a SavedModel that change lasting state or act outside of their process, without TensorFlow.
 
 All nodes of a function count as run, because TensorFlow runs all that have effects.
 """

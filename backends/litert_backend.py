@@ -1,4 +1,4 @@
-"""Runs a TensorFlow Lite model by LiteRT, as TensorFlow Serving does: a pool of interpreters, one request on each.
+"""Run a TensorFlow Lite model by LiteRT, as TensorFlow Serving does: a pool of interpreters, one request on each.
 
 Only worker processes import this module, because it imports LiteRT. It never imports TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""Makes inputs from a signature alone: random values of the right names, element types and shapes.
+"""Make inputs from a signature alone: random values of the right names, element types and shapes.
 
 The values that a model expects are unknown, so the ranges are those that most models accept: whole numbers that are
 valid ids of a small vocabulary, floats near 1. The same arguments give the same arrays on every machine.

@@ -1,4 +1,4 @@
-"""Finds the operators that a SavedModel needs and this process's TensorFlow lacks. Imports TensorFlow."""
+"""Find the operators that a SavedModel needs and this process's TensorFlow lacks. Imports TensorFlow."""
 
 from __future__ import annotations
 

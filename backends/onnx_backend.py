@@ -1,4 +1,4 @@
-"""Runs an ONNX model by ONNX Runtime, on the CPU or by CUDA: requests run side by side on one session.
+"""Run an ONNX model by ONNX Runtime, on the CPU or by CUDA: requests run side by side on one session.
 
 Only worker processes import this module, because it imports ONNX Runtime. It never imports TensorFlow.
 """

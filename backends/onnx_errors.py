@@ -1,4 +1,4 @@
-"""Classifies ONNX Runtime's errors by fault, and removes its source paths from their messages.
+"""Classify ONNX Runtime's errors by fault, and remove its source paths from their messages.
 
 Only worker processes import this module, because it imports ONNX Runtime.
 """

@@ -1,4 +1,4 @@
-"""Checks without ONNX Runtime whether an ONNX file and its files of weights are complete; they may be hostile.
+"""Check without ONNX Runtime whether an ONNX file and its files of weights are complete; they may be hostile.
 
 ONNX Runtime decides what can be loaded. This module finds only two things: evidence that a copy is not finished, and
 the files of weights that can be handed over in memory. What it does not understand counts as unknown.

@@ -1,4 +1,4 @@
-"""Reads files of a version folder by position; they may be half-copied or hostile.
+"""Read files of a version folder by position; they may be half-copied or hostile.
 
 Source of the protobuf wire format: https://protobuf.dev/programming-guides/encoding.
 """

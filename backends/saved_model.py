@@ -1,4 +1,4 @@
-"""Checks without TensorFlow whether a SavedModel folder is complete: it may be half-copied, or hostile.
+"""Check without TensorFlow whether a SavedModel folder is complete: it may be half-copied, or hostile.
 
 TensorFlow's loader decides about a model. This check finds only what an unfinished copy leaves: a file that is missing
 or too short, zeros or an end where more must come, a checksum that does not match. What it does not understand, or what

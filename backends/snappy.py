@@ -1,4 +1,4 @@
-"""Decodes Snappy's raw format, in which blocks of TensorFlow's tables may be written.
+"""Decode Snappy's raw format, in which blocks of TensorFlow's tables may be written.
 
 Source of the format: https://github.com/google/snappy/blob/main/format_description.txt
 """

@@ -1,4 +1,4 @@
-"""Reads TensorFlow's tables (LevelDB's), the format of a SavedModel's variables index.
+"""Read TensorFlow's tables (LevelDB's), the format of a SavedModel's variables index.
 
 Sources of the format: `xla/tsl/lib/io/format.cc` and `table_format.txt`.
 """

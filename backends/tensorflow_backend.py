@@ -1,4 +1,4 @@
-"""Runs a SavedModel by TensorFlow, as TensorFlow Serving does: the graph in a Session, one callable per signature.
+"""Run a SavedModel by TensorFlow, as TensorFlow Serving does: the graph in a Session, one callable per signature.
 
 Only worker processes import this module, because it imports TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""Loads a SavedModel into a session in which all variables have values: see `opened`.
+"""Load a SavedModel into a session in which all variables have values: see `opened`.
 
 Only processes that have imported TensorFlow import this module.
 """

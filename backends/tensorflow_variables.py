@@ -1,4 +1,4 @@
-"""Finds the variables that a signature of a graph reads, which of them have no value, and a copy that has it.
+"""Find the variables that a signature of a graph reads, which of them have no value, and a copy that has it.
 
 A SavedModel that Keras 3 wrote by `tf.saved_model.save` holds each variable twice (`_export_to_saved_model_graph` in
 keras/src/backend/tensorflow/core.py): its functions read the original, its checkpoint has the copy, and the copy's

@@ -1,4 +1,4 @@
-"""Provides the locale en_US.UTF-8, which ONNX Runtime's StringNormalizer needs: without it no such model loads.
+"""Provide the locale en_US.UTF-8, which ONNX Runtime's StringNormalizer needs: without it no such model loads.
 
 It uses only the rules for lower and upper case, which C.UTF-8 has too: glibc builds both from one file. So if
 en_US.UTF-8 is missing and C.UTF-8 is there, as in small containers, the latter gets the other name. Rejected:

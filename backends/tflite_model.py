@@ -1,4 +1,4 @@
-"""Checks without LiteRT whether a TensorFlow Lite file is complete, and reads its metadata; it may be hostile.
+"""Check without LiteRT whether a TensorFlow Lite file is complete, and read its metadata; it may be hostile.
 
 Sources of the formats: https://flatbuffers.dev/internals (FlatBuffers and FlexBuffers); `schema.fbs` of TensorFlow Lite
 (LiteRT: `tflite/schema/schema.fbs`); `tensorflow/lite/tools/signature/signature_def_util.h`;
