@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from appliance.config.version_policy import Latest
 from appliance.core.errors import Code
+from appliance.lifecycle.models import Model, Version
 from appliance.lifecycle.release import Refusal, doubts, refusal, signature_changes
 from appliance.lifecycle.replicas import Loaded
-from appliance.lifecycle.servables import Model, Version
 from appliance.lifecycle.states import State
 from appliance.lifecycle.wanted import wanted
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from appliance.lifecycle.servables import Servables, Version
+from appliance.lifecycle.models import Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import State
 
 _STABLE_SECONDS = 60.0

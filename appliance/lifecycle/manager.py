@@ -12,12 +12,13 @@ from appliance.core.routes import ModelRoute, VersionRoute
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, StateChange
 from appliance.lifecycle.loads import Loads
+from appliance.lifecycle.models import Model
 from appliance.lifecycle.observations import Observations
 from appliance.lifecycle.poisoning import Poisoning
 from appliance.lifecycle.reconciler import Reconciler
 from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.replicas import Role
-from appliance.lifecycle.servables import Model, Servables
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import State
 from appliance.lifecycle.successors import Successors

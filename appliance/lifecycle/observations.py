@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from appliance.core.observed import Observed
 from appliance.lifecycle.actions import Action
+from appliance.lifecycle.models import AT_REST, Version
 from appliance.lifecycle.reconciler import Reconciler
 from appliance.lifecycle.replicas import Files
-from appliance.lifecycle.servables import AT_REST, Servables, Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from appliance.core.poison import Kind, Refused, Runs
 from appliance.core.servable import ServableId
-from appliance.lifecycle.servables import Servables, Version
+from appliance.lifecycle.models import Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import State
 
 

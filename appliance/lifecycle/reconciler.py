@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker
 from appliance.lifecycle.loads import Loads
+from appliance.lifecycle.models import AT_REST, Model, Version
 from appliance.lifecycle.release import Gate
 from appliance.lifecycle.replicas import Role
-from appliance.lifecycle.servables import AT_REST, Model, Servables, Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 from appliance.lifecycle.wanted import wanted

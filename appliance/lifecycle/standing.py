@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from appliance.config.version_policy import Specific, aspired_versions
-from appliance.lifecycle.servables import Model
+from appliance.lifecycle.models import Model
 from appliance.lifecycle.states import State
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.models import Model, Replacement, Version
 from appliance.lifecycle.replicas import Attempt, Files, Replica, Role
-from appliance.lifecycle.servables import Model, Replacement, Servables, Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
 
 

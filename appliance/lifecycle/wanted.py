@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.config.version_policy import Latest, aspired_versions, surplus_versions
-from appliance.lifecycle.servables import Model
+from appliance.lifecycle.models import Model
 from appliance.lifecycle.states import State
 
 

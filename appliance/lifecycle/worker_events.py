@@ -8,11 +8,12 @@ from appliance.core.servable import Form
 from appliance.lifecycle.actions import Action, KillWorker
 from appliance.lifecycle.judging import judge, note_death
 from appliance.lifecycle.loads import Loads
+from appliance.lifecycle.models import Version
 from appliance.lifecycle.poisoning import Poisoning
 from appliance.lifecycle.reconciler import Reconciler
 from appliance.lifecycle.release import Refusal
 from appliance.lifecycle.replicas import Attempt, Loaded, Replica, Role
-from appliance.lifecycle.servables import Servables, Version
+from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
 
