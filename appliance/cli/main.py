@@ -241,7 +241,11 @@ def _accelerate(parsed: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
+    try:
+        report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
+    except KeyboardInterrupt:
+        say("dropserve: interrupted; nothing was kept")
+        return 130
     print(json.dumps(msgspec.to_builtins(report), indent=2) + "\n" if parsed.json else report_text(report), end="")
     return 0
 

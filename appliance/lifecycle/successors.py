@@ -1,6 +1,6 @@
-"""Second workers of versions that are served. One takes over as soon as it is ready, with an accelerated form, with the
-version's own model again, or with other files; one that stands by takes over if it is needed. Until then nothing
-changes, and if it does not load nothing has changed either.
+"""Second workers of versions that are served. One takes over as soon as it is ready, with a form, with the version's
+own model again, or with other files; one that stands by takes over if it is needed. Until then nothing changes, and if
+it does not load nothing has changed either.
 """
 
 from __future__ import annotations

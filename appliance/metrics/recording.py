@@ -210,7 +210,7 @@ class RequestMetrics:
         )
 
     def unproven(self, model: str) -> None:
-        """Count a request that the model itself ran, because its accelerated form was not proven for the inputs."""
+        """Count a request that the model itself ran, because its form was not proven for the inputs."""
         self._recorder.counter(UNPROVEN, model).add()
 
     def refused(self, model: str) -> None:

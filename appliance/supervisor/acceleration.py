@@ -114,7 +114,7 @@ class Acceleration:
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
         """Note that the form of `servable` is not served any more; if that is `lasting`, in the cache too."""
-        logger.warning("%s: its accelerated form is given up: %s", servable, why)
+        logger.warning("%s: its form is given up: %s", servable, why)
         case = self._cases.get(servable)
         if case is None or case.report is None or not case.report.form:
             return
@@ -201,6 +201,10 @@ class Acceleration:
             case.pid = spawn(PROCESS, spec, environment=environment, stdout=output_write, stderr=stderr_write)
             self._reaper.forget(case.pid)
             exited = self._reaper.exit_of(case.pid)
+        except BaseException:
+            os.close(output_read)
+            os.close(stderr_read)
+            raise
         finally:
             os.close(output_write)
             os.close(stderr_write)

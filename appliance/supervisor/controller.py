@@ -29,7 +29,7 @@ class Effects(Protocol):
         """A worker that served has died."""
 
     def demoted(self, servable: ServableId, why: str, lasting: bool) -> None:
-        """An accelerated form is given up."""
+        """A form is given up."""
 
     def decided(self) -> None:
         """Something may have changed: routes are to be published, and what is due next is to be looked at."""

@@ -316,7 +316,7 @@ class Supervisor:
         return await self._gpus.status(seconds)
 
     async def _stand_by(self, servable: ServableId, seconds: float) -> str:
-        """Have the version's own model served, beside an accelerated form if it has one; return its socket's path.
+        """Have the version's own model served, beside its form if it has one; return its socket's path.
 
         Raises ServingError (UNAVAILABLE) if that does not succeed within `seconds`.
         """

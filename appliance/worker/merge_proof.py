@@ -1,10 +1,10 @@
-"""Whether requests of a signature may run together: shown by trial that f(concat(a, b)) is concat(f(a), f(b)).
+"""Shows by trial whether requests of a signature may run together: that f(concat(a, b)) is concat(f(a), f(b)).
 
 A model may look across its batch (a softmax or a mean over dimension 0, a cumulative sum, tf.unique, batch
 normalisation left in training mode), may answer in another order, or may keep state. Each trial runs two requests alone
 and as one, and compares. What is not shown counts as refuted: requests of the signature then run alone.
 
-A trial can miss what hangs on particular values that its inputs do not have.
+A trial can miss what depends on values that its inputs do not have.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Verdict", "has_rows", "prove", "trial_rows"]
 
 Inputs = Mapping[str, np.ndarray]
 Run = Callable[[Inputs], Sequence[np.ndarray]]
-"""Runs one request, and gives all outputs of the signature, in its order. Raises BackendError."""
+"""Runs one request, and returns all outputs of the signature, in its order. Raises BackendError."""
 Draw = Callable[[int, int], Inputs]
-"""Inputs of so many rows, different for each seed: 0 is the plainest, and known to run."""
+"""Returns inputs of so many rows, different for each seed. Those of seed 0 are plain, and have run before."""
 
 _PAIRS = ((1, 1), (1, 2), (3, 1), (2, 5))
 _MAX_ROWS = 64
@@ -36,9 +36,9 @@ class Verdict(Enum):
 
 
 def has_rows(signature: Signature) -> bool:
-    """Whether every input and output has a first dimension of unknown size: what merging needs at least.
+    """Return whether every input and output has a first dimension of unknown size, without which nothing is merged.
 
-    No signature with defaults has: of a request that leaves out an input, the rows of that one are not to be seen.
+    A signature with defaults has none: a request may leave out an input, and then does not show its rows.
     """
 
     def rows(spec: TensorSpec) -> bool:
@@ -51,14 +51,14 @@ def has_rows(signature: Signature) -> bool:
 
 
 def trial_rows(max_rows: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of the two requests of each trial, where merged ones have at most `max_rows` rows."""
+    """Return the rows of the two requests of each trial, if merged requests have at most `max_rows` rows."""
     largest = min(max_rows, _MAX_ROWS)
     extra = ((largest // 2, largest - largest // 2),) if largest > max(map(sum, _PAIRS)) else ()
     return _PAIRS + extra
 
 
 def prove(run: Run, draw: Draw, max_rows: int) -> Verdict:
-    """Tries whether merging shows. Whatever `run` raises besides BackendError goes to the caller.
+    """Try whether merging changes the answers. What `run` raises besides BackendError is raised.
 
     PROVEN needs that every trial came out equal, that the same request got the same answer first and last, and that
     each output told rows apart in some trial: answers that are all alike would hide a wrong order.
