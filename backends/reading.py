@@ -19,7 +19,7 @@ Schema = Mapping[int, "Schema"]
 VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5  # wire types
 
 # A bound for hostile files. Pure Python walks about a million fields a second; real graphs have up to a few million.
-_MAX_FIELDS = 20_000_000
+MAX_FIELDS = 20_000_000
 _MAX_GROUPS = 100  # nested, as in protobuf's parsers
 
 
@@ -34,7 +34,7 @@ class Reader:
         self.name = name
         self.size = size
         self._file = file
-        self._fields_left = _MAX_FIELDS
+        self._fields_left = MAX_FIELDS
 
     def __enter__(self) -> Reader:
         return self
@@ -69,7 +69,7 @@ class Reader:
         while at < end:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise BackendError(Code.RESOURCE_EXHAUSTED, f"{self.name} has more than {_MAX_FIELDS:,} fields")
+                raise BackendError(Code.RESOURCE_EXHAUSTED, f"{self.name} has more than {MAX_FIELDS:,} fields")
             self._file.seek(at)
             tag = self._varint()
             number, wire_type = tag >> 3, tag & 7

@@ -188,7 +188,7 @@ def test_split_form_is_left_to_tensorflow(tmp_path: Path) -> None:
 def test_graph_of_more_fields_than_are_read_is_left_to_tensorflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_MAX_FIELDS", 1000)
+    monkeypatch.setattr(reading, "MAX_FIELDS", 1000)
     (tmp_path / GRAPH).write_bytes(field(2, field(2, field(1, b"") * 2000)))
     check_complete(str(tmp_path))
 

@@ -13,7 +13,6 @@ import pytest
 
 from appliance.core.observed import Observed
 from appliance.source.watcher import Source
-from tests.support.server import eventually
 
 DEADLINE_SECONDS = 60.0
 
@@ -70,9 +69,17 @@ def test_a_scan_that_fails_after_its_model_was_removed_is_no_unheard_error(tmp_p
         if when == "before the scan fails":
             source.remove("m")
             await asyncio.sleep(0)
+        told, tell = threading.Event(), loop.call_soon_threadsafe
+
+        def note(*told_what: Any, **how: Any) -> asyncio.Handle:
+            handle = tell(*told_what, **how)
+            told.set()
+            return handle
+
+        loop.call_soon_threadsafe = note  # type: ignore[method-assign]
         held.released.set()
         # The loop stands meanwhile: what the thread says is heard in its next pass.
-        eventually(lambda: source._threads._idle, "the scan has ended")
+        assert told.wait(DEADLINE_SECONDS)
         if when == "as the scan fails":
             source.remove("m")
         for _ in range(10):
