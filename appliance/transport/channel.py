@@ -106,12 +106,12 @@ class Channel:
         """
         nbytes = packed.payload_bytes
         segment = self._pool.acquire(nbytes) if nbytes >= THRESHOLD_BYTES else None
+        for number in self._pool.forgotten:  # closed to make room, also if there was not enough: the peer holds them
+            self.send([header(Kind.FORGET, SEGMENT_ID.size, 0) + SEGMENT_ID.pack(number)])
+        self._pool.forgotten.clear()
         if segment is None:
             head = header(kind, len(meta), nbytes, request_id, deadline_ns)
             return self.send([head + meta, *inline(packed)]), None
-        for number in self._pool.forgotten:  # those that made room
-            self.send([header(Kind.FORGET, SEGMENT_ID.size, 0) + SEGMENT_ID.pack(number)])
-        self._pool.forgotten.clear()
         segment.write(packed.chunks)
         flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
         head = header(kind, SEGMENT_ID.size + len(meta), nbytes, request_id, deadline_ns, flags)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 
 import numpy as np
+from converters.codec import from_json
 
 from backends.contract import Signature
-from converters.codec import from_json
 from converters.job import run
 from converters.spec import JobSpec
 

@@ -14,6 +14,7 @@ from appliance.transport.shared import THRESHOLD_BYTES
 from appliance.transport.wire import (
     FLAG_DESCRIPTOR,
     FLAG_SHARED,
+    SEGMENT_ID,
     Frame,
     Kind,
     WireError,
@@ -105,6 +106,20 @@ def test_a_segment_that_gave_way_to_a_larger_one_is_forgotten_and_what_was_read_
     late = Frame(Kind.RESULT, FLAG_SHARED, 1, 0, forget.meta, None, 1)
     with pytest.raises(KeyError):
         receiver.shared_payload(late)
+
+
+def test_segments_that_were_closed_in_vain_are_forgotten_too(ends: Ends) -> None:
+    sender, receiver = ends
+    (number, _), frames = sent(ends, 5, 6)
+    for frame in frames:
+        arrays_of(receiver, frame)
+    assert number is not None
+    sender.release(number)
+    packed = pack_arrays([("x", np.zeros(4 * LARGE, np.uint8))])  # more than the other segment leaves
+    _, segment = sender.send_arrays(Kind.RESULT, 7, packed.table, packed)
+    assert segment is None
+    (forget, *_) = received(receiver)
+    assert (forget.kind, forget.meta) == (Kind.FORGET, SEGMENT_ID.pack(number))
 
 
 def test_a_frame_without_the_descriptor_that_it_announces_is_refused(ends: Ends) -> None:
