@@ -199,15 +199,15 @@ class Acceleration:
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
             case.pid = spawn(PROCESS, spec, environment=environment, stdout=output_write, stderr=stderr_write)
-            self._reaper.forget(case.pid)
-            exited = self._reaper.exit_of(case.pid)
-        except BaseException:
+        except OSError:
             os.close(output_read)
             os.close(stderr_read)
             raise
         finally:
             os.close(output_write)
             os.close(stderr_write)
+        self._reaper.forget(case.pid)
+        exited = self._reaper.exit_of(case.pid)
         self._tasks.start(relay_stderr(f"{servable}'s conversion", stderr_read, words.append, logging.DEBUG))
         reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

@@ -67,9 +67,17 @@ class ForkServer:
             "CUDA_VISIBLE_DEVICES": "-1",
         }
         read_end, write_end = os.pipe()
-        pid = spawn("appliance.worker.forkserver", None, [theirs.fileno()], environment=environment, stderr=write_end)
-        theirs.close()
-        os.close(write_end)
+        try:
+            pid = spawn(
+                "appliance.worker.forkserver", None, [theirs.fileno()], environment=environment, stderr=write_end
+            )
+        except OSError:
+            ours.close()
+            os.close(read_end)
+            raise
+        finally:
+            theirs.close()
+            os.close(write_end)
         self._relay_stderr(read_end)
         self._socket, self._pid = ours, pid
         task = asyncio.create_task(self._wait_until_ready(ours, pid))

@@ -57,3 +57,15 @@ def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
     said = "the fork server did not answer within 5 s; it is killed" in caplog.messages
     assert said == (number is signal.SIGSTOP)
     assert any("the fork server process ended (killed by SIGKILL (9)" in message for message in caplog.messages)
+
+
+def test_a_fork_server_that_cannot_be_started_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        server = ForkServer(Reaper(), os.close)
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="Argument list too long"):
+            server.program.start()
+        assert set(os.listdir("/proc/self/fd")) == before
+
+    monkeypatch.setenv("LARGE", "x" * 200_000)  # more than one variable may have
+    asyncio.run(scene())

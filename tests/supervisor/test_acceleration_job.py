@@ -1,0 +1,51 @@
+"""The process of a conversion job, as the supervisor starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.config.model_options import ModelOptions
+from appliance.core.servable import ServableId
+from appliance.host.processes import Reaper
+from appliance.lifecycle.actions import StartWorker
+from appliance.lifecycle.manager import Manager
+from appliance.supervisor.acceleration import Acceleration
+from appliance.supervisor.controller import Controller
+from appliance.supervisor.tasks import Tasks
+
+
+class NoEffects:
+    """Carries nothing out."""
+
+    def start_worker(self, action: StartWorker) -> None: ...
+    def kill_worker(self, number: int) -> None: ...
+    def drain_worker(self, number: int) -> None: ...
+    def restarting(self, servable: ServableId) -> None: ...
+    def demoted(self, servable: ServableId, why: str, lasting: bool) -> None: ...
+    def decided(self) -> None: ...
+
+
+def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ModelOptions(wait_for_acceleration=True)
+    action = StartWorker(1, ServableId("a", 1), str(tmp_path), frozenset({"saved_model.pb"}), may_find_form=True)
+
+    async def scene() -> None:
+        controller = Controller(Manager(0, 60.0, 1), NoEffects())
+        acceleration = Acceleration(controller, lambda _: options, Tasks(), Reaper(), str(tmp_path), 1 << 20)
+        found = acceleration.before(action, options)
+        assert found is not None
+        before = set(os.listdir("/proc/self/fd"))
+        assert await found is None
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert (acceleration.report(action.servable) or {})["state"] == "failed"
+        acceleration.stop()
+
+    monkeypatch.setenv("LARGE", "x" * 200_000)  # more than one variable may have
+    asyncio.run(scene())
+    assert "a/1: its acceleration failed: [Errno 7] Argument list too long" in caplog.text
