@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backends.contract import Code
 
-__all__ = ["Code", "ConfigError", "ServingError", "truncated"]
+__all__ = ["Code", "ConfigError", "ServingError", "as_utf8", "truncated"]
 
 _HTTP_STATUS: dict[Code, int] = {
     Code.OK: 200,
@@ -64,3 +64,9 @@ def truncated(message: str) -> str:
     if len(message) <= _MAX_MESSAGE_CHARACTERS:
         return message
     return message[:_MAX_MESSAGE_CHARACTERS] + "...TRUNCATED"
+
+
+def as_utf8(text: str) -> str:
+    """Return `text` with a question mark for each byte of a file's name that is not UTF-8: orjson and protobuf refuse
+    the lone surrogates by which Python keeps such bytes."""
+    return text.encode(errors="replace").decode()

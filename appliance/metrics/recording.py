@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import orjson
 
+from appliance.core.errors import as_utf8
 from appliance.metrics.catalogue import (
     API,
     BATCH_REQUESTS,
@@ -164,7 +165,7 @@ def _key(parts: Sequence[str]) -> bytes:
     try:
         return orjson.dumps(parts)
     except TypeError:  # a lone surrogate: a file name that is not UTF-8
-        return orjson.dumps([part.encode(errors="replace").decode() for part in parts])
+        return orjson.dumps(list(map(as_utf8, parts)))
 
 
 class RequestMetrics:

@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import orjson
 
+from appliance.core.errors import as_utf8
 from appliance.core.routes import ModelRoute, Snapshot, VersionRoute
 
 __all__ = ["error_document", "json_document", "models_document", "status_document"]
 
 
 def json_document(value: object) -> bytes:
-    """Return `value`, also if it has dataclasses, as indented JSON with a line end."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
+    """Return `value`, also if it has dataclasses, as indented JSON with a line end.
+
+    Names of files and folders that are not UTF-8 are shown as `as_utf8` has them.
+    """
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_INDENT_2)
+    except TypeError:  # there is such a name
+        text = orjson.dumps(_readable(msgspec.to_builtins(value)), option=orjson.OPT_INDENT_2)
+    return text + b"\n"
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_utf8(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def error_document(message: str) -> bytes:

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from appliance.config.front_settings import FrontSettings
 from appliance.config.tls import load_ssl_config
-from appliance.core.errors import Code, ServingError, truncated
+from appliance.core.errors import Code, ServingError, as_utf8, truncated
 from appliance.core.routes import Snapshot, VersionRoute
 from appliance.host import logs
 from appliance.host.processes import set_name, take_argument
@@ -169,7 +169,7 @@ class _GrpcFront:
         for version in versions:
             status = response.model_version_status.add(version=version.version, state=int(version.public_state))
             status.status.error_code = int(version.code)
-            status.status.error_message = version.reason
+            status.status.error_message = as_utf8(version.reason)
         return bytes(response.SerializeToString())
 
     def admit_reload(self, context: Any) -> None:
@@ -255,7 +255,7 @@ def _handler(
             return answer
         except ServingError as error:
             exchange.code = error.code
-            await context.abort(_STATUS[error.code], truncated(str(error)))
+            await context.abort(_STATUS[error.code], truncated(as_utf8(str(error))))
         except asyncio.CancelledError:
             exchange.code = Code.CANCELLED
             raise
