@@ -71,7 +71,7 @@ class Request:
 
     def refuse(self, code: Code, message: str, flags: int = 0) -> bool:
         """Send an error; return what `Client.send` returns. `flags` are those of `transport.wire`."""
-        meta = bytes([code]) + message.encode()[:65536]
+        meta = bytes([code]) + message.encode(errors="replace")[:65536]  # a file's name need not be UTF-8
         with self.client.lock:
             return self.client.send([header(Kind.ERROR, len(meta), 0, self.request_id, flags=flags), meta])
 
