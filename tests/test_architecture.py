@@ -193,6 +193,13 @@ def references(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield module, node.attr
 
 
+def imported_of_ours(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """What `tree` imports by name from modules of ours: (module, name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in PACKAGES:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
 def types_of(statement: ast.stmt) -> set[str]:
     """The names in the types of what `statement` defines: whoever uses it uses them."""
     types: list[ast.expr | None] = [statement.value] if isinstance(statement, ast.Assign) else []
@@ -225,6 +232,14 @@ def test_what_no_other_module_uses_is_private(module: str) -> None:
 def test_no_module_takes_a_private_name_of_another(module: str) -> None:
     private = [(of, name) for of, name in references(TREES[module]) if of in MODULES and name.startswith("_")]
     assert [found for found in private if found[0] != module and not found[1].startswith("__")] == []
+
+
+def test_what_tests_and_benchmarks_import_is_there() -> None:
+    """Types are not checked there, and some run in processes of their own, long after the others."""
+    there = {(module, name) for module in MODULES for name, _ in definitions(module)}
+    there |= {(module, name) for module, tree in TREES.items() for _, name in imported_of_ours(tree)}
+    there |= {(package, name) for package, _, name in (module.rpartition(".") for module in MODULES)}
+    assert sorted({found for tree in USERS for found in imported_of_ours(tree)} - there) == []
 
 
 def test_only_the_command_reads_its_arguments() -> None:

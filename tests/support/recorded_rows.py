@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
-from converters.codec import from_json
 
 from backends.contract import Signature
 from converters.job import run
@@ -22,4 +22,4 @@ def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run(from_json(JobSpec, json.load(sys.stdin)), recorded_cases)
+    run(msgspec.convert(json.load(sys.stdin), JobSpec), recorded_cases)
