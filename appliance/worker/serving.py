@@ -140,11 +140,6 @@ class Worker:
         """The number of requests in the queue."""
         return len(self._queue if self._batches is None else self._batches)
 
-    @property
-    def connected(self) -> int:
-        """The number of fronts that are connected."""
-        return len(self._clients)
-
     def _next(self) -> list[Entry[Request]]:
         """Poll until requests may run, and return them; none if all is drained. The caller holds `_poll_lock`."""
         while not self._drained:
