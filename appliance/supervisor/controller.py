@@ -55,7 +55,7 @@ class Controller:
             return
         for change in self.manager.take_changes():
             _log(change)
-            if change.new == "restarting":
+            if (change.old, change.new) == ("available", "restarting"):
                 self._effects.restarting(change.servable)
         for servable, why in self.manager.take_demotions():
             self._effects.demoted(servable, why, lasting)

@@ -16,17 +16,7 @@ from appliance.lifecycle.manager import Manager
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
-
-
-class NoEffects:
-    """Carries nothing out."""
-
-    def start_worker(self, action: StartWorker) -> None: ...
-    def kill_worker(self, number: int) -> None: ...
-    def drain_worker(self, number: int) -> None: ...
-    def restarting(self, servable: ServableId) -> None: ...
-    def demoted(self, servable: ServableId, why: str, lasting: bool) -> None: ...
-    def decided(self) -> None: ...
+from tests.support.effects import Effects
 
 
 def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
@@ -36,7 +26,7 @@ def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
     action = StartWorker(1, ServableId("a", 1), str(tmp_path), frozenset({"saved_model.pb"}), may_find_form=True)
 
     async def scene() -> None:
-        controller = Controller(Manager(0, 60.0, 1), NoEffects())
+        controller = Controller(Manager(0, 60.0, 1), Effects())
         acceleration = Acceleration(controller, lambda _: options, Tasks(), Reaper(), str(tmp_path), 1 << 20)
         found = acceleration.before(action, options)
         assert found is not None
