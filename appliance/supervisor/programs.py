@@ -104,8 +104,8 @@ class ForkServer:
         """Fork a worker for `task` and return its process number.
 
         `control` and `stderr` are descriptors: its end of the control socket, and where its libraries print. Return
-        None if the fork server died, or hung and was killed, before it could tell. Wait as long as no fork server is
-        ready. Raise OSError if there is no room for the task.
+        None if the fork server died before it could tell, or was killed because it hung or could not be asked. Wait as
+        long as no fork server is ready. Raise OSError if there is no room for the task.
         """
         async with self._lock:
             await self._ready.wait()
@@ -120,6 +120,7 @@ class ForkServer:
                 pid = None
             if pid is None:
                 self._ready.clear()
+                self._reaper.kill(asked)  # if it lives, and could not be asked: only the next one says that it is ready
             return pid
 
     async def _ask(self, number: int, descriptors: list[int]) -> int | None:

@@ -17,6 +17,30 @@ Fork = Callable[[], Coroutine[None, None, int | None]]
 _SECONDS = 120.0  # TensorFlow is imported twice, beside whatever else the machine does
 
 
+def test_a_fork_server_that_cannot_be_asked_is_replaced() -> None:
+    async def scene() -> None:
+        reaper = Reaper()
+        reaper.start()
+        server = ForkServer(reaper, os.close)
+        programs = Programs(reaper)
+        programs.keep(server.program)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert await server.fork({}, 1 << 20, theirs.fileno()) is None  # there is no such descriptor to send
+            worker = await server.fork({}, theirs.fileno(), theirs.fileno())
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        server.program.stopping = True
+        reaper.kill(server.program.pid or 0)
+        await server.program.ended.wait()
+
+    async def in_time() -> None:
+        async with asyncio.timeout(_SECONDS):
+            await scene()
+
+    asyncio.run(in_time())
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "dies"])
 def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
     number: signal.Signals, caplog: pytest.LogCaptureFixture
