@@ -7,5 +7,5 @@ evidence    cases and hard_cases (edges, constants), and TensorFlow's answers on
 proving     a form, run on the cases, and searched for differences; proof compares, judging tells roundings from errors
 measuring   TensorFlow and the forms, timed in turns (measure); load, what other processes take; choice decides
 cache       forms and reports on disk; identity, what they were made from
-processes   models in processes that may crash, hang or eat memory; child, frames, runner
+processes   models in processes that may crash, hang or eat memory; child, runner
 """

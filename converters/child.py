@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.frames import Frame, FrameError, receive, send
+from backends.frames import Frame, FrameError, receive, send
 
 __all__ = ["Child", "ChildError", "Limits", "become_child", "fork", "start"]
 

@@ -14,9 +14,9 @@ import msgspec
 from backends import op_libraries
 from backends.contract import BackendError, Signature
 from backends.form import Format, FormSignature, parse_form, write_form
+from backends.frames import send
 from converters.child import ChildError, Limits, fork
 from converters.evidence import Evidence
-from converters.frames import send
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
 from converters.processes import ModelProcess, load_form
 from converters.proving import prove

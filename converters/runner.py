@@ -1,6 +1,6 @@
 """Run one model on what the job sends, in a child process: by TensorFlow, as the reference, or a form.
 
-`python -m converters.runner` has the socket as its standard input. A request is a frame (`converters.frames`):
+`python -m converters.runner` has the socket as its standard input. A request is a frame (`backends.frames`):
 
     {"op": "load", "backend": …, "path": …, "tags": […], "threads": …}    → {"signatures": {…}}
     {"op": "run", "signature": …} and its inputs                          → {} and the outputs
@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 
 from backends.contract import Backend, BackendError, Changing, Partial, Signature
+from backends.frames import receive, send
 from backends.registry import load
 from converters.child import become_child
-from converters.frames import receive, send
 
 __all__ = ["serve"]
 

@@ -15,6 +15,7 @@ from backends.agreement import shares, tolerance_of
 from backends.contract import BackendError, Signature
 from backends.dtypes import of_array
 from backends.form import FormDescription, FormSignature, write_form
+from backends.frames import send
 from backends.registry import BACKEND_OF
 from benchmarks.operators.catalogue import variants_of
 from benchmarks.operators.values import Case, cases
@@ -23,7 +24,6 @@ from converters import registry
 from converters.cases import DiedError
 from converters.child import ChildError, Limits, fork
 from converters.converting import attempt
-from converters.frames import send
 from converters.plugin import Converter, Task
 from converters.processes import ModelProcess, Reference, load_in
 from converters.proof import Comparison, relative_moves

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends import frames
 from backends.agreement import Tolerance, tolerance_of
 from backends.contract import BackendError, Code, Signature, TensorSpec
-from converters import frames
 from converters.cases import Case, CaseMaker, batched
 from converters.proof import Comparison, nearest, relative_moves, sizes_of
 from converters.report import SignatureProof, Verdict

@@ -1,4 +1,4 @@
-"""Exchange JSON with arrays between a job and its child processes, over a socket.
+"""Exchange JSON with arrays between a job and its child processes, over a socket, or keep them in a file.
 
 A frame is `<IQ` (bytes of the JSON, bytes of the payload), the JSON `{"message": ..., "arrays": [[name, dtype, shape,
 bytes]]}`, and the payload: the arrays' elements, one after the other. An array of strings is the lengths of its
@@ -11,13 +11,13 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from backends.dtypes import BY_NAME, STRING, of_array
 
-__all__ = ["Frame", "FrameError", "Stream", "receive", "send"]
+__all__ = ["FileStream", "Frame", "FrameError", "Stream", "receive", "send"]
 
 _HEAD = struct.Struct("<IQ")
 _MAX_JSON_BYTES = 64 << 20
@@ -36,6 +36,22 @@ class Stream(Protocol):
     def recv_into(self, buffer: memoryview, /) -> int: ...
 
     def sendall(self, data: Any, /) -> None: ...
+
+
+class FileStream:
+    """A buffered file of frames, which is read or written from its beginning on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """See `Stream`."""
+        # Every buffered file has it, and typing.BinaryIO lacks it.
+        return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
+
+    def sendall(self, data: Any, /) -> None:
+        """See `Stream`."""
+        self._file.write(data)
 
 
 def send(stream: Stream, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
