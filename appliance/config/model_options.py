@@ -242,6 +242,22 @@ class ModelOptions:
         "while TensorFlow answers the others. finite: only finite values of usual size, which is not checked.",
         choices=("any", "finite"),
     )
+    verify_first: int = option(
+        200,
+        Group.ACCELERATION,
+        "The first answers of an accelerated form that TensorFlow verifies, at low priority and later. If one is "
+        "wrong, TensorFlow serves again.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    verify_fraction: float = option(
+        0.001,
+        Group.ACCELERATION,
+        "Of the answers of a form after verify_first, the fraction that is verified. 0: none; with verify_first 0 "
+        "too, nothing is verified.",
+        minimum=0,
+        maximum=1,
+    )
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -115,6 +115,19 @@ UNPROVEN = Metric(
     "Requests for which the accelerated form was not proven: TensorFlow answers them.",
     ("model",),
 )
+VERIFIED = Metric(
+    "dropserve_verified_requests_total",
+    Type.COUNTER,
+    'Requests answered by an accelerated form that TensorFlow was to run again; outcome is "equal", "different" or '
+    '"unjudged".',
+    ("model", "outcome"),
+)
+DOUBTFUL = Metric(
+    "dropserve_doubtful_answers_total",
+    Type.COUNTER,
+    "Answers of an accelerated form since the last that was verified as equal, before one was wrong.",
+    ("model",),
+)
 REFUSED = Metric(
     "dropserve_refused_requests_total",
     Type.COUNTER,

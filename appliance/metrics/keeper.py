@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from appliance.metrics.catalogue import DEMOTIONS, WORKER_RESTARTS, is_passing
+from appliance.metrics.catalogue import DEMOTIONS, VERIFIED, WORKER_RESTARTS, is_passing
 from appliance.metrics.file import MetricsFileError, fold
 from appliance.metrics.recording import Recorder
 
@@ -33,6 +33,11 @@ class MetricsKeeper:
     def demoted(self, model: str) -> None:
         """Count a form that was given up."""
         self._recorder.counter(DEMOTIONS, model).add()
+
+    def verified(self, model: str, outcome: str, requests: int) -> None:
+        """Count requests that were verified, or should have been; `outcome` is "equal", "different" or "unjudged"."""
+        if requests:
+            self._recorder.counter(VERIFIED, model, outcome).add(requests)
 
     async def fold(self) -> None:
         """Fold the files of ended processes; call it when a process has ended. A call during another one joins it."""

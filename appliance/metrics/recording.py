@@ -22,6 +22,7 @@ from appliance.metrics.catalogue import (
     API,
     BATCH_REQUESTS,
     BATCH_ROWS,
+    DOUBTFUL,
     INFLIGHT_BYTES,
     LOAD_DURATION,
     LOADS,
@@ -238,6 +239,10 @@ class WorkerMetrics:
         self._batch_requests = recorder.histogram(BATCH_REQUESTS, model)
         self._batch_rows = recorder.histogram(BATCH_ROWS, model)
         self._latency: dict[str, Histogram] = {}
+
+    def doubtful(self, answers: int) -> None:
+        """Count answers that may be wrong."""
+        self._recorder.counter(DOUBTFUL, self._model).add(answers)
 
     def loaded(self, path: str, seconds: float) -> None:
         """Record a successful load of the version folder `path` in `seconds`."""

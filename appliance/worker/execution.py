@@ -13,6 +13,7 @@ from appliance.worker.batching import Entry
 from appliance.worker.clients import Client, Request
 from appliance.worker.merging import Call, Merging, Outcome, joined
 from appliance.worker.run_record import RunRecord
+from appliance.worker.sampling import Sampler
 from backends.contract import BackendError, Code
 
 __all__ = ["Execution"]
@@ -23,15 +24,22 @@ class Execution:
 
     With `is_batching` (`enable_batching`) a single request too may be padded, or be a part of a larger one.
     `on_sent(client, done)` is called after each answer; it is not `done` if the client's socket had no room for all.
+    `sampler` looks at what has run once the answers are sent.
     """
 
     def __init__(
-        self, merging: Merging, record: RunRecord, is_batching: bool, on_sent: Callable[[Client, bool], None]
+        self,
+        merging: Merging,
+        record: RunRecord,
+        is_batching: bool,
+        on_sent: Callable[[Client, bool], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self._merging = merging
         self._record = record
         self._is_batching = is_batching
         self._on_sent = on_sent
+        self._sampler = sampler
         self._lock = threading.Lock()  # guards `parts` and `unfinished` of split requests
 
     def run(self, work: Sequence[Entry[Request]], row: int) -> None:
@@ -60,6 +68,8 @@ class Execution:
         elif calls:
             for entry, outcome in zip(wanted, self._run_calls(row, signature, outputs, calls), strict=True):
                 self._end(entry, outputs, outcome)
+        if self._sampler is not None:
+            self._sampler.look()
 
     def _run_calls(self, row: int, signature: str, outputs: Sequence[str], calls: Sequence[Call]) -> list[Outcome]:
         """Run `calls` together, and return what came of each."""
@@ -104,6 +114,8 @@ class Execution:
             self._on_sent(request.client, request.answer(list(zip(outputs, arrays, strict=True))))
         except Exception as error:  # noqa: BLE001 - the loop of this thread: one request must not end it
             self._on_sent(request.client, request.fail(error))
+        if self._sampler is not None:
+            self._sampler.look()
 
     def _end(self, entry: Entry[Request], outputs: Sequence[str], outcome: Outcome) -> None:
         """Answer the request; if `entry` is a part of it, once the outcomes of all parts are there."""

@@ -24,6 +24,8 @@ OnRun = Callable[[str, int, int, float], None]
 """Called after every run that succeeds: signature, number of rows (with padding), number of requests, seconds."""
 
 Inputs = Mapping[str, np.ndarray]
+OnResult = Callable[[str, Sequence[str], Inputs, Sequence[np.ndarray], int], None]
+"""Called with each run that succeeds: signature, names of the outputs, inputs, outputs, number of requests."""
 Outcome = list[np.ndarray] | Exception
 """What came of one request: the wanted outputs in their order, or the error."""
 
@@ -115,6 +117,7 @@ class Merging:
         self._batching = batching
         self.mergeable = {name: backend.signatures[name] for name in mergeable}
         self.on_run: OnRun = lambda *_: None
+        self.on_result: OnResult | None = None
         # Most requests have the same meta as one before. Clients choose it, so only a few short ones are remembered.
         self._extent = functools.lru_cache(1024)(lambda meta: mergeable_extent(meta, self.mergeable))
         self._place = functools.lru_cache(1024)(
@@ -174,7 +177,7 @@ class Merging:
         return _split(arrays, counts, size)
 
     def execute(self, signature: str, outputs: Sequence[str], inputs: Inputs, requests: int = 1) -> list[np.ndarray]:
-        """Call `Backend.run`, and report the run to `on_run`. Raise what it raises."""
+        """Call `Backend.run`, and report the run to `on_run` and `on_result`. Raise what it raises."""
         started = time.perf_counter()
         arrays = self._backend.run(signature, inputs, outputs)
         seconds = time.perf_counter() - started
@@ -184,6 +187,8 @@ class Merging:
                 rows = len(array)
                 break
         self.on_run(signature, rows, requests, seconds)
+        if self.on_result is not None:
+            self.on_result(signature, outputs, inputs, arrays, requests)
         return arrays
 
 

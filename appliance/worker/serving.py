@@ -38,6 +38,7 @@ from appliance.worker.execution import Execution
 from appliance.worker.merging import Inputs, Merging
 from appliance.worker.run_record import RunRecord
 from appliance.worker.run_trace import RunTracer
+from appliance.worker.sampling import Chances, Sampler
 from appliance.worker.task import WorkerTask
 from backends.contract import Backend, BackendError, Code
 from backends.registry import end_profile, has_profiler, profile
@@ -89,7 +90,12 @@ class Worker:
         self._tracer = RunTracer(self._merging)
         # One thread leads while the others run.
         self._record = RunRecord(task.record_path, self._concurrency + 1, backend.signatures, task.is_watched)
-        self._execution = Execution(self._merging, self._record, batching is not None, self._on_sent)
+        self._sampler: Sampler | None = None
+        if task.form_path and (options.verify_first or options.verify_fraction):
+            chances = Chances(options.verify_first, options.verify_fraction)
+            self._sampler = Sampler(chances, metrics.doubtful)
+            self._merging.on_result = self._sampler.ran
+        self._execution = Execution(self._merging, self._record, batching is not None, self._on_sent, self._sampler)
         self._running = 0
         self._draining = False
         self._drained = False
@@ -214,6 +220,13 @@ class Worker:
         if method == "end_profile":
             self._tracer.end(**params)
             return end_profile(self._task.backend, **params)
+        if self._sampler is not None:
+            if method == "samples_due":
+                return self._sampler.wait_until_due(**params)
+            if method == "samples":
+                return self._sampler.take(**params)
+            if method == "doubt":
+                return self._sampler.doubt(**params)
         raise BackendError(Code.UNIMPLEMENTED, f"a worker cannot {method}")
 
     def _on_connect(self) -> None:
