@@ -6,6 +6,7 @@ repairs     operators that converters get wrong, spelled out; hazards, what is k
 evidence    cases and hard_cases (edges, constants), and TensorFlow's answers on them
 proving     a form, run on the cases, and searched for differences; proof compares, judging tells roundings from errors
 measuring   TensorFlow and the forms, timed in turns (measure); load, what other processes take; choice decides
+live        answers that a form gave in service, judged; verifying, the process; counterexamples, what it found
 cache       forms and reports on disk; identity, what they were made from
 processes   models in processes that may crash, hang or eat memory; child, runner
 """

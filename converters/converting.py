@@ -18,7 +18,7 @@ from backends.frames import send
 from converters.child import ChildError, Limits, fork
 from converters.evidence import Evidence
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
-from converters.processes import ModelProcess, load_form
+from converters.processes import ModelProcess, arithmetic_of, load_form
 from converters.proving import prove
 from converters.report import Attempt, FormReport, SignatureProof, Verdict
 from converters.spec import JobSpec
@@ -167,8 +167,7 @@ def prove_folder(
 ) -> dict[str, SignatureProof]:
     """Return the proofs of the signatures `names` of the form in `folder`. Raise BackendError, ChildError."""
     log = os.path.join(spec.work_dir, f"{os.path.basename(folder)}-run.log")
-    # On a GPU, ONNX Runtime multiplies float32 as TF32.
-    arithmetic = "tf32" if spec.device != "cpu" and form == "onnx" and precision == "float32" else precision
+    arithmetic = arithmetic_of(form, precision, spec.device)
 
     def load() -> ModelProcess:
         return load_form(spec, form, folder, log)

@@ -38,8 +38,9 @@ class Evidence:
     and `domain` is what was tried. `risk` runs TensorFlow on inputs that may kill it. `numbers` are constants of the
     graph. `seconds` is how long all this took.
 
-    A search adds inputs on which a form was wrong to `counterexamples`. Each later proof begins its search with them:
-    two conversions may have the same error, and a search finds it by chance.
+    A search adds inputs on which a form was wrong to `counterexamples`, where those are already that were found in
+    service. Each later proof begins its search with them: two conversions may have the same error, and a search finds
+    it by chance.
     """
 
     signature: Signature

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from backends.contract import Signature
-from converters import cores
+from converters import cores, counterexamples
 from converters.cache import Cache, Entry, file_hash, form_folder
 from converters.choice import choose
 from converters.identity import cache_key, content_hash, key_of, machine, own_code, versions_of
@@ -85,7 +85,7 @@ def accelerate(spec: JobSpec, say: Say, read_recorded: ReadRecorded = _none_reco
             if known is not None and not known.disturbed:
                 say("found in the cache")
                 return _without_demoted(msgspec.structs.replace(known, from_cache=True), entry, spec)
-        work = Work(spec, plans, say, read_recorded)
+        work = Work(spec, plans, say, read_recorded, counterexamples.known(spec.cache_dir, content))
         report, is_repeatable = work.run(entry, known)
         report = finish(report)
         # A result after a crash or a limit is not kept: another run may give another.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from converters.cores import ALL
 
-__all__ = ["OthersLoad", "others_share"]
+__all__ = ["OthersLoad", "others_share", "processor_seconds"]
 
 
 class OthersLoad:
@@ -44,6 +45,11 @@ def _times(own: Sequence[int]) -> tuple[int, int, int]:
     except (OSError, ValueError, IndexError):
         return 0, 0, 0
     return total, busy, sum(map(_used, own))
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has used, with all its threads; 0 if it has ended."""
+    return _used(pid) / os.sysconf("SC_CLK_TCK")
 
 
 def _used(pid: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,7 +21,16 @@ from converters.measure import Call
 from converters.runner import serve
 from converters.spec import JobSpec
 
-__all__ = ["ModelProcess", "Reference", "load_form", "load_in", "load_reference", "threads_of"]
+__all__ = [
+    "ModelProcess",
+    "Reference",
+    "arithmetic_of",
+    "import_tensorflow",
+    "load_form",
+    "load_in",
+    "load_reference",
+    "threads_of",
+]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,6 +48,12 @@ def threads_of(spec: JobSpec, backend: str) -> int:
     if spec.threads or backend != "litert":
         return spec.threads
     return min(len(cores.MEASURED), _MAX_LITERT_THREADS)
+
+
+def arithmetic_of(of_format: Format, precision: str, device: str) -> str:
+    """Return the arithmetic of a form on `device` (see `backends.agreement`): on a GPU, ONNX Runtime multiplies float32
+    as TF32."""
+    return "tf32" if device != "cpu" and of_format == "onnx" and precision == "float32" else precision
 
 
 class ModelProcess:
@@ -112,6 +130,11 @@ class Reference:
             self._process.__exit__()
 
     @property
+    def pid(self) -> int | None:
+        """Return the number of the process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def process(self) -> ModelProcess:
         """Return the process, started again if it has died. Raise ChildError if it died too often."""
         if self._process is None:
@@ -142,6 +165,15 @@ class Reference:
         except ChildError as error:
             self._process = None
             raise DiedError(str(error)) from error
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow, and what children need of it, before any is forked."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    importlib.import_module("tensorflow")
+    importlib.import_module("backends.tensorflow_backend")
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch the shared pages, and so copy them
 
 
 def load_reference(spec: JobSpec, log: str) -> ModelProcess:

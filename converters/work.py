@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +12,7 @@ import numpy as np
 
 from backends.contract import BackendError, Signature
 from converters.cache import FORMS, Entry, form_folder
-from converters.cases import CaseMaker
+from converters.cases import CaseMaker, Inputs
 from converters.child import ChildError
 from converters.choice import choose, unproven
 from converters.constants import constants_of, graphs_of
@@ -23,7 +21,7 @@ from converters.evidence import Evidence, gather
 from converters.hazards import hazards_of, told
 from converters.measuring import measure_forms
 from converters.plugin import Converter
-from converters.processes import Reference, threads_of
+from converters.processes import Reference, import_tensorflow, threads_of
 from converters.report import FormReport, Report, SignatureProof, Verdict, to_plain
 from converters.spec import JobSpec
 
@@ -45,13 +43,20 @@ class Work:
     """
 
     def __init__(
-        self, spec: JobSpec, plans: Mapping[str, tuple[Converter, str]], say: Say, read_recorded: ReadRecorded
+        self,
+        spec: JobSpec,
+        plans: Mapping[str, tuple[Converter, str]],
+        say: Say,
+        read_recorded: ReadRecorded,
+        counterexamples: Mapping[str, Sequence[Inputs]] | None = None,
     ) -> None:
+        """`counterexamples` are inputs on which forms of this SavedModel were wrong in service, by signature."""
         self.result = os.path.join(spec.work_dir, "result")
         self._spec = spec
         self._plans = plans
         self._say = say
         self._read_recorded = read_recorded
+        self._counterexamples = counterexamples or {}
         os.makedirs(os.path.join(self.result, FORMS))
         self._keep([])  # the cache keeps negative results too
 
@@ -63,7 +68,7 @@ class Work:
         """
         spec = self._spec
         self._say("loading TensorFlow")
-        _import_tensorflow()
+        import_tensorflow()
         try:
             with Reference(spec, os.path.join(spec.work_dir, "tensorflow.log")) as reference:
                 if entry is not None and known is not None:
@@ -85,6 +90,7 @@ class Work:
         numbers = constants_of(spec.path, spec.tags)
         evidence = gather(reference, recorded, spec.proof_seconds, numbers)
         for name, found in evidence.items():
+            found.counterexamples.extend(self._counterexamples.get(name, ()))
             for alias, value in found.maker.slow.items():
                 self._say(
                     f"{name}: whole numbers of {alias!r} are tried below {value:,}, with which TensorFlow is slow"
@@ -193,12 +199,3 @@ def _hopeless(signatures: Mapping[str, Signature], changing: Collection[str]) ->
             "a version uses one form for all its signatures"
         )
     return ""
-
-
-def _import_tensorflow() -> None:
-    """Import TensorFlow, and what children need of it, before any is forked."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    importlib.import_module("tensorflow")
-    importlib.import_module("backends.tensorflow_backend")
-    gc.collect()
-    gc.freeze()  # a collection in a child would touch the shared pages, and so copy them

@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
 # What is loaded only where it is wanted, of a room that there is an arrow to: a framework, or what needs one.
 LOADED_BY_NAME = {
     "appliance.worker.forkserver": {"backends.tensorflow_backend"},
-    "converters.work": {"backends.tensorflow_backend"},
+    "converters.processes": {"backends.tensorflow_backend"},
     "converters.registry": {"converters.to_onnx", "converters.to_tflite"},
 }
 

@@ -1,11 +1,12 @@
-"""A converter of the models `rare_by_cases` and `rare_by_search`: tf2onnx's forms, each with an error that shows on few
-inputs."""
+"""A converter of the models `rare_by_cases`, `rare_by_search` and `tiny_tf2`: tf2onnx's forms, each with an error that
+shows on few inputs."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 
 from converters import to_onnx
 from converters.plugin import Converted, EntryPoint, Failed, Task
@@ -113,22 +114,39 @@ PLANTED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _plant(task: Task) -> Iterator[Converted | Failed]:
+UNSEEN = (
+    *_floats(rare=3.1415927),
+    "is_rare = Equal (x, rare)",
+    *_NEGATED,
+)
+"""An error that shows where x is π, as float32 has it: neither cases nor searches come upon it."""
+
+
+def plant(path: str, inputs: Mapping[str, str], output: str, texts: Iterable[str]) -> None:
+    """Changes the ONNX model in the file `path`: `output`, which is "right" in `texts`, becomes their "wrong". `inputs`
+    has names of the model for those of `texts`."""
     import onnx  # noqa: PLC0415
     from onnx import helper, parser  # noqa: PLC0415
 
+    model = onnx.load(path)
+    nodes = model.graph.node
+    for node in nodes:
+        node.output[:] = ["right" if name == output else name for name in node.output]
+        node.input[:] = ["right" if name == output else name for name in node.input]
+    nodes.extend(helper.make_node("Identity", [name], [alias]) for alias, name in inputs.items() if alias != name)
+    nodes.extend(parser.parse_node(text) for text in texts)
+    nodes.append(helper.make_node("Identity", ["wrong"], [output]))
+    onnx.save(model, path)
+
+
+def _plant(task: Task) -> Iterator[Converted | Failed]:
     for result in to_onnx.ENTRY_POINTS["inlined functions"](task):
         if isinstance(result, Converted):
-            model = onnx.load(os.path.join(task.folder, result.entry.file))
-            nodes, output = model.graph.node, result.entry.outputs["y"]
-            for node in nodes:
-                node.output[:] = ["right" if name == output else name for name in node.output]
-                node.input[:] = ["right" if name == output else name for name in node.input]
-            nodes.extend(helper.make_node("Identity", [name], [alias]) for alias, name in result.entry.inputs.items())
-            nodes.extend(parser.parse_node(text) for text in PLANTED[result.name])
-            nodes.append(helper.make_node("Identity", ["wrong"], [output]))
             file = f"{task.prefix}{result.name}.onnx"  # signatures that are the same share the other one
-            onnx.save(model, os.path.join(task.folder, file))
+            path = os.path.join(task.folder, file)
+            if file != result.entry.file:
+                shutil.copyfile(os.path.join(task.folder, result.entry.file), path)
+            plant(path, result.entry.inputs, result.entry.outputs["y"], PLANTED.get(result.name, UNSEEN))
             yield Converted(result.name, dataclasses.replace(result.entry, file=file))
         else:
             yield result

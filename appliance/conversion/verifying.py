@@ -1,0 +1,21 @@
+"""The process that verifies what a form has answered: `converters.verifying`, beside what serves."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from appliance.host.processes import take_argument
+from converters.child import become_child
+from converters.verifying import VerifyingSpec, run
+
+
+def main() -> NoReturn:
+    """Verify what the `VerifyingSpec` that is this process's argument asks for."""
+    spec = take_argument(VerifyingSpec)
+    become_child(os.getppid(), yielding=True)
+    run(spec)
+
+
+if __name__ == "__main__":
+    main()
