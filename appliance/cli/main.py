@@ -301,7 +301,7 @@ def _models(url: str, as_json: bool, detail: bool) -> int:
 
 
 def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
-    from appliance.conversion.text import report_text  # noqa: PLC0415 - only this needs it
+    from appliance.conversion.text import Live, live_text, report_text  # noqa: PLC0415 - only this needs it
     from converters.report import Report  # noqa: PLC0415
 
     print(f"\n{servable}: served by {known['serving']}")
@@ -312,5 +312,7 @@ def _print_acceleration(servable: str, known: dict[str, Any]) -> None:
     if "chosen" in known:
         report = msgspec.convert(known, Report)
         print(report_text(report), end="")
+        if "live" in known:
+            print(live_text(report, msgspec.convert(known["live"], Live)))
         if report.form and known.get("proof_inputs") == "finite":
             print("proof_inputs is finite: nothing looks for NaN, infinity and floats out of the usual")

@@ -19,10 +19,13 @@ from converters.cache import default_folder
 from converters.report import Report
 from converters.spec import JobSpec
 
-__all__ = ["PROCESS", "accelerate", "job_spec"]
+__all__ = ["PROCESS", "VERIFYING_PROCESS", "accelerate", "job_spec"]
 
 PROCESS = "appliance.conversion.process"
 """The module that runs a job: its argument is a `JobSpec`."""
+
+VERIFYING_PROCESS = "appliance.conversion.verifying"
+"""The module that verifies what a form has answered: its argument is a `converters.verifying.VerifyingSpec`."""
 
 
 def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, cache_max_bytes: int) -> JobSpec:

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import msgspec
+
 from converters.report import Demotion, FormReport, Report, Searched, SignatureProof, Timing, Verdict
 
-__all__ = ["demotion_text", "report_text"]
+__all__ = ["Live", "demotion_text", "live_text", "report_text"]
 
 _MAX_BEYOND = 4
 _MAX_HAZARDS = 5
+
+
+class Live(msgspec.Struct, frozen=True):
+    """What TensorFlow has verified in service of what a form has answered, in requests; `unjudged` has the reasons.
+
+    `held_up` says why nothing is verified now, "" if something is.
+    """
+
+    equal: int = 0
+    different: int = 0
+    unjudged: Mapping[str, int] = msgspec.field(default_factory=dict)
+    held_up: str = ""
+
+    def text(self) -> str:
+        """Return how many were equal."""
+        return f"equal on {self.equal:,} of {self.equal + self.different:,} live requests"
+
+
+def live_text(report: Report, live: Live) -> str:
+    """Return what the form of `report` was proven on, and what came of it in service."""
+    form = next((form for form in report.forms if form.name == report.form), None)
+    cases = 0 if form is None else sum(proof.cases + proof.edges for proof in form.proofs)
+    lines = [f"proven on {cases:,} cases, then {live.text()}"]
+    lines += [f"  {count:,} were not judged: {why}" for why, count in live.unjudged.items()]
+    if live.held_up:
+        lines.append(f"  nothing is verified now: {live.held_up}")
+    return "\n".join(lines)
 
 
 def report_text(report: Report) -> str:

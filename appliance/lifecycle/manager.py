@@ -21,7 +21,7 @@ from appliance.lifecycle.replicas import Role
 from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.standing import Standing, standing
 from appliance.lifecycle.states import State
-from appliance.lifecycle.successors import Successors
+from appliance.lifecycle.successors import ServedForm, Successors
 from appliance.lifecycle.worker_events import WorkerEvents
 
 
@@ -140,10 +140,11 @@ class Manager:
         actions = self._successors.stand_by(version, until)
         return actions + self._reconciler.reconcile(self._servables.model_of(version), now)
 
-    def demote(self, servable: ServableId, why: str, now: float) -> list[Action]:
-        """Serve the version's own model again, instead of a form that failed where it should not."""
+    def demote(self, servable: ServableId, why: str, now: float, form: Form | None = None) -> list[Action]:
+        """Serve the version's own model again, instead of a form that failed where it should not; `form` is the one, if
+        it may have another by now."""
         version = self._servables.version(servable)
-        if version is None:
+        if version is None or form not in (None, version.form):
             return []
         actions = self._successors.demote(version, why, now)
         return actions + self._reconciler.reconcile(self._servables.model_of(version), now)
@@ -151,6 +152,16 @@ class Manager:
     def take_demotions(self) -> list[tuple[ServableId, str]]:
         """Return the forms that have failed since this was last asked, and why."""
         return self._successors.take_demotions()
+
+    def forms(self) -> list[ServedForm]:
+        """Return the versions that have a form."""
+        return [
+            ServedForm(version.id, version.form, version.files.path, version.files.digest or "", version.worker)
+            for model in self._models.values()
+            if not model.removed
+            for version in model.versions.values()
+            if version.form is not None
+        ]
 
     def own_models(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
         """Return the available versions that serve their own model: what, its folder, what identifies its files, and

@@ -91,6 +91,12 @@ class Version:
         return next(replica for replica in self.replicas if replica.worker == worker)
 
     @property
+    def worker(self) -> int:
+        """The number of the worker that answers its requests; 0 while none does."""
+        replica = self.serving
+        return 0 if replica is None or replica.loaded is None or self.state is not State.AVAILABLE else replica.worker
+
+    @property
     def socket_path(self) -> str:
         """Where its serving worker listens; "" while there is none, or it loads."""
         replica = self.serving

@@ -5,12 +5,26 @@ it does not load nothing has changed either.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
 from appliance.lifecycle.models import Model, Replacement, Version
 from appliance.lifecycle.replicas import Attempt, Files, Replica, Role
 from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
+
+
+@dataclass(frozen=True, slots=True)
+class ServedForm:
+    """A version that has a form: the folder and the digest of the files that it was made of, and the worker that serves
+    it, by its number; 0 while none does."""
+
+    servable: ServableId
+    form: Form
+    path: str
+    digest: str
+    worker: int
 
 
 class Successors:

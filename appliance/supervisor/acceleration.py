@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,10 @@ from appliance.config.model_options import ModelOptions
 from appliance.conversion.job import PROCESS, job_spec
 from appliance.conversion.text import demotion_text
 from appliance.core.servable import Form, ServableId
-from appliance.host.processes import Reaper, describe_status, spawn
+from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.supervisor.controller import Controller
-from appliance.supervisor.stderr import relay_stderr
+from appliance.supervisor.job_process import run_process
 from appliance.supervisor.tasks import Tasks
 from backends.registry import BACKEND_OF, backend_for
 from converters.cache import Entry, default_folder, hold
@@ -33,7 +32,6 @@ from converters.report import Demotion, Report
 logger = logging.getLogger(__name__)
 
 _MAX_WHY = 500  # characters of what a framework says
-_MAX_LINE_BYTES = 64 * 1024 * 1024
 # A job converts in up to two formats, by up to three entry points and in up to three precisions each, and each
 # conversion has its own limit (`JobSpec.timeout_seconds`).
 _JOB_SECONDS = 12 * 600.0
@@ -191,44 +189,33 @@ class Acceleration:
         work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
         spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
-        output_read, output_write = os.pipe()
-        stderr_read, stderr_write = os.pipe()
-        words: list[str] = []
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-        if options.device == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = "-1"
-        try:
-            case.pid = spawn(PROCESS, spec, environment=environment, stdout=output_write, stderr=stderr_write)
-        except OSError:
-            os.close(output_read)
-            os.close(stderr_read)
-            raise
-        finally:
-            os.close(output_write)
-            os.close(stderr_write)
-        self._reaper.forget(case.pid)
-        exited = self._reaper.exit_of(case.pid)
-        self._tasks.start(relay_stderr(f"{servable}'s conversion", stderr_read, words.append, logging.DEBUG))
-        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output_read, "rb", buffering=0)
-        )
         report: Report | None = None
-        try:
-            while line := await reader.readline():
-                message = json.loads(line)
-                if "progress" in message:
-                    case.progress = str(message["progress"])[:500]
-                    logger.debug("%s: %s", servable, case.progress)
-                elif "report" in message:
-                    report = msgspec.convert(message["report"], Report)
-                else:
-                    raise ValueError(f"the job failed: {message['error']}")
-        finally:
-            transport.close()
-        how = describe_status(await exited)
+
+        def started(pid: int) -> None:
+            case.pid = pid
+
+        def hear(message: Mapping[str, Any]) -> None:
+            nonlocal report
+            if "progress" in message:
+                case.progress = str(message["progress"])[:500]
+                logger.debug("%s: %s", servable, case.progress)
+            elif "report" in message:
+                report = msgspec.convert(message["report"], Report)
+            else:
+                raise ValueError(f"the job failed: {message['error']}")
+
+        how = await run_process(
+            self._reaper,
+            self._tasks,
+            f"{servable}'s conversion",
+            PROCESS,
+            spec,
+            device=options.device,
+            started=started,
+            hear=hear,
+        )
         if report is None:
-            raise ValueError(f"the job {how}" + (f"; its last words: {words[-1]}" if words else ""))
+            raise ValueError(f"the job {how}")
         if not report.folder.startswith(work_dir):
             self._work_dirs.remove(work_dir)
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)

@@ -37,6 +37,7 @@ from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
 from appliance.supervisor.start_checks import check_files
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.verification import Verification
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_reports import Failure
 from appliance.supervisor.workers import Workers
@@ -124,6 +125,16 @@ class Supervisor:
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
             self._profiler = Profiler(self._workers, self._tasks, directory)
+            self._verification = Verification(
+                self._controller,
+                self._models.options_of,
+                self._workers,
+                self._tasks,
+                self._reaper,
+                self._metrics,
+                directory=directory,
+                cache_dir=options.cache_dir,
+            )
             control_path = os.path.join(directory, "control")
             control = await self._fronts.listen(control_path)
             self._later = front_programs(
@@ -206,6 +217,7 @@ class Supervisor:
             self._models.changed()
             self._acceleration.look()
             self._odd_shapes.look(self._workers)
+            self._verification.look()
             due = [
                 moment
                 for moment in (self._manager.next_due, ready_by if self._later or not self._ready else None)
@@ -298,7 +310,9 @@ class Supervisor:
             await self._fronts.all_adopted()
             return answer
         if method == "acceleration":
-            return self._acceleration.report(ServableId(params["model"], params["version"]))
+            servable = ServableId(params["model"], params["version"])
+            report = self._acceleration.report(servable)
+            return None if report is None else report | self._verification.shown(servable)
         if method == "stand_by":
             return await self._stand_by(ServableId(params["model"], params["version"]), params["seconds"])
         if method == "demote":

@@ -150,3 +150,22 @@ def test_a_model_that_moves_gives_its_form_up(host: Host) -> None:
     assert host.see(1, base="/new/a") == ["start a/1 from /new/a/1"]
     assert host.ready(1) == ["drain a/1"]
     assert form(host) == ""
+
+
+def test_it_tells_which_worker_serves_a_form_and_of_which_files(host: Host) -> None:
+    assert host.manager.forms() == []
+    accelerated(host)
+    (found,) = host.manager.forms()
+    assert (found.servable, found.form, found.digest, found.worker) == (A1, ONNX, "1", host.worker(1))
+    demote(host)
+    assert host.manager.forms() == [found]  # until its own model is loaded
+    host.ready(1)
+    assert host.manager.forms() == []
+
+
+def test_a_form_is_not_given_up_for_what_another_did(host: Host) -> None:
+    accelerated(host)
+    other = Form("litert", "/cache/2")
+    assert host.did(host.manager.demote(A1, "it was wrong", host.now, other)) == []
+    assert host.did(host.manager.demote(A1, "it was wrong", host.now, ONNX)) == ["start a/1"]
+    assert host.manager.take_demotions() == [(A1, "it was wrong")]
