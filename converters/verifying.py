@@ -101,6 +101,8 @@ def _used(child: int | None = None) -> float:
 def _keep(job: JobSpec, differing: Sequence[Sample]) -> str:
     """Keep the inputs of wrong answers, so that later proofs begin with them; return their file, "" without one."""
     file = ""
+    if not job.cache_max_bytes:  # nothing is to be kept
+        return file
     try:
         content = content_hash(job.path) if differing else ""
         for sample in differing[:MAX_DIFFERING]:

@@ -134,6 +134,7 @@ class Supervisor:
                 self._metrics,
                 directory=directory,
                 cache_dir=options.cache_dir,
+                cache_max_bytes=options.cache_max_bytes,
             )
             control_path = os.path.join(directory, "control")
             control = await self._fronts.listen(control_path)

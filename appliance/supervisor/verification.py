@@ -79,6 +79,7 @@ class Verification:
         *,
         directory: str,
         cache_dir: str,
+        cache_max_bytes: int,
     ) -> None:
         self._controller = controller
         self._manager = controller.manager
@@ -89,6 +90,7 @@ class Verification:
         self._metrics = metrics
         self._directory = directory
         self._cache_dir = cache_dir
+        self._cache_max_bytes = cache_max_bytes
         self._looked = 0  # the manager's revision at the last look
         self._records: dict[ServableId, _Record] = {}
         self._watched: set[int] = set()  # workers that a task asks for samples, or whose form was given up
@@ -163,7 +165,7 @@ class Verification:
     async def _run(self, form: ServedForm, record: _Record, work_dir: str, samples: str) -> LiveReport:
         """Run one process on a file of samples, charge what it took, and return its report. Raise as `_verify`."""
         options = self._options_of(form.servable.model)
-        job = job_spec(options, form.path, work_dir, self._cache_dir, 0)
+        job = job_spec(options, form.path, work_dir, self._cache_dir, self._cache_max_bytes)
         allowed = max(self._budget.level(time.monotonic()), 0.0)
         spec = VerifyingSpec(job, form.form.path, samples, allowed, dict(form.form.domains))
         line: dict[str, Any] = {}
