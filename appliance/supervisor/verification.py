@@ -204,7 +204,7 @@ class Verification:
         if not report.difference:
             return ""
         doubtful = 0
-        with contextlib.suppress(ServingError):  # it has ended, and so have its answers
+        with contextlib.suppress(ServingError, ValueError):  # it has ended, and so have its answers
             doubtful = await self._ask(form, "doubt", {"since": agreed}, _ANSWER_SECONDS)
         why = f"{record.live.text()}; {doubtful:,} doubtful answers since the last that was equal"
         why += f"; {report.difference}" + (f"; its inputs are kept in {report.case}" if report.case else "")
@@ -218,12 +218,13 @@ class Verification:
             await asyncio.sleep(self._options_of(servable.model).load_timeout_seconds + _AGAIN_SECONDS)
 
     async def _ask(self, form: ServedForm, method: str, params: Mapping[str, Any], seconds: float) -> Any:
+        """Ask the worker of `form`. Raise ServingError if it has ended, ValueError for what else goes wrong."""
         try:
             return await self._workers.ask(form.worker, method, params, seconds)
         except ServingError as error:
-            if error.code is Code.DEADLINE_EXCEEDED:
-                raise TimeoutError(str(error)) from error
-            raise
+            if error.code is Code.UNAVAILABLE:  # it has ended
+                raise
+            raise ValueError(str(error)) from error
 
 
 def _added(live: Live, report: LiveReport, unjudged: Mapping[str, int]) -> Live:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -35,6 +37,7 @@ from appliance.worker.serving import Worker
 from appliance.worker.task import WorkerTask
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.domain import FINITE, Bounded
+from backends.samples import read_samples
 from tests.support.server import eventually
 
 SECONDS = 30.0
@@ -103,6 +106,7 @@ class Harness:
         batching: BatchingParameters | None,
         mergeable: bool,
         is_watched: bool,
+        is_form: bool,
         **options: Any,
     ) -> None:
         path = os.path.join(directory, "socket")
@@ -117,7 +121,7 @@ class Harness:
             path=directory,
             socket_path=path,
             backend="tensorflow",
-            form_path="",
+            form_path=directory if is_form else "",
             check_files=True,
             metrics_directory=directory,
             max_concurrent_requests=model_options.max_concurrent_requests,
@@ -140,6 +144,13 @@ class Harness:
         self.path = path
         self.front = Front(path)
         self._held = (listener, theirs)
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """The worker's answer to a question of the supervisor."""
+        question = {"do": "answer", "ask": 1, "method": method, "params": params}
+        self._control.sendall(json.dumps(question).encode() + b"\n")
+        self._control.settimeout(SECONDS)
+        return json.loads(self._control.makefile().readline())
 
     def drain(self) -> None:
         self._control.sendall(b'{"do": "drain"}\n')
@@ -174,10 +185,12 @@ def start() -> Iterator[Start]:
         mergeable: bool = True,
         backend: Gated | None = None,
         is_watched: bool = False,
+        is_form: bool = False,
         **options: Any,
     ) -> Harness:
         directories.append(tempfile.mkdtemp(prefix="ds-"))  # short: a socket's path has little room
-        started.append(Harness(directories[-1], backend or Gated(), batching, mergeable, is_watched, **options))
+        backend = backend or Gated()
+        started.append(Harness(directories[-1], backend, batching, mergeable, is_watched, is_form, **options))
         return started[-1]
 
     yield start_worker
@@ -502,3 +515,58 @@ def test_a_request_without_rows_does_not_wait(start: Start) -> None:
     harness.backend.permits.release(9)
     harness.front.send(1)
     assert harness.front.answer(1) == []
+
+
+# -- samples of a form
+
+
+def taken(harness: Harness, path: Path) -> list[tuple[int, int, list[float], list[float]]]:
+    """Number, requests, x and y of the samples that wait."""
+    answer = harness.ask("samples", path=str(path))
+    found = list(read_samples(str(path)))
+    assert answer["result"]["count"] == len(found)
+    return [(s.number, s.requests, s.inputs["x"].tolist(), s.outputs["y"].tolist()) for s in found]
+
+
+def test_a_form_keeps_what_it_ran_merged_or_alone(start: Start, tmp_path: Path) -> None:
+    harness = start(is_form=True)
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.front.send(3, 3, 4)
+    harness.waits(2)
+    harness.backend.permits.release(2)
+    assert [harness.front.answer(number) for number in (1, 2, 3)] == [[2], [4], [6, 8]]
+    harness.front.send(4, -1)
+    harness.backend.permits.release(1)
+    assert harness.front.answer(4)[0] is Code.INVALID_ARGUMENT  # an error is no answer
+    assert taken(harness, tmp_path / "samples") == [(1, 1, [1], [2]), (3, 2, [2, 3, 4], [4, 6, 8])]
+
+
+def test_a_form_with_batching_keeps_the_padded_batch_that_it_ran(start: Start, tmp_path: Path) -> None:
+    harness = start(parameters(timeout=0, allowed_batch_sizes=(2, 4)), is_form=True)
+    harness.backend.permits.release(2)
+    harness.front.send(1, 1, 2, 3)
+    assert harness.front.answer(1) == [2, 4, 6]
+    harness.front.send(2, 5)  # when it is answered, the first has been looked at: there is one thread
+    assert harness.front.answer(2) == [10]
+    assert (1, 1, [1, 2, 3, 1], [2, 4, 6, 2]) in taken(harness, tmp_path / "samples")
+
+
+def test_doubtful_answers_are_counted_until_the_worker_ends(start: Start) -> None:
+    harness = start(is_form=True)
+    harness.backend.permits.release(3)
+    for number in (1, 2, 3):
+        harness.front.send(number, number)
+        harness.front.answer(number)
+    assert harness.ask("doubt", since=1)["result"] == 2
+
+
+@pytest.mark.parametrize(
+    ("is_form", "options"), [(False, {}), (True, {"verify_first": 0, "verify_fraction": 0.0})], ids=["own model", "off"]
+)
+def test_without_a_form_or_the_options_there_are_no_samples(
+    start: Start, tmp_path: Path, is_form: bool, options: dict[str, Any]
+) -> None:
+    harness = start(is_form=is_form, **options)
+    answer = harness.ask("samples", path=str(tmp_path / "samples"))
+    assert answer["code"] == Code.UNIMPLEMENTED
