@@ -52,6 +52,7 @@ _ANSWER_SECONDS = 30.0
 _AGAIN_SECONDS = 60.0  # after a batch could not begin, or failed
 _TENSORFLOW_BYTES = 600 << 20  # that it takes besides the model
 _NO_ROOM = "no room was left for them"
+_FAILED = "their verification failed"
 
 
 @dataclass(slots=True, eq=False)
@@ -154,7 +155,11 @@ class Verification:
         try:
             samples = os.path.join(work_dir, "samples")
             taken = await self._ask(form, "samples", {"path": samples}, _ANSWER_SECONDS)
-            report = await self._run(form, record, work_dir, samples)
+            try:
+                report = await self._run(form, record, work_dir, samples)
+            except (OSError, ValueError, TimeoutError):
+                await self._take_in(form, record, LiveReport(unjudged={_FAILED: taken["requests"]}), taken["dropped"])
+                raise
         finally:
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
         if (await asyncio.to_thread(fingerprint, form.path)).digest != form.digest:

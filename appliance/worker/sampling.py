@@ -133,7 +133,7 @@ class Waiting:
     def put(self, sample: Sample, is_unlike: bool, now: float) -> None:
         """Keep `sample`, in place of others that are like those before if need be; or drop it."""
         nbytes = _bytes_of(sample.inputs) + _bytes_of(sample.outputs)
-        while is_unlike and self._like and not self._has_room(nbytes):
+        while is_unlike and self._like and nbytes <= self._max_bytes and not self._has_room(nbytes):
             _, freed = self._like.pop()
             self._bytes -= freed
             self.dropped += 1
@@ -258,14 +258,15 @@ class Sampler:
                 self._changed.wait(ends - now if due is None else min(due, ends - now))
 
     def take(self, path: str) -> dict[str, int]:
-        """Write what waits to a new file, and return how many samples it has, how many were dropped, and how many
-        answers were given so far. Raise OSError."""
+        """Write what waits to a new file; return how many samples it has and of how many requests, how many were
+        dropped, and how many answers were given so far. Raise OSError."""
         with self._changed:
             dropped = self._waiting.dropped
             samples = self._waiting.take()
             answered = self._answered
         write_samples(path, samples)
-        return {"count": len(samples), "dropped": dropped, "answered": answered}
+        requests = sum(sample.requests for sample in samples)
+        return {"count": len(samples), "requests": requests, "dropped": dropped, "answered": answered}
 
     def doubt(self, since: int) -> int:
         """Count the answers after the one with the number `since` as doubtful, those to come included; return how many

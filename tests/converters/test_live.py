@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from appliance.conversion.text import Live, live_text
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.domain import FINITE, Domain
 from backends.samples import Sample
 from converters.cases import DiedError
 from converters.live import MAX_DIFFERING, Judged, judge
+from converters.report import FormReport, Report, SignatureProof, Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
 
@@ -267,3 +269,18 @@ def test_another_shape_than_declared_is_not_judged() -> None:
     assert report.unjudged == {"TensorFlow answers in another shape than it declares": len(USUAL)}
     other = Sample(1, 1, "gone", {}, {})
     assert judged(FLOATS, double, [other]).report().unjudged != {}
+
+
+# -- what people read
+
+
+def test_people_are_told_what_was_proven_and_what_came_of_it_in_service() -> None:
+    proof = SignatureProof("s", Verdict.PROVEN, "", cases=300, edges=11)
+    forms = (FormReport("tflite", "tflite", "float32"), FormReport("onnx", "onnx", "float32", proofs=(proof,)))
+    report = Report("onnx", "why", "onnx", forms=forms)
+    assert live_text(report, Live(4120)) == "proven on 311 cases, then equal on 4,120 of 4,120 live requests"
+    assert live_text(report, Live(7, 1, {"TensorFlow refuses them": 2}, "memory is short")).splitlines() == [
+        "proven on 311 cases, then equal on 7 of 8 live requests",
+        "  2 were not judged: TensorFlow refuses them",
+        "  nothing is verified now: memory is short",
+    ]

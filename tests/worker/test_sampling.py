@@ -122,8 +122,8 @@ def test_a_full_queue_counts_bytes() -> None:
     waiting = Waiting(max_count=100, max_bytes=100)
     waiting.put(sample(1, 60), False, 0.0)
     waiting.put(sample(2, 60), False, 0.0)
-    waiting.put(sample(3, 101), True, 0.0)
-    assert waiting.dropped == 3
+    waiting.put(sample(3, 101), True, 0.0)  # there would be no room for it in an empty one
+    assert waiting.dropped == 2
     waiting.put(sample(4, 100), True, 0.0)
     assert [found.number for found in waiting.take()] == [4]
 
@@ -153,10 +153,10 @@ def test_what_was_answered_is_taken_with_its_number(tmp_path: Path) -> None:
     form.answer(np.array([2.0]), 2)
     form.answer(np.array([3.0]))
     about, samples = form.taken(tmp_path / "samples")
-    assert about == {"count": 2, "dropped": 0, "answered": 6}
+    assert about == {"count": 2, "requests": 5, "dropped": 0, "answered": 6}
     found = {(found.number, found.requests): found.outputs["y"].tolist() for found in samples}
     assert found == {(3, 3): [2.0], (5, 2): [4.0]}
-    assert form.taken(tmp_path / "more") == ({"count": 0, "dropped": 0, "answered": 6}, [])
+    assert form.taken(tmp_path / "more") == ({"count": 0, "requests": 0, "dropped": 0, "answered": 6}, [])
 
 
 def test_inputs_in_memory_that_is_written_again_are_copied_before_the_answer(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_failure_ends_the_sampling_and_no_request(capsys: pytest.CaptureFixtur
     form = Form(Chances(10, 0.5, ALWAYS))
     form.sampler.ran("s", ["y"], {"x": "no array"}, [], 1)  # type: ignore[dict-item]
     form.answer(np.array([1.0]))
-    assert form.taken(tmp_path / "samples")[0] == {"count": 0, "dropped": 0, "answered": 2}
+    assert form.taken(tmp_path / "samples")[0] == {"count": 0, "requests": 0, "dropped": 0, "answered": 2}
     assert capsys.readouterr().err.count("its answers are not verified any more") == 1
 
 
