@@ -134,3 +134,19 @@ def test_without_the_options_nothing_is_verified(served: Callable[..., Server], 
     server = served(proven, verify_first=0, verify_fraction=0.0)
     assert server.predict("a", {"instances": [1.0]})[0] == 200
     assert "live" not in known(server)
+
+
+def test_a_verification_that_fails_is_told_and_gives_up_nothing(
+    served: Callable[..., Server], proven: Path, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(proven, tmp_path / "cache")
+    server = served(cache, verify_first=5, verify_fraction=0.0)
+    (description,) = cache.rglob("signatures.json")
+    description.unlink()
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+    found = wait(server, lambda found: found.get("live", {}).get("held_up"), "it is told")
+    assert "signatures.json" in found["live"]["held_up"]
+    assert found["live"]["unjudged"] == {"their verification failed": 1}
+    assert (found["serving"], found["demoted"]) == ("onnx", "")
+    assert "what its form answers is not verified now" in server.log()
+    assert server.predict("a", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
