@@ -17,6 +17,7 @@ import msgspec
 
 from converters import cores
 from converters.cache import file_hash, files_below
+from converters.gpu import has_gpu
 from converters.plugin import Converter
 from converters.spec import JobSpec
 
@@ -102,12 +103,13 @@ def cache_key(spec: JobSpec, content: str, libraries: Sequence[str], versions: M
 
 
 def machine() -> str:
-    """Return the processor and the number of its cores that this process may use: timings hold for these."""
+    """Return the processor, the number of its cores that this process may use, and whether there is a GPU: proofs and
+    timings hold for these."""
     model = platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         named = re.search(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
         model = named.group(1).strip() if named else model
-    return f"{model}, {len(cores.ALL)} cores"
+    return f"{model}, {len(cores.ALL)} cores" + (", with a GPU" if has_gpu() else "")
 
 
 def versions_of(converters: Iterable[Converter]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from backends.registry import BACKEND_OF
 from converters import cores
 from converters.cases import DiedError
 from converters.child import Child, ChildError, Limits, fork, start
+from converters.gpu import runs_on_gpu
 from converters.measure import Call
 from converters.runner import serve
 from converters.spec import JobSpec
@@ -53,7 +54,7 @@ def threads_of(spec: JobSpec, backend: str) -> int:
 def arithmetic_of(of_format: Format, precision: str, device: str) -> str:
     """Return the arithmetic of a form on `device` (see `backends.agreement`): on a GPU, ONNX Runtime multiplies float32
     as TF32."""
-    return "tf32" if device != "cpu" and of_format == "onnx" and precision == "float32" else precision
+    return "tf32" if of_format == "onnx" and precision == "float32" and runs_on_gpu(device) else precision
 
 
 class ModelProcess:
