@@ -95,7 +95,7 @@ def test_the_first_wrong_answer_in_service_gives_a_form_up_for_good(
     # What is known of it: in the report, the log and the metrics.
     why = found["demotions"][0]["why"]
     assert "equal on 4 of 5 live requests; 2 doubtful answers since the last that was equal; output 'y' is -3.57" in why
-    assert "its accelerated form is given up: it answers otherwise than TensorFlow" in server.log()
+    assert "its form is given up: it answers otherwise than TensorFlow" in server.log()
     assert count(server, 'dropserve_verified_requests_total outcome="equal"') == 4
     assert count(server, 'dropserve_verified_requests_total outcome="different"') == 1
     assert count(server, "dropserve_doubtful_answers_total") == 2
