@@ -16,6 +16,7 @@ from typing import Self
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 QUIET_SECONDS = 300.0  # a server may convert and measure models after its start
+LULL_SECONDS = 5.0  # trials of odd shapes begin two seconds after a version is available
 RUNTIMES = {"TensorFlow": "libtensorflow", "ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert"}
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -193,10 +194,10 @@ def measure_cpu(server: Server, seconds: float) -> float:
 
 
 def wait_until_quiet(server: Server) -> float:
-    """Wait until background work (conversion, warm-up) is over, so that it is not measured; returns the seconds."""
+    """Wait until background work (conversion, warm-up, trials) is over: it is not measured. Returns the seconds."""
     started = time.monotonic()
     while time.monotonic() < started + QUIET_SECONDS:
-        percent = measure_cpu(server, 2.0)
+        percent = measure_cpu(server, LULL_SECONDS)
         if percent < 2.0:
             return time.monotonic() - started
     raise ServerError(server.describe(f"uses {percent:.0f} % of a core {QUIET_SECONDS:.0f} s after the last request"))
