@@ -51,9 +51,11 @@ class Pipeline:
             connection = self._router.connection_to(version)
             if connection is not None:
                 try:
-                    return Answered(
-                        model.name, version.version, await self._all(connection, model, version, runs, deadline_ns)
-                    )
+                    if len(runs) == 1:
+                        outputs: Sequence[Arrays] = (await self._one(connection, model, version, runs[0], deadline_ns),)
+                    else:
+                        outputs = await self._all(connection, model, version, runs, deadline_ns)
+                    return Answered(model.name, version.version, outputs)
                 except DrainingError:
                     pass
                 except UnprovenInputError as error:
@@ -75,8 +77,6 @@ class Pipeline:
         self, connection: Connection, model: ModelRoute, version: VersionRoute, runs: Sequence[Run], deadline_ns: int
     ) -> Sequence[Arrays]:
         """Return the outputs of all `runs`. Raise the error of the first run that failed, once all have ended."""
-        if len(runs) == 1:
-            return [await self._one(connection, model, version, runs[0], deadline_ns)]
         each = [self._one(connection, model, version, run, deadline_ns) for run in runs]
         outputs = []
         for answer in await asyncio.gather(*each, return_exceptions=True):

@@ -263,8 +263,13 @@ class RestFront:
 
 def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
     """Return the model and version that the path asks for. Raise ServingError."""
-    exchange.model = model_name(match)
-    return model_spec(match)
+    try:
+        spec = _remembered_spec(match) if len(match.string) <= _REMEMBERED_PATH else model_spec(match)
+    except ServingError:
+        exchange.model = model_name(match)
+        raise
+    exchange.model = spec.model
+    return spec
 
 
 def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Access:
@@ -326,6 +331,9 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
 
 
 _REMEMBERED_PATH = 256  # clients choose the paths, so only short ones are cached
+
+
+_remembered_spec = functools.lru_cache(1024)(model_spec)  # by the match, which `_matched` remembers
 
 
 @functools.lru_cache(1024)
