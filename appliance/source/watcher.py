@@ -207,10 +207,9 @@ class Source:
                 stalled()
             return await call
         finally:
-            # If the model was removed, this was cancelled and no caller takes the result: asyncio would report an
-            # exception as never retrieved.
-            if not call.cancel() and not call.cancelled():
-                call.exception()
+            # If the model was removed, this was cancelled, and no caller takes the result. A call that has failed is
+            # cancelled too: else asyncio would report its exception as never retrieved.
+            call.cancel()
 
     # -- scans -----------------------------------------------------------------------------------------------
 
