@@ -27,7 +27,7 @@ import numpy as np
 
 from backends.frames import Frame, FrameError, receive, send
 
-__all__ = ["Child", "ChildError", "Limits", "become_child", "fork", "start"]
+__all__ = ["Child", "ChildError", "Limits", "become_child", "fork", "start", "yield_to_others"]
 
 _POLL_SECONDS = 0.05
 _SESSION_SECONDS = 1.0  # between looks for processes that the child has started
@@ -262,13 +262,18 @@ def start(name: str, module: str, log: str, limits: Limits) -> Child:
 
 
 def become_child(parent: int, yielding: bool) -> None:
-    """Let this process die with `parent`, take only processor and disk time that others leave, and be the first to be
-    killed when memory runs out."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NAME, b"ds-convert", 0, 0, 0)
+    """Let this process die with `parent`, and leave room for others (see `yield_to_others`)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+    yield_to_others(yielding)
+
+
+def yield_to_others(yielding: bool) -> None:
+    """Let this process take only processor and disk time that others leave, and be the first to be killed when memory
+    runs out. If `yielding`, it runs only when a core has nothing else to do."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, b"ds-convert", 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, and 500 MB of it help nobody
     with contextlib.suppress(OSError):
         os.nice(19)

@@ -5,12 +5,11 @@ The reader is passed in because `converters` knows nothing of serving.
 
 from __future__ import annotations
 
-import os
 from typing import NoReturn
 
 from appliance.host.processes import take_argument
 from appliance.protocols.warmup_records import recorded_cases
-from converters.child import become_child
+from converters.child import yield_to_others
 from converters.job import run
 from converters.spec import JobSpec
 
@@ -18,7 +17,7 @@ from converters.spec import JobSpec
 def main() -> NoReturn:
     """Run the job whose `JobSpec` is this process's argument, beside what serves."""
     spec = take_argument(JobSpec)
-    become_child(os.getppid(), spec.yielding)
+    yield_to_others(spec.yielding)
     run(spec, recorded_cases)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import NoReturn
 
 from appliance.host.processes import take_argument
-from converters.child import become_child
+from converters.child import yield_to_others
 from converters.verifying import VerifyingSpec, run
 
 
 def main() -> NoReturn:
     """Verify what the `VerifyingSpec` that is this process's argument asks for."""
     spec = take_argument(VerifyingSpec)
-    become_child(os.getppid(), yielding=True)
+    yield_to_others(yielding=True)
     run(spec)
 
 
