@@ -157,9 +157,7 @@ class Manager:
         """Return the versions that have a form."""
         return [
             ServedForm(version.id, version.form, version.files.path, version.files.digest or "", version.worker)
-            for model in self._models.values()
-            if not model.removed
-            for version in model.versions.values()
+            for _, version in self._servables.wanted()
             if version.form is not None
         ]
 
@@ -168,9 +166,7 @@ class Manager:
         its model files. Those that have a successor are left out until that is decided."""
         return [
             (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
-            for model in self._models.values()
-            if not model.removed
-            for version in model.versions.values()
+            for model, version in self._servables.wanted()
             if version.state is State.AVAILABLE and version.files.digest and not version.form and not version.second
         ]
 

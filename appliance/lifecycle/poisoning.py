@@ -57,9 +57,7 @@ class Poisoning:
         """Return the available versions: what, its folder, what identifies its files, and its model files."""
         return [
             (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
-            for model in self._servables.models.values()
-            if not model.removed
-            for version in model.versions.values()
+            for model, version in self._servables.wanted()
             if version.state is State.AVAILABLE and version.files.digest
         ]
 

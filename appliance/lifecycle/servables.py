@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from appliance.core.errors import Code
 from appliance.core.routes import VersionRoute
 from appliance.core.servable import Form, ServableId
@@ -33,6 +35,13 @@ class Servables:
         """Return the version, or None if it is not there or its model is not wanted any more."""
         model = self.models.get(servable.model)
         return None if model is None or model.removed else model.versions.get(servable.version)
+
+    def wanted(self) -> Iterator[tuple[Model, Version]]:
+        """Yield the versions of the models that are wanted."""
+        for model in self.models.values():
+            if not model.removed:
+                for version in model.versions.values():
+                    yield model, version
 
     def version_of(self, worker: int) -> Version | None:
         """Return the version that has this worker, or None if none has: it may have been taken from it."""
