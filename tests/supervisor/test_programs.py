@@ -17,6 +17,16 @@ Fork = Callable[[], Coroutine[None, None, int | None]]
 _SECONDS = 120.0  # TensorFlow is imported twice, beside whatever else the machine does
 
 
+def play(scene: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run `scene`, for `_SECONDS` at most."""
+
+    async def in_time() -> None:
+        async with asyncio.timeout(_SECONDS):
+            await scene()
+
+    asyncio.run(in_time())
+
+
 def test_a_fork_server_that_cannot_be_asked_is_replaced() -> None:
     async def scene() -> None:
         reaper = Reaper()
@@ -34,11 +44,7 @@ def test_a_fork_server_that_cannot_be_asked_is_replaced() -> None:
         reaper.kill(server.program.pid or 0)
         await server.program.ended.wait()
 
-    async def in_time() -> None:
-        async with asyncio.timeout(_SECONDS):
-            await scene()
-
-    asyncio.run(in_time())
+    play(scene)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "dies"])
@@ -73,11 +79,7 @@ def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
         reaper.kill(server.program.pid or 0)
         await server.program.ended.wait()
 
-    async def in_time() -> None:
-        async with asyncio.timeout(_SECONDS):
-            await scene()
-
-    asyncio.run(in_time())
+    play(scene)
     said = "the fork server did not answer within 5 s; it is killed" in caplog.messages
     assert said == (number is signal.SIGSTOP)
     assert any("the fork server process ended (killed by SIGKILL (9)" in message for message in caplog.messages)
