@@ -211,6 +211,8 @@ class BatchQueue(Generic[T]):
             )
         waiting, room = self._batches.get(queue, 0), self._room((queue, extent.group))
         free = max(parameters.max_enqueued_batches + idle - waiting, 0)
+        # What the idle threads are about to take is not counted: how many they have taken by now is chance.
+        enqueued = max(waiting - idle, 0)
         full = "The batch scheduling queue to which this task was submitted is full; "
         if parameters.enable_large_batch_splitting:
             capacity = free * self._limit + room
@@ -218,13 +220,13 @@ class BatchQueue(Generic[T]):
                 return Refusal(
                     Code.RESOURCE_EXHAUSTED,
                     f"{full}task size is {rows} but scheduling capacity is only {capacity} (num_enqueued_batches="
-                    f"{waiting}, max_enqueued_batches={parameters.max_enqueued_batches}, open_batch_size="
+                    f"{enqueued}, max_enqueued_batches={parameters.max_enqueued_batches}, open_batch_size="
                     f"{self._limit - room if room else 0}, max_execution_batch_size={self._limit})",
                 )
         elif not free and not 0 < rows <= room:
             return Refusal(
                 Code.RESOURCE_EXHAUSTED,
-                f"{full}currently {waiting} batches enqueued and max_enqueued_batches is "
+                f"{full}currently {enqueued} batches enqueued and max_enqueued_batches is "
                 f"{parameters.max_enqueued_batches}",
             )
         if self._requests < idle:

@@ -147,7 +147,10 @@ def test_a_full_queue_refuses_in_tensorflow_servings_words() -> None:
 
 def test_idle_threads_leave_room_for_as_many_batches_more() -> None:
     batches = queue(size=1, enqueued=1)
-    assert [offer(batches, item, idle=1) is None for item in "abc"] == [True, True, False]
+    assert [offer(batches, item, idle=1) is None for item in "ab"] == [True, True]
+    refusal = offer(batches, "c", idle=1)  # the idle thread is about to take one: only the other counts as enqueued
+    assert refusal is not None
+    assert "currently 1 batches enqueued and max_enqueued_batches is 1" in refusal.message
 
 
 def test_the_queues_limits_hold_beside_those_of_batching() -> None:
