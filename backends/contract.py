@@ -133,6 +133,19 @@ class Changing(Protocol):
 
 
 @runtime_checkable
+class Weighted(Protocol):
+    """A backend whose model has weights that can be read and set. No other thread may use it meanwhile."""
+
+    def weights(self) -> list[np.ndarray]:
+        """Return copies of the model's variables of floats; none if it has none, such as a frozen graph."""
+        ...
+
+    def set_weights(self, values: Sequence[np.ndarray]) -> None:
+        """Set the variables that `weights` gave, in its order."""
+        ...
+
+
+@runtime_checkable
 class Partial(Protocol):
     """A backend whose model may have signatures that cannot be served."""
 

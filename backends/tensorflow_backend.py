@@ -21,6 +21,7 @@ from backends.dtypes import BY_NUMBER, REFERENCE
 from backends.graph_effects import effects
 from backends.request_checks import check_outputs, complete, not_found
 from backends.tensorflow_loading import OP_SIGNATURES, backend_error, opened
+from backends.tensorflow_weights import Weights
 
 # A callable holds compiled executors, and clients choose output filters: without a bound they could fill the memory.
 _MAX_CALLABLES = 64
@@ -72,7 +73,7 @@ def _session_config(file: str, intra_op_threads: int, inter_op_threads: int) -> 
 class TensorFlowBackend:
     """A SavedModel in its own session; see `load`.
 
-    Implements `backends.contract.Backend`, `Remarked`, `Partial` and `Changing`.
+    Implements `backends.contract.Backend`, `Remarked`, `Partial`, `Changing` and `Weighted`.
 
     `signatures` are those that can be served; `unsupported` says why each other one is not: sparse tensors and element
     types outside `backends.dtypes`, which TensorFlow Serving cannot carry either.
@@ -132,6 +133,18 @@ class TensorFlowBackend:
             for position, name in plan.echoes:
                 results.insert(position, np.array(inputs[name], order="C"))
         return results
+
+    def weights(self) -> list[np.ndarray]:
+        """See `Weighted`."""
+        return self._weights.get()
+
+    def set_weights(self, values: Sequence[np.ndarray]) -> None:
+        """See `Weighted`."""
+        self._weights.set(values)
+
+    @functools.cached_property
+    def _weights(self) -> Weights:
+        return Weights(self._session)
 
     def _make_plan(self, name: str, outputs: tuple[str, ...]) -> _Plan:
         signature = self.signatures.get(name)

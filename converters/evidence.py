@@ -15,7 +15,7 @@ from converters.hard_cases import HardCases, Refused
 from converters.processes import Reference
 from converters.proof import Comparison
 from converters.report import SignatureProof, Verdict
-from converters.roundings import noise_of, with_medians
+from converters.roundings import RunMoved, WeightsMove, noise_of, with_medians
 
 __all__ = ["ENOUGH_CASES", "Evidence", "gather"]
 
@@ -35,8 +35,8 @@ class Evidence:
 
     `noise` has for each case, by output, how far roundings of the inputs move the output, relative to it. `problem` is
     a proof that failed without any form; None if there is none. `refused` are unusual inputs that TensorFlow refuses,
-    and `domain` is what was tried. `risk` runs TensorFlow on inputs that may kill it. `numbers` are constants of the
-    graph. `seconds` is how long all this took.
+    and `domain` is what was tried. `risk` runs TensorFlow on inputs that may kill it, and `risk_moved` does so with
+    moved weights. `numbers` are constants of the graph. `seconds` is how long all this took.
 
     A search adds inputs on which a form was wrong to `counterexamples`, where those are already that were found in
     service. Each later proof begins its search with them: two conversions may have the same error, and a search finds
@@ -51,6 +51,7 @@ class Evidence:
     refused: tuple[Refused, ...] = ()
     domain: Domain = FINITE
     risk: Run | None = None
+    risk_moved: RunMoved | None = None
     numbers: tuple[float, ...] = ()
     seconds: float = 0.0
     counterexamples: list[Inputs] = field(default_factory=list)
@@ -108,6 +109,7 @@ def gather(
             tuple(hard.refused),
             hard.domain,
             timed.risk,
+            timed.risk_moved,
             tuple(numbers),
             time.monotonic() - begun,
         )
@@ -132,6 +134,10 @@ class _Timed:
     def risk(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return all outputs for inputs that may kill TensorFlow. Raise BackendError, DiedError."""
         return self._reference.risk(self._name, inputs, min(20 * self._longest, _MAX_HARD_SECONDS))
+
+    def risk_moved(self, inputs: Mapping[str, np.ndarray], move: WeightsMove) -> dict[str, np.ndarray] | None:
+        """Do the same with moved weights; return None if the model has none."""
+        return self._reference.risk_moved(self._name, inputs, move)
 
 
 def _problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -12,7 +12,18 @@ from backends.agreement import tolerance_of
 from backends.contract import BackendError, Signature
 from converters.cases import Case, DiedError, Inputs, Run, fits
 from converters.proof import Comparison, Outputs, nearest, sizes_of
-from converters.roundings import DRAWS, STEPS, TIE_STEPS, UNITS, moved_answers, moves, typical_noise
+from converters.roundings import (
+    DRAWS,
+    STEPS,
+    TIE_STEPS,
+    UNITS,
+    RunMoved,
+    moved_answers,
+    moved_by_weights,
+    moves,
+    moves_by_weights,
+    typical_noise,
+)
 from converters.ties import with_ties
 
 __all__ = ["Judge", "Runs"]
@@ -33,8 +44,8 @@ class Runs(Protocol):
 
 
 class Judge:
-    """The judge of one signature of a form. `truth` runs TensorFlow. `cases` are those on which the form must be right,
-    and `noise` is theirs."""
+    """The judge of one signature of a form. `truth` runs TensorFlow, and `moved_truth` does with moved weights. `cases`
+    are those on which the form must be right, and `noise` is theirs."""
 
     def __init__(
         self,
@@ -45,6 +56,7 @@ class Judge:
         cases: Sequence[Case],
         noise: Sequence[Mapping[str, float]],
         precision: str,
+        moved_truth: RunMoved | None = None,
     ) -> None:
         self.signature = signature
         self._form = form
@@ -53,6 +65,7 @@ class Judge:
         self._cases = cases
         self._noise = noise
         self._precision = precision
+        self._moved_truth = moved_truth
 
     def truth(self, inputs: Inputs) -> Outputs:
         """Return TensorFlow's answer. Raise BackendError, DiedError."""
@@ -87,8 +100,10 @@ class Judge:
         is_finite = all(array.dtype.kind != "f" or np.all(np.isfinite(array)) for array in case.inputs.values())
         if self._truth is None or not is_finite or not self.difference(case.label, case.outputs, answer, usual):
             return usual
-        own = moves(case, self._truth, seed, DRAWS)
-        return {alias: max(usual.get(alias, 0.0), own.get(alias, 0.0)) for alias in {*usual, *own}}
+        noise = _larger(usual, moves(case, self._truth, seed, DRAWS))
+        if self._moved_truth is None or not self.difference(case.label, case.outputs, answer, noise):
+            return noise
+        return _larger(noise, moves_by_weights(case, self._moved_truth, seed, DRAWS))
 
     def differs(self, inputs: Inputs, label: str = "") -> str:
         """Return how the form differs from TensorFlow on inputs that were no case yet, or that it refuses them. Return
@@ -123,6 +138,11 @@ class Judge:
         noise = self.noise(case, answer, self._usual, 0)
         spared = self._moved(case, spare_plain=True)
         moved = [*self._moved(case, spare_plain=False), *spared]
+        if not self._is_off(case, answer, noise, moved, spared, moved):
+            return False
+        # Moving weights takes long, so it comes last.
+        spared += self._moved_by_weights(case, spare_plain=True)
+        moved += self._moved_by_weights(case, spare_plain=False)
         if not self._is_off(case, answer, noise, moved, spared, moved):
             return False
         if not any(array.dtype.kind in "iu" for array in case.outputs.values()):
@@ -164,13 +184,15 @@ class Judge:
     def _moved(self, case: Case, *, spare_plain: bool, distances: Sequence[float] = STEPS) -> list[Outputs]:
         if self._truth is None:
             return []
-        return [
-            outputs
-            for outputs in moved_answers(
-                case.inputs, self._truth, UNITS[self._precision], spare_plain=spare_plain, distances=distances
-            )
-            if all(outputs[alias].shape == array.shape for alias, array in case.outputs.items())
-        ]
+        unit = UNITS[self._precision]
+        moved = moved_answers(case.inputs, self._truth, unit, spare_plain=spare_plain, distances=distances)
+        return _of_same_shape(case, moved)
+
+    def _moved_by_weights(self, case: Case, *, spare_plain: bool) -> list[Outputs]:
+        if self._moved_truth is None:
+            return []
+        moved = moved_by_weights(case.inputs, self._moved_truth, UNITS[self._precision], spare_plain=spare_plain)
+        return _of_same_shape(case, moved)
 
     def _is_steady(self, case: Case) -> bool:
         """Return whether TensorFlow gives the same answer again: if not, it reads uninitialised memory."""
@@ -199,3 +221,15 @@ class Judge:
 
     def _comparison(self) -> Comparison:
         return Comparison(self._name, self.signature, self._precision)
+
+
+def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {alias: max(one.get(alias, 0.0), other.get(alias, 0.0)) for alias in {*one, *other}}
+
+
+def _of_same_shape(case: Case, answers: Iterable[Outputs]) -> list[Outputs]:
+    return [
+        outputs
+        for outputs in answers
+        if all(outputs[alias].shape == array.shape for alias, array in case.outputs.items())
+    ]

@@ -21,9 +21,11 @@ from converters.cases import Case, DiedError, Inputs, fits
 from converters.judging import Judge
 from converters.mutations import within
 from converters.proof import Outputs
-from converters.roundings import noise_of, with_medians
+from converters.roundings import WeightsMove, noise_of, with_medians
 
 __all__ = ["MAX_DIFFERING", "Judged", "LiveReport", "judge"]
+
+MovedTruth = Callable[[str, Inputs, WeightsMove], Outputs | None]
 
 MAX_DIFFERING = 8
 """So many wrong answers of a batch are looked into; one is enough to give up a form."""
@@ -80,13 +82,15 @@ def judge(
     precision: str,
     domains: Mapping[str, Domain],
     has_time: Callable[[], bool],
+    moved_truth: MovedTruth | None = None,
 ) -> Judged:
     """Return the verdicts on `samples`.
 
-    `truth` runs a signature by TensorFlow; it raises BackendError or DiedError. `domains` has what each signature of
+    `truth` runs a signature by TensorFlow, and `moved_truth` does so with moved weights (see `roundings.RunMoved`);
+    they raise BackendError or DiedError. `domains` has what each signature of
     the form is proven for: other inputs are not held against it. Without time, what is left stays unjudged.
     """
-    return _Judging(signatures, truth, precision, domains, has_time).run(samples)
+    return _Judging(signatures, truth, precision, domains, has_time, moved_truth).run(samples)
 
 
 class _Recorded:
@@ -107,9 +111,11 @@ class _Judging:
         precision: str,
         domains: Mapping[str, Domain],
         has_time: Callable[[], bool],
+        moved_truth: MovedTruth | None,
     ) -> None:
         self._signatures = signatures
         self._truth = truth
+        self._moved_truth = moved_truth
         self._precision = precision
         self._domains = domains
         self._has_time = has_time
@@ -192,7 +198,8 @@ class _Judging:
         name = sample.signature
         form = _Recorded(_answer(sample, case))
         truth = partial(self._truth, name)
-        return Judge(form, name, self._signatures[name], truth, self._cases[name], noise, self._precision)
+        moved = None if self._moved_truth is None else partial(self._moved_truth, name)
+        return Judge(form, name, self._signatures[name], truth, self._cases[name], noise, self._precision, moved)
 
     def _noise_of(self, name: str) -> Sequence[Mapping[str, float]]:
         if name not in self._noise:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from converters.cases import DiedError
 from converters.child import Child, ChildError, Limits, fork, start
 from converters.gpu import runs_on_gpu
 from converters.measure import Call
+from converters.roundings import WeightsMove
 from converters.runner import serve
 from converters.spec import JobSpec
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
+_T = TypeVar("_T")
 
 _CALL_SECONDS = 120.0
 _LIFE_SECONDS = 24 * 3600.0
@@ -41,6 +43,7 @@ _MAX_DEATHS = 3
 # What TensorFlow gets for an input that may have it loop for ever, or ask for all the memory that there is.
 _RISK_SECONDS = 5.0
 _RISK_BYTES = 2 << 30
+_MOVED_SECONDS = 60.0  # to read all weights, move them, run, and set them again
 _MAX_LITERT_THREADS = 8  # more cost more than they bring on the models measured
 
 
@@ -97,6 +100,20 @@ class ModelProcess:
         message, arrays = self._child.ask({"op": "run", "signature": signature}, inputs, seconds, more_bytes)
         _raise_refusal(message)
         return arrays
+
+    def run_moved(
+        self,
+        signature: str,
+        inputs: Arrays,
+        move: WeightsMove,
+        seconds: float = _CALL_SECONDS,
+        more_bytes: int | None = None,
+    ) -> dict[str, np.ndarray] | None:
+        """Run like `run`, with moved weights; return None if the model has none that can be moved."""
+        request = {"op": "run moved", "signature": signature, "move": msgspec.to_builtins(move)}
+        message, arrays = self._child.ask(request, inputs, seconds, more_bytes)
+        _raise_refusal(message)
+        return arrays if message["moved"] else None
 
     def timed(self, signature: str, inputs: Arrays) -> Call:
         """Return what `converters.measure` calls: it takes a number of calls, and returns the nanoseconds of each.
@@ -160,9 +177,17 @@ class Reference:
         TensorFlow gets a few seconds, or `seconds` if that is more. Its death does not count against the model. Raise
         BackendError if it refuses, DiedError if it dies or hangs.
         """
+        limit = max(_RISK_SECONDS, seconds)
+        return self._risked(lambda process: process.run(signature, inputs, limit, _RISK_BYTES))
+
+    def risk_moved(self, signature: str, inputs: Arrays, move: WeightsMove) -> dict[str, np.ndarray] | None:
+        """Run like `risk`, with moved weights; return None if the model has none that can be moved."""
+        return self._risked(lambda process: process.run_moved(signature, inputs, move, _MOVED_SECONDS, _RISK_BYTES))
+
+    def _risked(self, call: Callable[[ModelProcess], _T]) -> _T:
         process = self.process
         try:
-            return process.run(signature, inputs, max(_RISK_SECONDS, seconds), _RISK_BYTES)
+            return call(process)
         except ChildError as error:
             self._process = None
             raise DiedError(str(error)) from error

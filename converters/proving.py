@@ -111,7 +111,9 @@ class Proof:
         self._name = name
         self._evidence = evidence
         self._right = [case for case in evidence.cases if case.without is None]
-        self._judge = Judge(form, name, signature, evidence.risk, self._right, evidence.noise, precision)
+        self._judge = Judge(
+            form, name, signature, evidence.risk, self._right, evidence.noise, precision, evidence.risk_moved
+        )
         self._comparison = Comparison(name, signature, precision)
         self._domain = evidence.domain
         self._edges = 0

@@ -1,5 +1,5 @@
-"""Measure how far TensorFlow's own answers move when its inputs move by roundings, and which other answers that
-explains.
+"""Measure how far TensorFlow's own answers move when its inputs, or its weights, move by roundings, and which other
+answers that explains.
 
 No other arithmetic, in another order, can be closer than that. This runs TensorFlow, and never a form.
 """
@@ -7,8 +7,9 @@ No other arithmetic, in another order, can be closer than that. This runs Tensor
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from backends.contract import BackendError
@@ -21,8 +22,13 @@ __all__ = [
     "STEPS",
     "TIE_STEPS",
     "UNITS",
+    "RunMoved",
+    "WeightsMove",
     "moved_answers",
+    "moved_by_weights",
+    "moved_weights",
     "moves",
+    "moves_by_weights",
     "noise_of",
     "typical_noise",
     "with_medians",
@@ -42,8 +48,24 @@ TIE_STEPS = (64.0, 512.0)
 """How far an input moves, in roundings, so that equal values change places: up to 6e-5 of the input, less than answers
 of float32 may differ by. Layers round values that are larger than an input, such as its distance from a mean."""
 
+
+class WeightsMove(msgspec.Struct, frozen=True):
+    """How weights move: each up or down at random, by so many roundings. One rounding is `unit` times the weight, or
+    that of its element type if it is more. With `spare_plain`, whole numbers and simple fractions of a usual size stay
+    as they are."""
+
+    seed: int
+    steps: float = 1.0
+    unit: float = 0.0
+    spare_plain: bool = False
+
+
+RunMoved = Callable[[Inputs, WeightsMove], Outputs | None]
+"""Runs TensorFlow with moved weights; None if the model has none. Raises BackendError, DiedError, as `Run` does."""
+
 # Numbers of so few bits are mostly exact, and most arithmetic does not round them.
 _PLAIN = 1000.0
+_BFLOAT16_EPS = 2.0**-7
 _PLAIN_PARTS = 64.0
 
 
@@ -72,6 +94,51 @@ def moves(case: Case, run: Run, seed: int, draws: int) -> dict[str, float]:
         for alias, move in relative_moves(case.outputs, outputs).items():
             own[alias] = max(own.get(alias, 0.0), move)
     return own
+
+
+def moves_by_weights(case: Case, run: RunMoved, seed: int, draws: int) -> dict[str, float]:
+    """Return how far each output moves at most, in so many draws, when each weight moves by one rounding.
+
+    This is how roundings within the model move its answer, which roundings of an input do not tell where it is small
+    beside what the layers add to it: on a black image, say.
+    """
+    own: dict[str, float] = {}
+    for outputs in _by_weights(case.inputs, run, [WeightsMove(seed * draws + draw) for draw in range(draws)]):
+        for alias, move in relative_moves(case.outputs, outputs).items():
+            own[alias] = max(own.get(alias, 0.0), move)
+    return own
+
+
+def moved_by_weights(inputs: Inputs, run: RunMoved, unit: float, *, spare_plain: bool) -> Iterator[Outputs]:
+    """Yield TensorFlow's answers with weights that lie so many roundings beside their own: see `WeightsMove`."""
+    moves = [WeightsMove(draw, steps, unit, spare_plain) for steps in STEPS for draw in range(DRAWS)]
+    yield from _by_weights(inputs, run, moves)
+
+
+def _by_weights(inputs: Inputs, run: RunMoved, moves: Sequence[WeightsMove]) -> Iterator[Outputs]:
+    for move in moves:
+        try:
+            outputs = run(inputs, move)
+        except BackendError:
+            continue
+        except DiedError:
+            return
+        if outputs is None:
+            return
+        yield outputs
+
+
+def moved_weights(weights: Sequence[np.ndarray], move: WeightsMove) -> list[np.ndarray]:
+    """Return the weights moved as `move` says. A weight of 0 stays."""
+    random = np.random.default_rng(move.seed)
+    found = []
+    for array in weights:
+        size = max(float(np.finfo(array.dtype).eps if array.dtype.kind == "f" else _BFLOAT16_EPS), move.unit)
+        up, down = (np.asarray(1.0 + sign * size * move.steps).astype(array.dtype) for sign in (1.0, -1.0))
+        with np.errstate(over="ignore"):
+            moved = array * np.where(random.random(array.shape, dtype=np.float32) < 0.5, up, down)
+        found.append(_spared(array, moved.astype(array.dtype), move.spare_plain))
+    return found
 
 
 def with_medians(found: Sequence[Mapping[str, float]], count: int) -> tuple[Mapping[str, float], ...]:

@@ -4,6 +4,7 @@
 
     {"op": "load", "backend": …, "path": …, "tags": […], "threads": …}    → {"signatures": {…}}
     {"op": "run", "signature": …} and its inputs                          → {} and the outputs
+    {"op": "run moved", "signature": …, "move": …} and its inputs         → {"moved": …} and the outputs, if so
     {"op": "time", "signature": …, "calls": …} and its inputs             → {"nanoseconds": […]}
 
 or, if the framework refuses, {"refused": message}.
@@ -19,10 +20,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backends.contract import Backend, BackendError, Changing, Partial, Signature
+from backends.contract import Backend, BackendError, Changing, Partial, Signature, Weighted
 from backends.frames import receive, send
 from backends.registry import load
 from converters.child import become_child
+from converters.roundings import WeightsMove, moved_weights
 
 __all__ = ["serve"]
 
@@ -43,7 +45,10 @@ def serve(sock: socket.socket) -> None:
             if backend is None:
                 raise RuntimeError("nothing is loaded")
             signature = backend.signatures[message["signature"]]
-            if message["op"] == "run":
+            if message["op"] == "run moved":
+                moved = _run_moved(backend, message, signature, arrays)
+                send(sock, {"moved": moved is not None}, moved)
+            elif message["op"] == "run":
                 send(sock, {}, _run(backend, message["signature"], signature, arrays))
             else:
                 send(sock, {"nanoseconds": _time(backend, message, signature, arrays)})
@@ -69,6 +74,19 @@ def _load(message: dict[str, Any]) -> Backend:
 def _run(backend: Backend, name: str, signature: Signature, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     outputs = tuple(signature.outputs)
     return dict(zip(outputs, backend.run(name, arrays, outputs), strict=True))
+
+
+def _run_moved(
+    backend: Backend, message: dict[str, Any], signature: Signature, arrays: dict[str, np.ndarray]
+) -> dict[str, np.ndarray] | None:
+    """Run with moved weights; return None if the model has none."""
+    if not isinstance(backend, Weighted) or not (weights := backend.weights()):
+        return None
+    backend.set_weights(moved_weights(weights, msgspec.convert(message["move"], WeightsMove)))
+    try:
+        return _run(backend, message["signature"], signature, arrays)
+    finally:
+        backend.set_weights(weights)
 
 
 def _time(backend: Backend, message: dict[str, Any], signature: Signature, arrays: dict[str, np.ndarray]) -> list[int]:

@@ -89,6 +89,7 @@ def _judged(
             precision,
             spec.domains,
             lambda: has_time(_used(reference.pid)),
+            reference.risk_moved,
         )
 
 

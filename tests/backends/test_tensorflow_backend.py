@@ -242,6 +242,29 @@ def test_answer_stays_when_its_variable_changes(zoo: Path) -> None:
     assert (before.tolist(), after.tolist()) == ([0.0] * 4, [1.0] * 4)
 
 
+@pytest.mark.parametrize("name", ["half_plus_two", "counter"])
+def test_weights_can_be_moved_and_set_back(zoo: Path, name: str) -> None:
+    backend = tensorflow_backend.load(str(zoo / name))
+    inputs = {"x": floats(1, 2)} if name == "half_plus_two" else {"nothing": np.zeros(0, np.int32)}
+    signature, output = (SERVING, "y") if name == "half_plus_two" else ("get_counter", "output")
+
+    def answer() -> list[float]:
+        (found,) = backend.run(signature, inputs, [output])
+        return found.reshape(-1).tolist()
+
+    own, before = backend.weights(), answer()
+    assert own
+    backend.set_weights([weights + 1 for weights in own])
+    assert answer() != before
+    backend.set_weights(own)
+    assert answer() == before
+    assert all(np.array_equal(one, other) for one, other in zip(backend.weights(), own, strict=True))
+
+
+def test_a_model_without_variables_of_floats_has_no_weights(zoo: Path) -> None:
+    assert tensorflow_backend.load(str(zoo / "tf1_no_variables")).weights() == []
+
+
 def test_spec_of_a_reference_travels_as_one() -> None:
     for spec in (TensorSpec("float32", (), "counter:0", True), TensorSpec("float32", None, "x:0")):
         assert msgspec.convert(msgspec.to_builtins(spec), TensorSpec) == spec

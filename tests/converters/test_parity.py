@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from backends.contract import BackendError, Code, Signature, TensorSpec
 from converters.cases import Case, CaseMaker, batched
 from converters.proof import Comparison, nearest, relative_moves, sizes_of
 from converters.report import SignatureProof, Verdict
-from converters.roundings import moved_answers
+from converters.roundings import WeightsMove, moved_answers, moved_weights
 
 X = {"x": TensorSpec("float32", (-1, 3))}
 
@@ -289,6 +290,19 @@ def test_inputs_are_moved_by_one_and_by_eight_roundings_of_their_row_but_not_wha
     assert len(moved([[1.0, 0.0, -2.25]], spare_plain=True)) == 0
     coarse = moved([[1.0, 0.0, 0.3]], 2**-7, spare_plain=False)
     assert np.abs(coarse[:, 0, 0] - 1).max() == 2**-4
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_weights_move_by_roundings_but_not_zeros_and_not_what_is_plain(dtype: type) -> None:
+    weights = np.array([0.0, 1.0, -2.5, 0.3, 1e3, 0.7], dtype)
+    (found,) = moved_weights([weights], WeightsMove(1))
+    assert found.dtype == weights.dtype
+    assert (found != weights).tolist() == [False, True, True, True, True, True]
+    eps = float(ml_dtypes.finfo(dtype).eps)
+    assert np.abs((found[1:].astype(float) - weights[1:].astype(float)) / weights[1:].astype(float)).max() <= 2 * eps
+    (spared,) = moved_weights([weights], WeightsMove(1, spare_plain=True))
+    assert (spared != weights)[:3].tolist() == [False, False, False]
+    assert spared[5] != weights[5]
 
 
 # -- cases

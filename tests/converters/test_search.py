@@ -6,7 +6,7 @@ Each search ends by a clock that goes on by a millisecond a look: how fast the m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from converters.cases import Case, CaseMaker, DiedError, Run
 from converters.child import ChildError
 from converters.judging import Judge
 from converters.narrowing import USUAL, narrowed, tamed
-from converters.roundings import noise_of, with_medians
+from converters.roundings import RunMoved, WeightsMove, moved_weights, noise_of, with_medians
 from converters.search import Search, Suspect
 from converters.sections import Section
 
@@ -267,6 +267,31 @@ def test_a_search_repeats_itself() -> None:
     first = run()
     assert first == run()
     assert 0 < first[1] <= 1
+
+
+OFFSETS = [np.float32(1000.1), np.float32(-1000)]
+
+
+def test_roundings_of_the_layers_explain_what_those_of_a_small_input_do_not() -> None:
+    def truth(inputs: Arrays, weights: Sequence[np.ndarray] = OFFSETS) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] + weights[0] + weights[1]}
+
+    def moved(inputs: Arrays, move: WeightsMove) -> dict[str, np.ndarray]:
+        return truth(inputs, moved_weights(OFFSETS, move))
+
+    cases = [Case("a", {"x": np.eye(4, dtype=np.float32)}, truth({"x": np.eye(4, dtype=np.float32)}))]
+    small = {"x": np.full((1, 4), 1.0001e-5, np.float32)}
+
+    def is_wrong(answer: Function, moved_truth: RunMoved | None) -> bool:
+        return Judge(Stand(answer), "s", FLOATS, truth, cases, [{}], "float32", moved_truth).is_wrong(small)
+
+    def in_another_order(x: np.ndarray) -> np.ndarray:
+        return x + (OFFSETS[0] + OFFSETS[1]) - np.float32(6e-5)
+
+    assert is_wrong(in_another_order, None)
+    assert not is_wrong(in_another_order, moved)
+    assert is_wrong(in_another_order, lambda _, __: None)  # a model without weights
+    assert is_wrong(lambda x: x + np.float32(0.11), moved)
 
 
 def test_the_longest_call_is_a_small_part_of_the_time() -> None:
