@@ -103,6 +103,12 @@ LOAD_DURATION = Metric(
 WORKER_RESTARTS = Metric(
     "dropserve_worker_restarts_total", Type.COUNTER, "Workers that died while they served.", ("model",)
 )
+LOG_LINES_DROPPED = Metric(
+    "dropserve_log_lines_dropped_total",
+    Type.COUNTER,
+    "Lines that workers printed beyond what is logged.",
+    ("model",),
+)
 DEMOTIONS = Metric(
     "dropserve_demotions_total",
     Type.COUNTER,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from appliance.host.processes import Reaper, describe_status, spawn
-from appliance.supervisor.stderr import relay_stderr
+from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
 
 __all__ = ["run_process"]
@@ -37,7 +37,7 @@ async def run_process(
     """
     output_read, output_write = os.pipe()
     stderr_read, stderr_write = os.pipe()
-    words: list[str] = []
+    words = LastWords()
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -53,7 +53,7 @@ async def run_process(
     reaper.forget(pid)
     exited = reaper.exit_of(pid)
     started(pid)
-    tasks.start(relay_stderr(who, stderr_read, words.append, logging.DEBUG))
+    tasks.start(relay_stderr(who, stderr_read, words.hear, logging.DEBUG))
     reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output_read, "rb", buffering=0)
@@ -65,4 +65,4 @@ async def run_process(
     finally:
         transport.close()
         reaper.kill(pid)
-    return how + (f"; its last words: {words[-1]}" if words else "")
+    return how + (f"; its last words: {words.text}" if words.text else "")

@@ -282,6 +282,9 @@ class Supervisor:
         else:
             self._controller.post(lambda manager, now: manager.worker_failed(number, failure.code, failure.reason, now))
 
+    def lines_dropped(self, model: str, lines: int) -> None:
+        self._metrics.lines_dropped(model, lines)
+
     def worker_ended(self, number: int, end: WorkerEnd) -> None:
         self._controller.post(
             lambda manager, now: manager.worker_ended(number, end.how, now, end.runs, end.fatal, end.attempt),

@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from appliance.config.model_options import ModelOptions
@@ -79,7 +80,8 @@ class WorkerProcess:
 
 
 class Starter:
-    """Starts workers' processes. `directory` is for their sockets, `metrics_directory` for what they count."""
+    """Starts workers' processes. `directory` is for their sockets, `metrics_directory` for what they count.
+    `count_dropped` is told of lines that a model has printed beyond what is logged."""
 
     def __init__(
         self,
@@ -91,8 +93,10 @@ class Starter:
         directory: str,
         metrics_directory: str,
         cores: int,
+        count_dropped: Callable[[str, int], None],
     ) -> None:
         self._reaper = reaper
+        self._count_dropped = count_dropped
         self._tasks = tasks
         self._placement = placement
         self._fork_server = fork_server
@@ -125,8 +129,9 @@ class Starter:
             read_end, write_end = os.pipe()
             # What ends an expendable process is told in one line.
             level = logging.WARNING if worker.odd_shapes_from is None else logging.DEBUG
-            words = relay_stderr(str(worker.action.servable), read_end, worker.last_words.hear, level)
-            stderr = self._tasks.start(words)
+            servable = worker.action.servable
+            dropped = partial(self._count_dropped, servable.model)
+            stderr = self._tasks.start(relay_stderr(str(servable), read_end, worker.last_words.hear, level, dropped))
             try:
                 if task.backend in FORKED:
                     worker.pid = await self._fork_server.fork(task, theirs.fileno(), write_end)

@@ -58,6 +58,7 @@ class Reports(Protocol):
         """It has not loaded. Its process has ended, or cannot be ended; `worker_ended` follows when it has."""
 
     def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
+    def lines_dropped(self, model: str, lines: int) -> None: ...
 
 
 class Workers:
@@ -90,6 +91,7 @@ class Workers:
             directory=directory,
             metrics_directory=metrics_directory,
             cores=cores,
+            count_dropped=reports.lines_dropped,
         )
 
     # -- what the supervisor asks for ------------------------------------------------------------------------
