@@ -156,6 +156,8 @@ class _Shrinking:
 
     def _set(self, alias: str, places: slice, value: float) -> bool:
         array = self._found[alias].copy()
+        if array.dtype.kind in "iu" and not np.iinfo(array.dtype).min <= value <= np.iinfo(array.dtype).max:
+            return False
         flat = array.reshape(-1)
         before = flat[places].tobytes()
         with np.errstate(over="ignore"):

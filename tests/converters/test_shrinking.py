@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import pytest
 
 from backends.contract import Signature, TensorSpec
 from converters.shrinking import Budget, said, shrunk
@@ -47,6 +48,16 @@ def test_the_least_whole_number_that_differs_is_found() -> None:
     assert not found["x"].any()
     found = smallest({**made(), "ids": -made()["ids"]}, lambda inputs: bool((inputs["ids"] <= -77).any()))
     assert found["ids"].tolist() == [-77]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
+def test_the_ends_of_each_type_of_whole_numbers_are_made_smaller_within_it(dtype: str) -> None:
+    signature = Signature({"ids": TensorSpec(dtype, (-1,))}, {})
+    limits = np.iinfo(dtype)
+    for end in {limits.min, limits.max} - {0}:  # rounded to few digits, both lie beyond the type's ends
+        inputs = {"ids": np.array([3, end], dtype)}
+        found = smallest(inputs, lambda each, end=end: bool((each["ids"] == end).any()), signature)
+        assert found["ids"].tolist() == [end]
 
 
 def test_two_rows_stay_where_both_matter() -> None:
