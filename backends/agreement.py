@@ -103,12 +103,20 @@ class Differences:
 
 
 def differences(
-    expected: np.ndarray, found: np.ndarray, tolerance: Tolerance, least_size: float = 0.0, *, by_rows: bool = False
+    expected: np.ndarray,
+    found: np.ndarray,
+    tolerance: Tolerance,
+    least_size: float = 0.0,
+    *,
+    by_rows: bool = False,
+    places: np.ndarray | None = None,
 ) -> Differences:
     """Compare two arrays of floats (bfloat16 and complex included) of one shape and element type.
 
     Values count as no smaller than the root mean square of `expected`, and than `least_size`. If `by_rows`, the median
     of the rows' root mean squares takes the place of the whole: a few large rows do not hide what is wrong with others.
+    `places` has, for each index of the last dimension, which part of this least size counts there: a column of times
+    does not hide what is wrong with a column of shares.
     """
     expected, found = wide(expected), wide(found)
     finite = np.isfinite(expected)
@@ -121,7 +129,9 @@ def differences(
         tops = rows.max(axis=1, keepdims=True)
         scaled = np.divide(rows, tops, out=np.zeros_like(rows), where=tops > 0)
         usual = float(np.median(tops[:, 0] * np.sqrt(np.mean(np.square(scaled), axis=1))))
-    magnitudes = np.maximum(np.abs(expected), max(usual, least_size))
+    least = max(usual, least_size)
+    has_places = places is not None and expected.ndim and len(places) == expected.shape[-1]
+    magnitudes = np.maximum(np.abs(expected), least * places if places is not None and has_places else least)
     distances = np.where(odd, 0.0, np.abs(expected - found))
     return Differences(odd, distances, magnitudes, tolerance.allowed(magnitudes))
 
@@ -133,6 +143,7 @@ def shares(
     least_size: float = 0.0,
     *,
     by_rows: bool = False,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return, for each element of `expected`, the share that its difference has of what is allowed, float64: infinite
     where it must be equal and is not, and everywhere if `found` has another shape or element type. See `differences`.
@@ -141,7 +152,7 @@ def shares(
         return np.full(expected.shape, np.inf)
     if tolerance is None:
         return np.where(expected != found, np.inf, 0.0)
-    return differences(expected, found, tolerance, least_size, by_rows=by_rows).shares
+    return differences(expected, found, tolerance, least_size, by_rows=by_rows, places=places).shares
 
 
 def agree(expected: np.ndarray, found: np.ndarray, arithmetic: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from backends.agreement import tolerance_of
 from backends.contract import BackendError, Signature
 from converters.cases import Case, DiedError, Inputs, Run, fits
-from converters.proof import Comparison, Outputs, nearest, sizes_of
+from converters.proof import Comparison, Outputs, nearest, places_of, sizes_of
 from converters.roundings import (
     DRAWS,
     STEPS,
@@ -67,6 +67,10 @@ class Judge:
         self._precision = precision
         self._moved_truth = moved_truth
 
+    def comparison(self) -> Comparison:
+        """Return a new comparison of the form with TensorFlow."""
+        return Comparison(self._name, self.signature, self._precision, self._places)
+
     def truth(self, inputs: Inputs) -> Outputs:
         """Return TensorFlow's answer. Raise BackendError, DiedError."""
         if self._truth is None:
@@ -79,7 +83,7 @@ class Judge:
 
     def shares(self, truth: Outputs, answer: Outputs) -> dict[str, np.ndarray]:
         """See `Comparison.shares`."""
-        return self._comparison().shares(truth, answer, self._usual, self._least_sizes)
+        return self.comparison().shares(truth, answer, self._usual, self._least_sizes)
 
     def difference(
         self,
@@ -90,7 +94,7 @@ class Judge:
         sizes: Mapping[str, float] | None = None,
     ) -> str:
         """Return what is wrong with `answer`, "" if nothing is."""
-        comparison = self._comparison()
+        comparison = self.comparison()
         comparison.add(label, truth, answer, noise=noise, sizes=sizes)
         return comparison.difference
 
@@ -177,7 +181,9 @@ class Judge:
         near = nearest(case.outputs, moved, answer)
         ties = with_ties(case.outputs, ranked, answer, tolerances, self._least_sizes)
         return {
-            alias: np.where(ties[alias] == answer[alias], answer[alias], array) if array.dtype.kind in "iu" else array
+            alias: np.where(ties[alias] == answer[alias], answer[alias], array)
+            if array.dtype.kind in "iu"
+            else array
             for alias, array in near.items()
         }
 
@@ -219,8 +225,9 @@ class Judge:
     def _usual(self) -> Mapping[str, float]:
         return typical_noise(self._noise)
 
-    def _comparison(self) -> Comparison:
-        return Comparison(self._name, self.signature, self._precision)
+    @cached_property
+    def _places(self) -> Mapping[str, np.ndarray]:
+        return places_of(case.outputs for case in self._cases if not case.hard)
 
 
 def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:

@@ -16,21 +16,28 @@ from backends.contract import Signature
 from backends.dtypes import BY_NUMPY
 from converters.report import OutputParity, SignatureProof, Verdict
 
-__all__ = ["Comparison", "Outputs", "nearest", "relative_moves", "sizes_of"]
+__all__ = ["Comparison", "Outputs", "nearest", "places_of", "relative_moves", "sizes_of"]
 
 Outputs = Mapping[str, np.ndarray]
 
 # An output must vary by more than this many times its tolerance: else that it is equal shows nothing.
 _DISTINCT = 10.0
 _MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
+# What an output has at one place of its last dimension counts as no smaller than so many times its usual size there, or
+# than the whole output if that is less. Much of a place may have cancelled, and layers have units of many sizes.
+_OF_PLACE = 30.0
+_MAX_PLACES = 4096
 
 
 class Comparison:
-    """One signature of one form, compared case by case."""
+    """One signature of one form, compared case by case. `places` are those of its outputs (see `places_of`)."""
 
-    def __init__(self, name: str, signature: Signature, precision: str) -> None:
+    def __init__(
+        self, name: str, signature: Signature, precision: str, places: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._name = name
         self._signature = signature
+        self._places = places or {}
         self._outputs = {
             alias: _Output(alias, spec.dtype, bool(spec.shape) and spec.shape is not None and spec.shape[0] == -1)
             for alias, spec in signature.outputs.items()
@@ -57,7 +64,9 @@ class Comparison:
         self._recorded += recorded
         for alias, output in self._outputs.items():
             tolerance, size = self._tolerances[alias], sizes.get(alias, 0.0)
-            wrong = output.add(case, truth[alias], answer[alias], tolerance, noise.get(alias, 0.0), size)
+            wrong = output.add(
+                case, truth[alias], answer[alias], tolerance, noise.get(alias, 0.0), size, self._places.get(alias)
+            )
             if wrong and not self.difference:
                 self.difference = f"output {alias!r} {wrong}, on {case}"
 
@@ -74,6 +83,7 @@ class Comparison:
                 tolerance and tolerance.beside_noise(noise.get(alias, 0.0)),
                 sizes.get(alias, 0.0),
                 by_rows=True,
+                places=self._places.get(alias),
             )
             for alias, tolerance in self._tolerances.items()
         }
@@ -144,6 +154,7 @@ class _Output:
         tolerance: Tolerance | None,
         noise: float = 0.0,
         size: float = 0.0,
+        places: np.ndarray | None = None,
     ) -> str:
         """Return what is wrong with `answer`, "" if nothing is."""
         self._note_range(truth)
@@ -155,7 +166,7 @@ class _Output:
             )
         if tolerance is None:
             return self._add_exact(case, truth, answer)
-        return self._add_floats(case, truth, answer, tolerance.beside_noise(noise), noise, size)
+        return self._add_floats(case, truth, answer, tolerance.beside_noise(noise), noise, size, places)
 
     def _add_exact(self, case: str, truth: np.ndarray, answer: np.ndarray) -> str:
         wrong = truth != answer
@@ -173,9 +184,16 @@ class _Output:
         )
 
     def _add_floats(
-        self, case: str, truth: np.ndarray, answer: np.ndarray, tolerance: Tolerance, noise: float, size: float
+        self,
+        case: str,
+        truth: np.ndarray,
+        answer: np.ndarray,
+        tolerance: Tolerance,
+        noise: float,
+        size: float,
+        places: np.ndarray | None,
     ) -> str:
-        found = differences(truth, answer, tolerance, size)
+        found = differences(truth, answer, tolerance, size, places=places)
         if np.any(found.odd):
             at = np.unravel_index(int(np.argmax(found.odd)), truth.shape)
             self._keep(_Worst(float("inf"), None, None, case))
@@ -291,6 +309,27 @@ def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:
                 numbers = wide(array)
                 found.setdefault(alias, []).append(root_mean_square(numbers[np.isfinite(numbers)]))
     return {alias: float(np.median([size for size in sizes if size > 0] or [0.0])) for alias, sizes in found.items()}
+
+
+def places_of(answers: Iterable[Outputs]) -> dict[str, np.ndarray]:
+    """Return, for each output of floats with rows of numbers, how large each index of the last dimension usually is,
+    from 0 to 1: 30 times its root mean square over that of the whole, the median over several answers. An index that is
+    mostly 0 counts as 1: how large it is there tells nothing."""
+    found: dict[str, list[np.ndarray]] = {}
+    for outputs in answers:
+        for alias, array in outputs.items():
+            if array.dtype.kind not in "fcV" or array.ndim < 2 or not 1 < array.shape[-1] <= _MAX_PLACES:
+                continue
+            numbers = np.abs(wide(array)).reshape(-1, array.shape[-1])
+            numbers = np.where(np.isfinite(numbers), numbers, 0.0)
+            most = float(numbers.max(initial=0.0))
+            if most > 0:
+                squares = np.square(numbers / most)
+                found.setdefault(alias, []).append(np.sqrt(squares.mean(axis=0) / squares.mean()))
+    shares = {
+        alias: np.median(each, axis=0) for alias, each in found.items() if len({len(places) for places in each}) == 1
+    }
+    return {alias: np.where(share > 0, np.minimum(1.0, _OF_PLACE * share), 1.0) for alias, share in shares.items()}
 
 
 def relative_moves(truth: Outputs, moved: Outputs) -> dict[str, float]:

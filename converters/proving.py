@@ -20,7 +20,6 @@ from converters.judging import Judge, Runs
 from converters.mutations import within
 from converters.narrowing import USUAL, narrowed, open_sizes, tamed
 from converters.processes import ModelProcess
-from converters.proof import Comparison
 from converters.report import Searched, SignatureProof, Verdict
 from converters.search import Search, Suspect
 from converters.shrinking import Budget, said, shrunk
@@ -114,7 +113,7 @@ class Proof:
         self._judge = Judge(
             form, name, signature, evidence.risk, self._right, evidence.noise, precision, evidence.risk_moved
         )
-        self._comparison = Comparison(name, signature, precision)
+        self._comparison = self._judge.comparison()
         self._domain = evidence.domain
         self._edges = 0
         self._beyond: list[str] = []

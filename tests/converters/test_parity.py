@@ -15,7 +15,7 @@ from backends import frames
 from backends.agreement import Tolerance, tolerance_of
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from converters.cases import Case, CaseMaker, batched
-from converters.proof import Comparison, nearest, relative_moves, sizes_of
+from converters.proof import Comparison, nearest, places_of, relative_moves, sizes_of
 from converters.report import SignatureProof, Verdict
 from converters.roundings import WeightsMove, moved_answers, moved_weights
 
@@ -271,6 +271,28 @@ def test_what_is_another_shape_or_type_is_not_explained_by_roundings() -> None:
 def test_answers_are_as_large_as_most_of_them() -> None:
     answers = [{"y": np.full(4, size, np.float32), "n": np.array([9])} for size in (0, 1, 2, 1000)]
     assert sizes_of(answers) == {"y": 2.0}
+
+
+def test_a_column_of_large_numbers_does_not_hide_what_is_wrong_with_one_of_small_ones() -> None:
+    truth = rows() * np.array([1e9, 1.0, 1.0, 1.0], np.float32)
+    places = places_of([{"y": truth}, {"y": 2 * truth}])
+    assert places["y"][0] == 1
+    assert (places["y"][1:] < 1e-6).all()
+    comparison = Comparison("s", outputs(), "float32", places)
+    comparison.add("roundings", {"y": truth}, {"y": truth * np.float32(1 + 1e-5)})
+    assert not comparison.difference
+    answer = truth.copy()
+    answer[3, 2] += 0.5
+    comparison.add("a case", {"y": truth}, {"y": answer})
+    assert "at [3, 2]" in comparison.difference
+    assert comparison.shares({"y": truth}, {"y": answer}, {}, {})["y"][3, 2] > 1
+
+
+def test_columns_of_about_one_size_or_mostly_zero_count_as_the_whole_output_does() -> None:
+    truth = rows() * np.array([1.0, 0.5, 4.0, 0.0], np.float32)
+    assert places_of([{"y": truth}])["y"].tolist() == [1, 1, 1, 1]
+    assert places_of([{"y": rows()[:, 0], "n": np.ones((2, 2), np.int32)}]) == {}
+    assert places_of([{"y": rows()}, {"y": rows()[:, :2]}]) == {}
 
 
 def moved(values: list[list[float]], unit: float = 0.0, *, spare_plain: bool) -> np.ndarray:

@@ -122,6 +122,16 @@ def test_halves_and_equals_are_found() -> None:
     assert found(CLASSES, lambda x: np.argmax(x, 1), lambda x: 3 - np.argmax(x[:, ::-1], 1)) is not None
 
 
+def test_an_error_in_a_column_of_small_numbers_beside_one_of_large_ones_is_found() -> None:
+    def beside_large(last: Function) -> Function:
+        return lambda x: np.stack([x[:, 0], x[:, 1], x[:, 2] * 1e3 + 1.6e9, last(x[:, 3])], axis=1).astype(np.float32)
+
+    halves_up = beside_large(lambda x: np.floor(x + np.float32(0.5)))
+    suspect = found(FLOATS, beside_large(lambda x: np.round(x, 0)), halves_up, domain=USUAL)
+    assert suspect is not None
+    assert suspect.inputs["x"][0, 3] % 1 == 0.5
+
+
 def test_a_length_and_a_number_of_rows_are_found() -> None:
     def total(x: np.ndarray) -> np.ndarray:
         return np.sum(x, axis=1)
