@@ -182,7 +182,7 @@ class Judge:
         ties = with_ties(case.outputs, ranked, answer, tolerances, self._least_sizes)
         return {
             alias: np.where(ties[alias] == answer[alias], answer[alias], array)
-            if array.dtype.kind in "iu"
+            if array.dtype.kind in "iu" and array.shape == answer[alias].shape
             else array
             for alias, array in near.items()
         }

@@ -148,6 +148,11 @@ def test_inputs_without_rows_are_searched_too() -> None:
     assert found(VECTOR, lambda x: 2 * x, lambda x: np.where((x > 20).sum() > 1, x, 2 * x)) is not None
 
 
+def test_whole_numbers_of_another_shape_are_wrong() -> None:
+    suspect = found(CLASSES, lambda x: np.argmax(x, axis=1), lambda x: np.zeros((len(x), 4, 2), np.int64))
+    assert suspect is not None
+
+
 def test_a_form_that_refuses_or_dies_is_found() -> None:
     def refuses(x: np.ndarray) -> np.ndarray:
         if (x == 0.5).any():
