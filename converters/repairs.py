@@ -12,58 +12,9 @@ from typing import Any
 
 from backends.dtypes import BY_NAME
 from backends.form import Format
+from converters.spelling import Spelled
 
 __all__ = ["REPAIRED", "repair"]
-
-
-class _Spelled:
-    """The nodes that stand for one node. Their names begin with its name."""
-
-    def __init__(self, graph_def: Any, node: Any, constants: Mapping[str, Any]) -> None:
-        self.inputs = [reference for reference in node.input if not reference.startswith("^")]
-        self._graph_def = graph_def
-        self._node = node
-        self._order = [reference for reference in node.input if reference.startswith("^")]
-        self._constants = constants
-
-    def add(self, op: str, inputs: Sequence[str], *, attribute: str = "T", dtype: int = 0, name: str) -> str:
-        """Add a node, of a `dtype` if it has any, and return its name."""
-        added = self._graph_def.node.add(name=f"{self._node.name}/{name}", op=op, input=list(inputs))
-        if dtype:
-            added.attr[attribute].type = dtype
-        return str(added.name)
-
-    @property
-    def last(self) -> Any:
-        """The node that was added last, for further attributes."""
-        return self._graph_def.node[-1]
-
-    def cast(self, value: str, source: int, target: int, name: str) -> str:
-        cast = self.add("Cast", [value], attribute="SrcT", dtype=source, name=name)
-        self.last.attr["DstT"].type = target
-        return cast
-
-    def constant(self, value: float, dtype: int, name: str) -> str:
-        import tensorflow as tf  # noqa: PLC0415 - as all that imports it: entry points run in processes of their own
-
-        added = self.add("Const", [], attribute="dtype", dtype=dtype, name=name)
-        tensor = tf.make_tensor_proto(value, tf.as_dtype(dtype), [])
-        self.last.attr["value"].tensor.CopyFrom(tensor)
-        return added
-
-    def choose(self, condition: str, inputs: Sequence[str], dtype: int, name: str) -> str:
-        return self.add("SelectV2", [condition, *inputs], dtype=dtype, name=name)
-
-    def is_constant(self, value: str) -> bool:
-        return value.partition(":")[0] in self._constants
-
-    def become(self, op: str, inputs: Sequence[str], drop: Sequence[str] = ()) -> None:
-        """Turn the node itself into another one, of the same type, without the attributes `drop`."""
-        self._node.op = op
-        for name in drop:
-            self._node.attr.pop(name, None)
-        del self._node.input[:]
-        self._node.input.extend([*inputs, *self._order])
 
 
 def repair(graph_def: Any, form: Format) -> None:
@@ -72,7 +23,7 @@ def repair(graph_def: Any, form: Format) -> None:
     constants = {node.name: node for node in graph_def.node if node.op == "Const"}
     for node in list(graph_def.node):
         if node.op in spelled:
-            spelled[node.op](_Spelled(graph_def, node, constants), node)
+            spelled[node.op](Spelled(graph_def, node, constants), node)
 
 
 _INT32, _INT8, _INT64, _BOOL, _DOUBLE = (BY_NAME[name].number for name in ("int32", "int8", "int64", "bool", "float64"))
@@ -85,7 +36,7 @@ _FLOATS = frozenset(BY_NAME[name].number for name in ("float16", "float32", "flo
 # -- quotients and remainders
 
 
-def _floor_div(spelled: _Spelled, node: Any) -> None:
+def _floor_div(spelled: Spelled, node: Any) -> None:
     """Round quotients of whole numbers down; tf2onnx rounds them towards 0."""
     dtype = node.attr["T"].type
     if dtype not in _SIGNED:
@@ -104,7 +55,7 @@ def _floor_div(spelled: _Spelled, node: Any) -> None:
         spelled.become("Sub", [quotient, one_over])
 
 
-def _truncate_div(spelled: _Spelled, node: Any) -> None:
+def _truncate_div(spelled: Spelled, node: Any) -> None:
     """Round quotients of floats, which tf2onnx does not. Keep the least whole number from being divided by -1, which
     ends the process of ONNX Runtime."""
     dtype = node.attr["T"].type
@@ -123,7 +74,7 @@ def _truncate_div(spelled: _Spelled, node: Any) -> None:
         spelled.become("SelectV2", [by_minus_one, negative, quotient])
 
 
-def _floor_mod(spelled: _Spelled, node: Any) -> None:
+def _floor_mod(spelled: Spelled, node: Any) -> None:
     """Give remainders the sign of the divisor. tf2onnx gives those of whole numbers the sign of the dividend, and
     computes those of floats from the rounded quotient: 1 % 0.05 becomes 0.
 
@@ -140,7 +91,7 @@ def _floor_mod(spelled: _Spelled, node: Any) -> None:
         spelled.become("SelectV2", [_is_of_other_sign(spelled, rest, divisor, dtype), moved, rest])
 
 
-def _truncate_mod(spelled: _Spelled, node: Any) -> None:
+def _truncate_mod(spelled: Spelled, node: Any) -> None:
     """Compute remainders of whole numbers with the sign of the dividend; ONNX Runtime computes them by doubles."""
     dtype = node.attr["T"].type
     if dtype in _WIDE:
@@ -149,7 +100,7 @@ def _truncate_mod(spelled: _Spelled, node: Any) -> None:
         spelled.become("Sub", [dividend, spelled.add("Mul", [quotient, divisor], dtype=dtype, name="product")])
 
 
-def _safe_division(spelled: _Spelled, dtype: int) -> tuple[str, str, str]:
+def _safe_division(spelled: Spelled, dtype: int) -> tuple[str, str, str]:
     """Return the dividend, the divisor with 1 in place of -1, and whether it was -1; "" if it cannot be -1."""
     dividend, divisor = spelled.inputs
     if dtype not in _WIDE or spelled.is_constant(divisor):
@@ -159,7 +110,7 @@ def _safe_division(spelled: _Spelled, dtype: int) -> tuple[str, str, str]:
     return dividend, spelled.choose(is_it, [one, divisor], dtype, "divisor"), is_it
 
 
-def _is_of_other_sign(spelled: _Spelled, rest: str, divisor: str, dtype: int) -> str:
+def _is_of_other_sign(spelled: Spelled, rest: str, divisor: str, dtype: int) -> str:
     """Return whether the remainder is not 0 and has another sign than the divisor."""
     zero = spelled.constant(0, dtype, "zero")
     is_inexact = spelled.add("NotEqual", [rest, zero], dtype=dtype, name="is_inexact")
@@ -168,7 +119,7 @@ def _is_of_other_sign(spelled: _Spelled, rest: str, divisor: str, dtype: int) ->
     return spelled.add("LogicalAnd", [is_inexact, differ], name="is_of_other_sign")
 
 
-def _rounded_quotient(spelled: _Spelled, node: Any) -> None:
+def _rounded_quotient(spelled: Spelled, node: Any) -> None:
     """Round the quotient of floats that TensorFlow computes. LiteRT rounds one that it has computed more exactly: 1 //
     0.05 becomes 19."""
     dtype = node.attr["T"].type
@@ -179,14 +130,14 @@ def _rounded_quotient(spelled: _Spelled, node: Any) -> None:
 # -- the larger and the smaller of whole numbers
 
 
-def _larger(spelled: _Spelled, node: Any) -> None:
+def _larger(spelled: Spelled, node: Any) -> None:
     """Take the larger or the smaller of whole numbers by a comparison. ONNX Runtime compares some int64 by their lower
     32 bits if it takes several at once."""
     if node.attr["T"].type == _INT64:
         _choose_by(spelled, "Greater" if node.op == "Maximum" else "Less", *spelled.inputs)
 
 
-def _rectified(spelled: _Spelled, node: Any) -> None:
+def _rectified(spelled: Spelled, node: Any) -> None:
     """See `_larger`."""
     if node.attr["T"].type != _INT64:
         return
@@ -199,7 +150,7 @@ def _rectified(spelled: _Spelled, node: Any) -> None:
     _choose_by(spelled, "Greater", value, zero)
 
 
-def _clipped(spelled: _Spelled, node: Any) -> None:
+def _clipped(spelled: Spelled, node: Any) -> None:
     """See `_larger`."""
     if node.attr["T"].type == _INT64:
         value, least, most = spelled.inputs
@@ -207,12 +158,12 @@ def _clipped(spelled: _Spelled, node: Any) -> None:
         _choose_by(spelled, "Greater", spelled.choose(is_less, [value, most], _INT64, "at_most"), least)
 
 
-def _choose_by(spelled: _Spelled, op: str, one: str, other: str) -> None:
+def _choose_by(spelled: Spelled, op: str, one: str, other: str) -> None:
     is_it = spelled.add(op, [one, other], dtype=_INT64, name="is_it")
     spelled.become("SelectV2", [is_it, one, other])
 
 
-def _sign(spelled: _Spelled, node: Any) -> None:
+def _sign(spelled: Spelled, node: Any) -> None:
     """See `_larger`."""
     if node.attr["T"].type != _INT64:
         return
@@ -228,7 +179,7 @@ def _sign(spelled: _Spelled, node: Any) -> None:
 _STEP = 2048  # by which an int64 becomes a whole number that a double has exactly
 
 
-def _extreme(spelled: _Spelled, node: Any) -> None:
+def _extreme(spelled: Spelled, node: Any) -> None:
     """Find the largest or the least int64 (see `_larger`): first the largest quotient, which a double holds exactly,
     then the largest rest of those that have it."""
     if node.attr["T"].type != _INT64:
@@ -258,10 +209,46 @@ def _extreme(spelled: _Spelled, node: Any) -> None:
     spelled.become("AddV2", [added, spelled.cast(rests, _DOUBLE, _INT64, "rest_as_number")], drop=("Tidx", "keep_dims"))
 
 
+# -- bins
+
+
+def _bucketized(spelled: Spelled, node: Any) -> None:
+    """Count the boundaries that a number is not below: no operator of ONNX does so. TensorFlow compares as float32, or
+    as doubles if the number is one; NaN is below none."""
+    (value,) = spelled.inputs
+    dtype = node.attr["T"].type
+    if dtype != _DOUBLE:
+        value, dtype = spelled.cast(value, dtype, _FLOAT, "as_float"), _FLOAT
+    boundaries = spelled.constant(list(node.attr["boundaries"].list.f), dtype, "limits")
+    is_below = spelled.add("Less", [spelled.expanded(value, -1, dtype, "each"), boundaries], dtype=dtype, name="below")
+    _count(spelled, spelled.add("LogicalNot", [is_below], name="is_reached"), _INT32, drop=("boundaries",))
+
+
+def _bound(spelled: Spelled, node: Any) -> None:
+    """Count the numbers of a sorted row that lie before each value. Neither converter knows the search for them."""
+    ordered, values = spelled.inputs
+    dtype, out_type = node.attr["T"].type, node.attr["out_type"].type or _INT32
+    each = spelled.expanded(values, 2, dtype, "each")
+    row = spelled.expanded(ordered, 1, dtype, "row")
+    if node.op == "LowerBound":
+        is_before = spelled.add("Less", [row, each], dtype=dtype, name="is_before")
+    else:
+        is_below = spelled.add("Less", [each, row], dtype=dtype, name="is_below")
+        is_before = spelled.add("LogicalNot", [is_below], name="is_before")
+    _count(spelled, is_before, out_type, drop=("out_type",))
+
+
+def _count(spelled: Spelled, is_it: str, dtype: int, drop: Sequence[str]) -> None:
+    """Turn the node into the count of what is true along the last dimension."""
+    axis = spelled.constant(-1, _INT32, "axis")
+    spelled.become("Sum", [spelled.cast(is_it, _BOOL, dtype, "numbers"), axis], drop=drop)
+    spelled.retype(T=dtype, Tidx=_INT32)
+
+
 # -- others
 
 
-def _erfc(spelled: _Spelled, node: Any) -> None:
+def _erfc(spelled: Spelled, node: Any) -> None:
     """Compute erfc(x) as 1 - erf(x), which tf2onnx knows: Keras 3 writes gelu, and so most transformers, with it. It is
     less exact if erfc is small; if that matters, the proof fails."""
     dtype = node.attr["T"].type
@@ -269,7 +256,7 @@ def _erfc(spelled: _Spelled, node: Any) -> None:
     spelled.become("Sub", [one, spelled.add("Erf", spelled.inputs, dtype=dtype, name="erf")])
 
 
-def _one_hot(spelled: _Spelled, node: Any) -> None:
+def _one_hot(spelled: Spelled, node: Any) -> None:
     """Move indices below 0 to `depth`, for which there is no place either: TensorFlow leaves both out, and ONNX counts
     indices below 0 from the end."""
     dtype = node.attr["TI"].type
@@ -283,7 +270,7 @@ def _one_hot(spelled: _Spelled, node: Any) -> None:
     spelled.become("OneHot", [placed, depth, on, off])
 
 
-def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
+def _reverse_sequence(spelled: Spelled, node: Any) -> None:
     """Reverse sequences of length 0 as if of length 1, which changes nothing. ONNX Runtime loses their first
     element."""
     dtype = node.attr["Tlen"].type or _INT64
@@ -293,7 +280,7 @@ def _reverse_sequence(spelled: _Spelled, node: Any) -> None:
     spelled.become("ReverseSequence", [value, spelled.choose(is_empty, [one, lengths], dtype, "lengths")])
 
 
-def _right_shift(spelled: _Spelled, node: Any) -> None:
+def _right_shift(spelled: Spelled, node: Any) -> None:
     """Shift int8 with their sign; tf2onnx fills them up with zeros."""
     if node.attr["T"].type != _INT8:
         return
@@ -303,7 +290,7 @@ def _right_shift(spelled: _Spelled, node: Any) -> None:
     node.attr["SrcT"].type, node.attr["DstT"].type = _INT32, _INT8
 
 
-def _log1p(spelled: _Spelled, node: Any) -> None:
+def _log1p(spelled: Spelled, node: Any) -> None:
     """Compute log(1 + x), which tf2onnx has no operator for, exactly also for small x: a factor makes up for what the
     sum loses of x (Kahan, as in HP's calculators)."""
     dtype = node.attr["T"].type
@@ -321,7 +308,7 @@ def _log1p(spelled: _Spelled, node: Any) -> None:
     spelled.become("SelectV2", [spelled.add("LogicalOr", is_same, name="is_same"), value, product])
 
 
-def _softplus(spelled: _Spelled, node: Any, rest_op: str) -> None:
+def _softplus(spelled: Spelled, node: Any, rest_op: str) -> None:
     """Compute log(1 + exp(x)) without overflow: spelled out as it stands, it is infinite from 89 on (float32).
     `rest_op` is Log1p, or Log."""
     dtype = node.attr["T"].type
@@ -334,22 +321,24 @@ def _softplus(spelled: _Spelled, node: Any, rest_op: str) -> None:
     spelled.become("AddV2", [spelled.add("Relu", [value], dtype=dtype, name="above_0"), rest])
 
 
-def _softplus_of_doubles(spelled: _Spelled, node: Any) -> None:
+def _softplus_of_doubles(spelled: Spelled, node: Any) -> None:
     """Spell out softplus of all floats but float32, which ONNX Runtime computes in another way."""
     if node.attr["T"].type != _FLOAT:
         _softplus(spelled, node, "Log")
 
 
-_Spell = Callable[[_Spelled, Any], None]
+_Spell = Callable[[Spelled, Any], None]
 
 _SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
     "onnx": {
+        "Bucketize": _bucketized,
         "ClipByValue": _clipped,
         "Div": _truncate_div,
         "Erfc": _erfc,
         "FloorDiv": _floor_div,
         "FloorMod": _floor_mod,
         "Log1p": _log1p,
+        "LowerBound": _bound,
         "Max": _extreme,
         "Maximum": _larger,
         "Min": _extreme,
@@ -364,8 +353,14 @@ _SPELLED: Mapping[Format, Mapping[str, _Spell]] = {
         "Softplus": _softplus_of_doubles,
         "TruncateDiv": _truncate_div,
         "TruncateMod": _truncate_mod,
+        "UpperBound": _bound,
     },
-    "tflite": {"FloorDiv": _rounded_quotient, "Softplus": partial(_softplus, rest_op="Log1p")},
+    "tflite": {
+        "FloorDiv": _rounded_quotient,
+        "LowerBound": _bound,
+        "Softplus": partial(_softplus, rest_op="Log1p"),
+        "UpperBound": _bound,
+    },
 }
 
 REPAIRED: Mapping[Format, frozenset[str]] = {form: frozenset(spelled) for form, spelled in _SPELLED.items()}

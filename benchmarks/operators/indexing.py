@@ -76,6 +76,24 @@ def _tensor_scatter(op: str, dtype: str) -> Iterator[Variant]:
     yield Variant("", inputs, lambda raw, x, at, updates: call(raw, op, x, at, updates))
 
 
+@variants("Bucketize")
+def _bucketize(op: str, dtype: str) -> Iterator[Variant]:
+    limits = [-1.5, 0.0, 0.37, 3.0, 100.0]
+    yield Variant("", {"x": Input(dtype)}, lambda raw, x: raw.Bucketize(input=x, boundaries=limits))
+
+
+@variants("LowerBound", "UpperBound")
+def _bounds(op: str, dtype: str) -> Iterator[Variant]:
+    if dtype == "bool":  # TensorFlow has no kernel, and none of the other types then runs
+        return
+    ordered = np.array([[0, 1, 1, 5, 100]]).astype(dtype)
+    yield Variant(
+        "",
+        {"x": Input(dtype)},
+        lambda raw, x: getattr(raw, op)(sorted_inputs=ordered, values=raw.Reshape(tensor=x, shape=[1, -1])),
+    )
+
+
 @variants("OneHot", of="TI")
 def _one_hot(op: str, dtype: str) -> Iterator[Variant]:
     at = {"at": Input(dtype, (None, 2), Role.INDEX, limit=5)}

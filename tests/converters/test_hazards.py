@@ -147,6 +147,8 @@ _WHOLE = {Values.ORDINARY, Values.NEGATIVE, Values.LARGE_WHOLE, Values.LEAST_BY_
 _FLOAT = {Values.ORDINARY, Values.HALVES, Values.HUNDREDS, Values.LARGE}
 REPAIRS: list[tuple[str, str, set[Values]]] = [
     ("ClipByValue", "int64", _WHOLE),
+    ("Bucketize", "float32", _FLOAT | {Values.NAN, Values.INFINITE}),
+    ("Bucketize", "int64", _WHOLE),
     ("Div", "int64", _WHOLE),
     ("Erfc", "float32", _FLOAT),
     ("FloorDiv", "int8", _WHOLE),
@@ -158,6 +160,7 @@ REPAIRS: list[tuple[str, str, set[Values]]] = [
     ("Less", "int64", _WHOLE),
     ("Log", "float64", _FLOAT),
     ("Log1p", "float32", _FLOAT | {Values.TINY, Values.INFINITE, Values.NAN}),
+    ("LowerBound", "float32", _FLOAT | {Values.NAN, Values.INFINITE}),
     ("Max", "int64", _WHOLE),
     ("Maximum", "int64", _WHOLE),
     ("Min", "int64", _WHOLE),
@@ -178,8 +181,16 @@ REPAIRS: list[tuple[str, str, set[Values]]] = [
     ("TruncateDiv", "float32", _FLOAT),
     ("TruncateDiv", "int64", _WHOLE),
     ("TruncateMod", "int64", _WHOLE),
+    ("UpperBound", "float32", _FLOAT | {Values.NAN, Values.INFINITE}),
+    ("UpperBound", "int64", _WHOLE),
 ]
-REPAIRS_OF_TFLITE = [("FloorDiv", "float32", _FLOAT), ("Softplus", "float32", _FLOAT | {Values.HUGE})]
+REPAIRS_OF_TFLITE = [
+    ("FloorDiv", "float32", _FLOAT),
+    ("LowerBound", "float32", _FLOAT | {Values.NAN, Values.INFINITE}),
+    ("Softplus", "float32", _FLOAT | {Values.HUGE}),
+    ("UpperBound", "float32", _FLOAT | {Values.INFINITE}),
+    ("UpperBound", "int64", _WHOLE),
+]
 
 
 def test_everything_that_is_spelled_out_has_its_place_here() -> None:
@@ -234,7 +245,9 @@ def test_what_is_spelled_out_for_onnx_is_right(results: dict, op: str, dtype: st
     assert wrong(results[op, dtype], "onnx") & kinds == set()
 
 
-@pytest.mark.parametrize(("op", "dtype", "kinds"), REPAIRS_OF_TFLITE, ids=["quotients", "softplus"])
+@pytest.mark.parametrize(
+    ("op", "dtype", "kinds"), REPAIRS_OF_TFLITE, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_what_is_spelled_out_for_tflite_is_right(results: dict, op: str, dtype: str, kinds: set[Values]) -> None:
     assert wrong(results[op, dtype], "tflite") & kinds == set()
 
