@@ -12,7 +12,7 @@ from backends.domain import ANY, FINITE, Domain
 from converters.cases import Case, CaseMaker, DiedError
 from converters.child import ChildError
 from converters.edges import float_edges, whole_edges
-from converters.evidence import Evidence
+from converters.evidence import Evidence, gather
 from converters.hard_cases import HardCases
 from converters.proof import Comparison
 from converters.proving import Bounds, Proof
@@ -24,6 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 Function = Callable[[np.ndarray], np.ndarray]
 
 IDS = Signature({"x": TensorSpec("int64", (-1,))}, {"y": TensorSpec("int64", (-1,))})
+IDS_TO_FLOATS = Signature(IDS.inputs, {"y": TensorSpec("float32", (-1,))})
 FLOATS = Signature({"x": TensorSpec("float32", (-1, 4))}, {"y": TensorSpec("float32", (-1, 4))})
 SEQUENCES = Signature({"x": TensorSpec("float32", (-1, -1, 2))}, {"y": TensorSpec("float32", (-1, 2))})
 SCALAR = Signature({"x": TensorSpec("int32", ())}, {"y": TensorSpec("int32", ())})
@@ -298,6 +299,33 @@ def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
     comparison.add("a case", {"y": np.array([1])}, {"y": np.array([1])})
     assert comparison.proof().verdict is Verdict.INDISTINCT
     assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT
+
+
+class TensorFlow:
+    """A function in the place of `processes.Reference`."""
+
+    def __init__(self, signature: Signature, function: Function) -> None:
+        self.signatures = {"s": signature}
+        self._function = function
+
+    def run(self, _: str, inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": self._function(inputs["x"])}
+
+    def risk(self, name: str, inputs: Arrays, _: float) -> dict[str, np.ndarray]:
+        return self.run(name, inputs)
+
+
+def test_an_answer_that_varies_only_at_the_graphs_own_numbers_can_be_proven() -> None:
+    def prices(x: np.ndarray) -> np.ndarray:
+        return np.where(x == 117, np.float32(2.5), np.float32(-1))
+
+    (evidence,) = gather(TensorFlow(IDS_TO_FLOATS, prices), {}, 5.0, [117]).values()
+    assert evidence.problem is None
+    assert proof_by(evidence, prices, 0.0).verdict is Verdict.PROVEN
+    assert proof_by(evidence, lambda x: np.full(x.shape, np.float32(-1)), 0.0).verdict is Verdict.DIFFERS
+    (evidence,) = gather(TensorFlow(IDS_TO_FLOATS, prices), {}, 5.0, []).values()
+    assert evidence.problem is not None
+    assert evidence.problem.verdict is Verdict.INDISTINCT
 
 
 # -- what the search shows besides
