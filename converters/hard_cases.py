@@ -208,8 +208,14 @@ class HardCases:
             for found in odd.values():
                 if found.without is not None:
                     without = (without or ANY) & found.without
+            label = next(iter(odd.values())).label
             try:
-                yield from self._tried(next(iter(odd.values())).label, inputs, without)
+                yield from self._tried(label, inputs, without)
+                if without is not None:  # what becomes infinite is NaN times 0, in one order of the factors
+                    kept = len(self.refused)
+                    zeros = {alias: _some(np.zeros_like(base[alias]), found.values) for alias, found in odd.items()}
+                    yield from self._tried(f"{label}, beside 0", {**base, **zeros}, without)
+                    del self.refused[kept:]  # 0 may be what it refuses
             except DiedError:
                 return
 

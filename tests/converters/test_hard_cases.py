@@ -301,6 +301,18 @@ def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
     assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT
 
 
+def test_large_floats_are_tried_beside_zeros_too() -> None:
+    """Factors overflow and meet a 0 in one order, and not in another."""
+
+    def product(x: np.ndarray) -> np.ndarray:
+        return np.repeat((x[:, :1] * x[:, 3:]) * (x[:, 1:2] * x[:, 2:3]), 4, axis=1)
+
+    with np.errstate(all="ignore"):
+        _, cases = hard_cases(FLOATS, product)
+    finite = [case for case in cases if np.isfinite(case.inputs["x"]).all()]
+    assert any(np.isnan(case.outputs["y"]).any() for case in finite)
+
+
 class TensorFlow:
     """A function in the place of `processes.Reference`."""
 
