@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
+from backends.default_values import default_arrays
 
 __all__ = ["ANY", "FINITE", "Bounded", "Domain", "UnprovenError", "smallest_normal"]
 
@@ -150,6 +151,11 @@ class Bounded:
         self.signatures: Mapping[str, Signature] = form.signatures
         self._form = form
         self._domains = {name: domain for name, domain in domains.items() if domain != ANY}
+        self._beyond_by_default = {
+            name: _beyond_by_default(self.signatures[name], domain)
+            for name, domain in self._domains.items()
+            if name in self.signatures
+        }
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See `Backend.run`."""
@@ -159,4 +165,16 @@ class Bounded:
             for name, array in inputs.items():
                 if name in specs and (why := domain.beyond(name, array, specs[name])):
                     raise UnprovenError(why)
+            for name, why in self._beyond_by_default[signature].items():
+                if name not in inputs:
+                    raise UnprovenError(why)
         return self._form.run(signature, inputs, outputs)
+
+
+def _beyond_by_default(signature: Signature, domain: Domain) -> dict[str, str]:
+    """Return the inputs whose default is outside of the domain, with why: a request may leave them out."""
+    return {
+        name: f"{why}, its default"
+        for name, array in default_arrays(signature).items()
+        if (why := domain.beyond(name, array, signature.inputs[name]))
+    }

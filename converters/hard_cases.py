@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.contract import BackendError, TensorSpec
+from backends.default_values import default_arrays
 from backends.domain import ANY, FINITE, Domain
 from converters.cases import Case, CaseMaker, DiedError, Inputs, Run, filled, fits, has_batch
 from converters.edges import Edges, float_edges, whole_edges
@@ -77,6 +78,7 @@ class HardCases:
             self._domain = dataclasses.replace(self._domain, largest=None)
         if not self._maker.has_made:
             yield from self._filled()
+        yield from self._left_out()
         yield from self._negative(wholes)
         yield from self._floats(edges, lambda found: found.without is None)
         yield from self._empty()
@@ -168,6 +170,12 @@ class HardCases:
         for value in (0, 1, -1):
             if base is not None:
                 yield from self._survived(f"all {value}", filled(self._signature, base, value))
+
+    def _left_out(self) -> Iterator[Case]:
+        """Yield the case of a request that leaves out what has a default."""
+        base, defaults = self._base(1), default_arrays(self._signature)
+        if base is not None and defaults:
+            yield from self._survived(f"the defaults of {', '.join(map(repr, defaults))}", {**base, **defaults})
 
     def _survived(self, label: str, inputs: Inputs | None, without: Domain | None = None) -> Iterator[Case]:
         """Do as `_tried`, but only note a death of TensorFlow."""

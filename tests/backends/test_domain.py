@@ -106,6 +106,28 @@ def test_a_form_does_not_run_on_what_it_was_not_proven_for() -> None:
         anything.run("s", {"x": np.zeros(0, np.float32)}, ["y"])
 
 
+class Scaled:
+    signatures: Mapping[str, Signature] = {
+        "s": Signature(
+            {"x": TensorSpec("float32", (-1,)), "by": TensorSpec("float32", ())},
+            {"y": TensorSpec("float32", (-1,))},
+            defaults={"by": b"\x08\x01\x12\x00\x22\x04" + np.float32(NAN).tobytes()},  # a TensorProto
+        )
+    }
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        return [inputs["x"] * inputs.get("by", np.float32(NAN))]
+
+
+def test_a_default_that_a_form_was_not_proven_for_is_seen_where_a_request_leaves_it_out() -> None:
+    bounded = Bounded(Scaled(), {"s": FINITE})
+    given = {"x": np.ones(2, np.float32), "by": np.array(3, np.float32)}
+    assert bounded.run("s", given, ["y"])[0].tolist() == [3, 3]
+    with pytest.raises(UnprovenError, match="its default"):
+        bounded.run("s", {"x": given["x"]}, ["y"])
+    assert np.isnan(Bounded(Scaled(), {"s": ANY}).run("s", {"x": given["x"]}, ["y"])[0]).all()
+
+
 def test_the_options_say_what_clients_send() -> None:
     assert ModelOptions().proof_inputs == "any"
 

@@ -313,6 +313,14 @@ def test_large_floats_are_tried_beside_zeros_too() -> None:
     assert any(np.isnan(case.outputs["y"]).any() for case in finite)
 
 
+def test_a_form_must_be_right_on_the_defaults_of_what_a_request_leaves_out() -> None:
+    default = b"\x08\x01\x12\x00\x22\x04" + np.float32(7.3).tobytes()  # a TensorProto
+    scalar = Signature({"x": TensorSpec("float32", ())}, {"y": TensorSpec("float32", ())}, defaults={"x": default})
+    proof = proven(scalar, lambda x: x * 2, lambda x: np.where(x == np.float32(7.3), -x, x * 2).astype(np.float32))
+    assert proof.verdict is Verdict.DIFFERS
+    assert "from the defaults of 'x'" in proof.reason
+
+
 class TensorFlow:
     """A function in the place of `processes.Reference`."""
 
