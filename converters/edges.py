@@ -10,12 +10,13 @@ import numpy as np
 
 from backends.domain import FINITE, Domain, smallest_normal
 
-__all__ = ["FLOAT_LEVELS", "ORDINARY", "WHOLE_LEVELS", "Edges", "float_edges", "float_limit", "whole_edges"]
+__all__ = ["FLOAT_LEVELS", "HALVES", "ORDINARY", "WHOLE_LEVELS", "Edges", "float_edges", "float_limit", "whole_edges"]
 
 ORDINARY = 1000.0
 """Floats up to this are what any form must be right on: those of the other cases are."""
 
 _FLOAT_LEVELS = (1e4, 1e6, 1e9, 1e15, 1e30)
+HALVES = (0.5, 1.5, 2.5, -0.5, -1.5, 3.5)  # which are rounded up, down, to even, or away from 0
 _BITS = ((7, 8), (15, 16), (31, 32), (53,), (63, 64))
 
 # A form that is wrong beyond one of these may be proven up to it.
@@ -71,6 +72,8 @@ def float_edges(dtype: np.dtype, numbers: Sequence[float]) -> Iterator[Edges]:
     ordinary = [value for value in near if abs(value) <= ORDINARY]
     if ordinary:
         yield Edges("floats beside the graph's own numbers", np.array(ordinary).astype(dtype), None)
+    simple = [*HALVES, 0.25, 0.75, 0.125, 1.0, 2.0, 3.0, -2.0, 100.0, 255.0]
+    yield Edges("some floats halves and other simple ones", np.array(simple).astype(dtype), None)
     tiny = [0.0, -0.0, 1e-3, -1e-3, 1e-7, -1e-7, 1e-10, 1e-20, -1e-20, 1e-30, 4 * least, -4 * least]
     tiny = [value for value in tiny if value == 0 or abs(value) >= least]
     yield Edges("some floats ±0 or tiny", np.array(tiny).astype(dtype), None)

@@ -219,11 +219,11 @@ class HardCases:
             label = next(iter(odd.values())).label
             try:
                 yield from self._tried(label, inputs, without)
-                if without is not None:  # what becomes infinite is NaN times 0, in one order of the factors
-                    kept = len(self.refused)
-                    zeros = {alias: _some(np.zeros_like(base[alias]), found.values) for alias, found in odd.items()}
-                    yield from self._tried(f"{label}, beside 0", {**base, **zeros}, without)
-                    del self.refused[kept:]  # 0 may be what it refuses
+                # What has become infinite is NaN times 0, in one order of the factors. 0 may be what is refused.
+                kept = len(self.refused)
+                zeros = {alias: _some(np.zeros_like(base[alias]), found.values) for alias, found in odd.items()}
+                yield from self._tried(f"{label}, beside 0", {**base, **zeros}, without)
+                del self.refused[kept:]
             except DiedError:
                 return
 

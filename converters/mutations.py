@@ -14,11 +14,10 @@ import numpy as np
 from backends.contract import Signature
 from backends.domain import Domain
 from converters.cases import Inputs
-from converters.edges import FLOAT_LEVELS, float_edges, float_limit, whole_edges
+from converters.edges import FLOAT_LEVELS, HALVES, float_edges, float_limit, whole_edges
 
 __all__ = ["Mutations", "Values", "within"]
 
-_HALVES = (0.5, 1.5, 2.5, -0.5, -1.5, 3.5)
 _USUAL = (0.0, 1.0, -1.0, 2.0, 3.0, 5.0, 10.0, 100.0, 127.0, 128.0, 255.0, 256.0, 1000.0, 0.1, 0.25)
 _SCALES = (-1.0, 0.5, 2.0, 10.0, 0.1, 1e3, 1e-3, 0.0)
 _MAX_CHANGES = 4
@@ -56,7 +55,7 @@ class Values:
             found = [whole[(whole >= self.least) & (whole <= self.largest)]]
         elif dtype.kind in "fcV":
             floats = [edges.values for edges in float_edges(dtype, numbers)]
-            floats.append(np.array([*_HALVES, *_USUAL]).astype(dtype))
+            floats.append(np.array([*HALVES, *_USUAL]).astype(dtype))
             every = np.concatenate(floats)
             if domain.largest is not None:
                 with np.errstate(invalid="ignore"):

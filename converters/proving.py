@@ -31,6 +31,8 @@ _SHRINK_TRIES = 200
 _SHRINK_SECONDS = 2.0
 _CALL_SECONDS = 120.0
 _SEARCHED = "searched inputs"
+_ENOUGH_INPUTS = 2000
+_MORE_SECONDS = 1.0
 _MAX_COUNTEREXAMPLES = 8  # that are kept of a signature
 _MAX_BEYOND = 12  # differences that a report tells of
 
@@ -142,7 +144,7 @@ class Proof:
                 return self._comparison.proof(maker.refused, "died", f"on inputs that TensorFlow refuses, {error}")
         proof = self._comparison.proof(maker.refused, on_refused)
         if proof.verdict is Verdict.PROVEN:
-            failure = self._search(bounds.seconds(self._evidence.seconds + time.monotonic() - begun))
+            failure = self._search(bounds.seconds(self._evidence.seconds + time.monotonic() - begun), bounds.most)
             proof = self._comparison.proof(maker.refused, on_refused, failure)
         return dataclasses.replace(
             proof,
@@ -211,7 +213,7 @@ class Proof:
         except ChildError as error:
             self._leave_out(refused.without, f"on {refused.label}, which TensorFlow refuses, {error}")
 
-    def _search(self, seconds: float) -> str:
+    def _search(self, seconds: float, most: float) -> str:
         """Search for inputs within the domain so far on which the form is wrong, and narrow the domain to leave them
         out, if possible. Return how the form died, "" if it did not."""
         evidence, signature = self._evidence, self._evidence.signature
@@ -222,7 +224,7 @@ class Proof:
         cases = [case for case in evidence.cases if within(self._domain, signature, case.inputs)]
         search = Search(self._judge, cases, evidence.numbers, self._domain, zlib.crc32(self._name.encode()))
         failure = ""
-        for suspect in self._suspects(search, begun + seconds):
+        for suspect in self._suspects(search, begun + seconds, begun + most):
             if suspect.failure:
                 self._remember(suspect.inputs)
                 failure = f"on {said(suspect.inputs)}, {suspect.failure}"
@@ -245,13 +247,20 @@ class Proof:
         self._searched = Searched(search.tried, took, search.worst, worst, search.explained)
         return failure
 
-    def _suspects(self, search: Search, ends: float) -> Iterator[Suspect]:
-        """Yield inputs on which other forms of this job were wrong, if this one is too; then what the search finds."""
+    def _suspects(self, search: Search, ends: float, last: float) -> Iterator[Suspect]:
+        """Yield inputs on which other forms of this job were wrong, if this one is too; then what the search finds. If
+        it has tried few inputs by `ends`, as on a busy machine, it goes on until `last`."""
         for inputs in tuple(self._evidence.counterexamples):
             if within(self._domain, self._evidence.signature, inputs) and (known := search.again(inputs)) is not None:
                 yield known
-        while (suspect := search.run(ends)) is not None:
-            yield suspect
+        while True:
+            before = search.tried
+            while (suspect := search.run(ends)) is not None:
+                yield suspect
+            now = time.monotonic()
+            if search.tried >= _ENOUGH_INPUTS or search.tried == before or now >= last:
+                return
+            ends = min(last, now + _MORE_SECONDS)
 
     def _remember(self, inputs: Inputs) -> None:
         known = self._evidence.counterexamples

@@ -301,6 +301,12 @@ def test_hard_values_do_not_make_up_for_outputs_that_never_vary() -> None:
     assert proven(IDS, lambda x: x // 2**40, lambda x: x // 2**40).verdict is Verdict.INDISTINCT
 
 
+def test_a_form_must_round_halves_as_tensorflow_does() -> None:
+    proof = proven(FLOATS, lambda x: np.round(x, 0), lambda x: np.floor(x + np.float32(0.5)))
+    assert proof.verdict is Verdict.DIFFERS
+    assert "halves" in proof.reason
+
+
 def test_large_floats_are_tried_beside_zeros_too() -> None:
     """Factors overflow and meet a 0 in one order, and not in another."""
 
@@ -349,6 +355,16 @@ def test_an_answer_that_varies_only_at_the_graphs_own_numbers_can_be_proven() ->
 
 
 # -- what the search shows besides
+
+
+def test_a_search_of_few_inputs_goes_on_within_its_bounds() -> None:
+    def triple(x: np.ndarray) -> np.ndarray:
+        return x * 3
+
+    proof = Proof(Stand(triple), "s", evidence_of(FLOATS, triple), "float32").run(float("inf"), Bounds(1e-6, 60.0))
+    assert proof.searched.inputs >= 2000
+    proof = Proof(Stand(triple), "s", evidence_of(FLOATS, triple), "float32").run(float("inf"), Bounds(1e-6, 1e-6))
+    assert proof.searched.inputs < 2000
 
 
 def test_a_form_that_is_wrong_on_one_id_is_not_proven_and_the_report_names_it() -> None:
