@@ -87,7 +87,11 @@ def _convert(graph_def: Any, name: str, inputs: Sequence[str], outputs: Sequence
     """Convert a frozen graph as `tf2onnx.convert.from_graph_def` does, which refuses one without inputs."""
     import tensorflow as tf  # noqa: PLC0415
     from tf2onnx import convert as tool  # noqa: PLC0415
+    from tf2onnx.optimizer import back_to_back_optimizer  # noqa: PLC0415
 
+    # It takes casts out of the middle of others although they round: to float16 and back, to float32 and back to whole
+    # numbers, from 0.5 to a whole number and on to bool. ONNX Runtime removes those that change nothing.
+    back_to_back_optimizer._func_map.pop(("Cast",), None)
     # Else each of its optimisers works on a copy of the graph: 8 GB for ResNet50's 100 MB, instead of 4.
     os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
     with tf.device("/cpu:0"):

@@ -157,7 +157,8 @@ def unknown_operator(tf: Any, out: str) -> None:
 
 @_model
 def whole(tf: Any, out: str) -> None:
-    """ids int64[-1] → what converters get wrong of negative ones: remainders, quotients, one-hot rows."""
+    """ids int64[-1] → what converters get wrong: remainders, quotients and one-hot rows of negative ones, casts that
+    round."""
     table = tf.constant([[0.3 * row + column for column in range(4)] for row in range(10)])
 
     def answers(ids: Any) -> dict[str, Any]:
@@ -166,6 +167,8 @@ def whole(tf: Any, out: str) -> None:
             "high": ids // 2**32,
             "day": ids // 86_400_000,
             "row": tf.one_hot(ids, 10) @ table,
+            "half": tf.cast(tf.cast(ids % 10_000, tf.float16), tf.float32),
+            "rounded": tf.cast(tf.cast(ids % 10**9, tf.float32), tf.int64),
         }
 
     signature = tf.function(answers).get_concrete_function(tf.TensorSpec([None], tf.int64, "ids"))
