@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from backends.dtypes import BY_NAME, DType
+from backends.error_texts import shortened
 
 DEFAULT_SIGNATURE = "serving_default"
 """The signature of a request that names none, and of a model whose format has no signature names."""
@@ -39,9 +40,10 @@ class Code(IntEnum):
 
 
 class BackendError(Exception):
-    """A framework refused to load or run a model. `code` and `message` reach the client unchanged."""
+    """A framework refused to load or run a model. `code` and `message` reach the client; the message is shortened."""
 
     def __init__(self, code: Code, message: str) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.code = code
         self.message = message

@@ -17,6 +17,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from backends.contract import BackendError, Code
+from backends.error_texts import has_in_order, shortened
 from backends.interpreter_pool import InterpreterPool
 
 __all__ = ["Instance", "Slot", "new_pool", "plan_memory", "refusing"]
@@ -34,10 +35,14 @@ _DELEGATE = "TfLiteXNNPackDelegate"
 _NODE = re.compile(r"(?<=\S)(?=Node number \d+ \()")
 _NO_OPERATOR = re.compile(r"unresolved custom op|Select TensorFlow op")
 # Element types are checked before LiteRT sees a request, so if a kernel lacks one, the model needs it.
-_NO_TYPE = re.compile(
-    r"\btypes?\b.*\b(unsupported|not\b.*\bsupported)|(\bunsupported|\bnot support|n't support)\b.*\btypes?\b",
-    re.IGNORECASE,
-)
+_NO_TYPE = [
+    [re.compile(part, re.IGNORECASE) for part in parts]
+    for parts in (
+        (r"\btypes?\b", r"\bunsupported"),
+        (r"\btypes?\b", r"\bnot\b", r"\bsupported"),
+        (r"(\bunsupported|\bnot support|n't support)\b", r"\btypes?\b"),
+    )
+]
 _NO_KERNEL = re.compile(r"Didn't find op for builtin|builtin_code out of range")
 _NO_VALUE = re.compile(r"\((READ_VARIABLE|HASHTABLE_FIND|HASHTABLE_SIZE)\) failed")
 
@@ -224,7 +229,7 @@ def refusing(code: Code = Code.INVALID_ARGUMENT) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        text = " ".join(_NODE.sub("; ", str(error)).split())
+        text = " ".join(_NODE.sub("; ", shortened(str(error))).split())
         raise BackendError(_code(text) or code, _with_remedy(text)) from error
     except MemoryError as error:
         raise BackendError(Code.RESOURCE_EXHAUSTED, "there is not enough memory for these inputs") from error
@@ -232,7 +237,7 @@ def refusing(code: Code = Code.INVALID_ARGUMENT) -> Iterator[None]:
 
 def _code(text: str) -> Code | None:
     """Return the code of an error that is the model's or the server's fault; None if it may be the input's."""
-    if _NO_OPERATOR.search(text) or _NO_KERNEL.search(text) or _NO_TYPE.search(text):
+    if _NO_OPERATOR.search(text) or _NO_KERNEL.search(text) or any(has_in_order(text, *parts) for parts in _NO_TYPE):
         return Code.UNIMPLEMENTED
     if _NO_VALUE.search(text):
         return Code.FAILED_PRECONDITION

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from backends import text_locale
 from backends.contract import BackendError, Code
+from backends.error_texts import has_in_order, shortened, without_source_places
 
 __all__ = ["REFUSALS", "code_of_load", "message_of", "refusing"]
 
@@ -36,18 +37,17 @@ REFUSALS = tuple(
     if hasattr(state, name)
 )
 
-# What ONNX Runtime adds to a kernel's message: its status, and the source line of a failed condition.
+# What ONNX Runtime adds to a kernel's message: its status, and the failed node.
 _STATUS = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: )")
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
-_CONDITION = re.compile(r"\S*onnxruntime_src/\S+:\d+ .* was (?:false|true)\. (?=\S)")
-_SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ ")
 # Messages about a model that needs what this ONNX Runtime lacks.
 _NOT_THERE = re.compile(
     r"No Op registered|is not a registered function/op|Could not find an implementation|Unsupported model IR version"
     r"|only \*guarantees\* support for models stamped with official released onnx opset versions"
 )
 _NO_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc", re.IGNORECASE)
-_GPU_FAILED = re.compile(r"\b(CUDA|CUDNN|CUBLAS|CUFFT|CUDNN_FE)\b.*fail", re.IGNORECASE)
+_GPU = re.compile(r"\b(CUDA|CUDNN|CUBLAS|CUFFT|CUDNN_FE)\b", re.IGNORECASE)
+_FAILED = re.compile("fail", re.IGNORECASE)
 
 _MAX_MESSAGE = 2000
 
@@ -68,10 +68,10 @@ def code_of(error: Exception) -> Code:
 
     A kernel does not tell invalid input from its own failure. On the CPU it is nearly always the input.
     """
-    text = str(error)
+    text = shortened(str(error))
     if _NO_MEMORY.search(text):
         return Code.RESOURCE_EXHAUSTED
-    if _GPU_FAILED.search(text) or type(error).__name__ in {"EPFail", "EngineError"}:
+    if has_in_order(text, _GPU, _FAILED) or type(error).__name__ in {"EPFail", "EngineError"}:
         return Code.INTERNAL
     if type(error).__name__ == "NotImplemented":
         return Code.UNIMPLEMENTED
@@ -82,7 +82,7 @@ def code_of(error: Exception) -> Code:
 
 def code_of_load(error: Exception) -> Code:
     """Return the code of an error while loading, which is never a client's fault."""
-    text = str(error)
+    text = shortened(str(error))
     if _NO_MEMORY.search(text):
         return Code.RESOURCE_EXHAUSTED
     if type(error).__name__ == "NotImplemented" or _NOT_THERE.search(text):
@@ -92,9 +92,9 @@ def code_of_load(error: Exception) -> Code:
 
 def message_of(error: Exception) -> str:
     """Return the message of an error for clients, with a remedy for a missing locale."""
-    text = _STATUS.sub("", str(error))
+    text = _STATUS.sub("", shortened(str(error)))
     text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
-    text = " ".join(_SOURCE.sub("", _CONDITION.sub("", text)).split())
+    text = without_source_places(text)
     text = f"{text[:_MAX_MESSAGE]}..." if len(text) > _MAX_MESSAGE else text
     name = text_locale.named_in(text)
     return f"{text}; {text_locale.remedy(name)}, and load the model again" if name else text

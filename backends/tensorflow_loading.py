@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +16,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from backends.contract import BackendError, Code
+from backends.error_texts import shortened, without_python_trace
 from backends.known_ops import explained
 from backends.missing_ops import missing_ops
 from backends.tensorflow_variables import Read, Reads, copies, copy_values, unset
@@ -33,15 +33,6 @@ _NAMED = 5  # the most variables that a message names
 # The exceptions of TensorFlow's Python loaders are not specified: OSError, RuntimeError and ValueError were seen; the
 # others are what Python raises on a graph that contradicts itself.
 _LOADERS_ERRORS = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-
-# What Session.run adds to the message of the C++ runtime (python/framework/error_interpolation.py).
-_PYTHON_TRACE = re.compile(
-    r"^Graph execution error:\s*"
-    r"|^Detected at node .*? defined at \(most recent call last\):.*?(?=^Node: |\Z)"
-    r"|^Node: '[^\n]*'\n"
-    r"|\s*^(?:Original stack trace for|Errors may have originated from) .*\Z",
-    re.MULTILINE | re.DOTALL,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +95,7 @@ def backend_error(
     error: tf.errors.OpError, context: str = "", missing: Callable[[], tuple[Iterable[str], str]] | None = None
 ) -> BackendError:
     """Return TensorFlow's error after `context`; `missing` finds the operators that it lacks (`known_ops`)."""
-    message = _PYTHON_TRACE.sub("", error.message).strip()
+    message = without_python_trace(shortened(error.message))
     return BackendError(Code(error.error_code), context + explained(message, tf.__version__, missing))
 
 

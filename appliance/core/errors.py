@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.contract import Code
+from backends.error_texts import shortened
 
 __all__ = ["Code", "ConfigError", "ServingError", "as_utf8", "truncated"]
 
@@ -33,10 +34,12 @@ _MAX_MESSAGE_CHARACTERS = 1024
 class ServingError(Exception):
     """An error for a client: `message` says what failed and with which value, `remedy` what to do.
 
-    `retry_after_seconds` is set if the same request may succeed later (it becomes HTTP's Retry-After).
+    `retry_after_seconds` is set if the same request may succeed later (it becomes HTTP's Retry-After). A long
+    message is shortened, because many quote what clients send.
     """
 
     def __init__(self, code: Code, message: str, remedy: str = "", retry_after_seconds: int | None = None) -> None:
+        message = shortened(message)
         joint = " " if message.endswith(".") else "; "  # some of TensorFlow Serving's texts end with a full stop
         super().__init__(f"{message}{joint}{remedy}" if remedy else message)
         self.code = code

@@ -56,7 +56,7 @@ _OWN_WORDS = (b"NaN", b"Infinity")  # RapidJSON reports the first byte that does
 # Possessive, with an optional end, so that even an unterminated string takes only one pass.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _STRING_MARK = b"$"  # replaces a string if only its surroundings matter
-_WORD = re.compile(rb"[A-Za-z0-9.+-]+\Z")
+_WORD_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.+-"
 _LITERALS = (b"true", b"false", b"null")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -122,8 +122,8 @@ def _at_the_end(body: bytes) -> tuple[str, int]:
         return _VALUE, end
     if last == _STRING_MARK and container == b"{" and before in (b"{", b","):
         return _COLON, end
-    word = _WORD.search(text)
-    return (word and _unfinished(word[0])) or _after_value(container), end
+    word = text[len(text.rstrip(_WORD_BYTES)) :]
+    return (_unfinished(word) if word else None) or _after_value(container), end
 
 
 def _unfinished(word: bytes) -> str | None:

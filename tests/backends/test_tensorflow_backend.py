@@ -21,6 +21,7 @@ import tensorflow as tf
 from backends import registry, tensorflow_backend
 from backends.contract import Backend, BackendError, Code, Signature, TensorSpec
 from backends.dtypes import BY_NUMPY, DTYPES, DType
+from backends.tensorflow_loading import backend_error
 from tests.support.op_library import needing
 from tests.support.saved_models import model_zoo
 from tests.support.tables import SNAPPY, blocks_of, copies, literals, table_of
@@ -197,6 +198,14 @@ def test_missing_asset_is_named_without_a_python_trace(zoo: Path, tmp_path: Path
         tensorflow_backend.load(str(model))
     assert caught.value.code is Code.NOT_FOUND
     assert "most recent call last" not in caught.value.message
+
+
+@pytest.mark.timeout(60)
+def test_an_error_that_quotes_a_long_text_is_told_at_once_and_cut() -> None:
+    quoted = "could not convert string: " + "\n" * 1_000_000
+    told = backend_error(tf.errors.InvalidArgumentError(None, None, quoted))
+    assert told.message.startswith("could not convert string:")
+    assert len(told.message) < 20_000
 
 
 def test_sparse_signature_is_set_aside_with_its_reason(zoo: Path) -> None:

@@ -127,3 +127,9 @@ def test_a_large_text_is_not_searched_for_its_fault(body: bytes) -> None:
 )
 def test_the_fault_of_the_largest_text_that_is_searched_is_found_in_one_pass(text: bytes, is_told: bool) -> None:
     assert (syntax_fault(text[: 2**20]) is not None) == is_told
+
+
+@pytest.mark.timeout(60)
+def test_a_long_number_before_the_end_takes_no_longer_than_its_length() -> None:
+    body = b"[[1." + b"0" * 1_000_000 + b"]"
+    assert syntax_fault(body) == f"Missing a comma or ] after an array element. at offset: {len(body)}"
