@@ -129,13 +129,21 @@ class Options(ModelOptions):
     max_request_bytes: int = option(
         GIB, Group.LIMITS, "The most bytes in the body of a REST request, after decompression.", minimum=1
     )
+    max_json_bytes: int = option(
+        64 * 1024**2,
+        Group.LIMITS,
+        "The most bytes in the body of a REST request, after decompression, that is parsed as JSON; 0: as many as "
+        "max_request_bytes. What is parsed takes many times as much memory.",
+        minimum=0,
+    )
     max_grpc_message_bytes: int = option(
         2**31 - 1, Group.LIMITS, "The most bytes in a gRPC message.", minimum=1, maximum=2**31 - 1
     )
     max_inflight_bytes: int = option(
         4 * GIB,
         Group.LIMITS,
-        "The most bytes of all requests in progress together, divided evenly among the front processes.",
+        "The most bytes of all requests and unread answers together, divided evenly among the front processes. What is "
+        "parsed of one large JSON body at a time takes at most as much again.",
         minimum=1,
     )
     max_connections: int = option(4096, Group.LIMITS, "The most REST connections of one front process.", minimum=1)
@@ -145,8 +153,8 @@ class Options(ModelOptions):
     body_grace_seconds: float = option(
         10.0,
         Group.LIMITS,
-        "Seconds in which the body of a REST request may arrive at any speed; after that it must have arrived at "
-        "16 KiB a second on average.",
+        "Seconds in which the body of a REST request may arrive, and its answer be read, at any speed; after that it "
+        "must have been 16 KiB a second on average.",
         minimum=0.1,
         maximum=3600,
     )

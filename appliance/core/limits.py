@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_HEADER_BYTES", "SHARED_MEMORY_BYTES"]
+__all__ = ["MAX_HEADER_BYTES", "MIN_BYTES_PER_SECOND", "SHARED_MEMORY_BYTES"]
 
 MAX_HEADER_BYTES = 65536
 """The largest size of a request's headers, in REST and in gRPC."""
+
+MIN_BYTES_PER_SECOND = 16384
+"""The lowest average pace at which clients send a body and read an answer, after `body_grace_seconds`."""
 
 SHARED_MEMORY_BYTES = 256 << 20
 """The most shared memory between a front and a version, each way; payloads without room go through their socket."""

@@ -12,6 +12,7 @@ from typing import Any
 from appliance.core.errors import ServingError
 from appliance.protocols import protos
 from appliance.protocols.example_inputs import Examples
+from appliance.protocols.json_cost import UNBOUNDED
 from appliance.protocols.json_text import cut, load_object, refusal, signature_name, start
 from appliance.protocols.json_values import from_base64, is_base64, type_label
 
@@ -33,16 +34,16 @@ class ExamplesBody:
     examples: Examples
 
 
-def parse_examples(body: bytes) -> ExamplesBody:
+def parse_examples(body: bytes, room: int = UNBOUNDED) -> ExamplesBody:
     """Parse a classify or regress request: `examples`, and optionally `context` and `signature_name`.
 
     Each example, and the context, is an object of features. A feature is a value or a list of values of one kind:
     integers and booleans make an int64_list, decimals a float_list (too large ones become inf), strings and {"b64":
     "…"} a bytes_list. Other keys of the body are ignored.
 
-    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
+    Raise ServingError: INVALID_ARGUMENT for any invalid bytes, TooCostlyError if it takes more than `room` bytes.
     """
-    document = load_object(body)
+    document = load_object(body, room)
     name = signature_name(document, body)
     context = _example(document["context"]) if "context" in document else b""
     if "examples" not in document:

@@ -19,11 +19,19 @@ import orjson
 from appliance.core.errors import Code, ServingError
 from appliance.protocols.classify_regress import Regression, Result, labels_of
 
-__all__ = ["encode_predict", "encode_result"]
+__all__ = ["encode_predict", "encode_result", "json_bytes"]
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The types that orjson writes without a conversion.
 _KNOWN = frozenset(np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
+
+
+_TEXT_BYTES = {"f": 3, "i": 3, "u": 3, "b": 6, "O": 12}  # at most, for each byte of an array of the kind
+
+
+def json_bytes(outputs: Mapping[str, np.ndarray]) -> int:
+    """Return about how many bytes `encode_predict` writes at most; strings count as they are on average."""
+    return sum(_TEXT_BYTES.get(array.dtype.kind, 8) * array.nbytes for array in outputs.values())
 
 
 def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes:

@@ -25,6 +25,7 @@ import numpy as np
 import simdjson
 
 from appliance.core.errors import Code, ServingError
+from appliance.protocols.json_cost import UNBOUNDED, check_index
 from appliance.protocols.json_text import BOM, cut, load, not_an_object, refusal, signature_name, start
 from appliance.protocols.json_values import BUFFERS, MAX_RANK, from_inputs, from_instances, narrowed, supports, tensor
 from backends.contract import Signature, TensorSpec
@@ -56,6 +57,7 @@ class PredictBody:
     row_format: bool
     _body: bytes
     _document: Any  # Python values, or simdjson's views
+    _room: int
 
     def inputs(self, signature: Signature) -> dict[str, np.ndarray]:
         """Return an array for each input of `signature`, with its dtype (strings: `object` arrays of `bytes`).
@@ -80,7 +82,7 @@ class PredictBody:
             arrays = _from_index(self._body, value, specs)
             if arrays is not None:
                 return arrays
-            value = load(self._body)["instances" if self.row_format else "inputs"]
+            value = load(self._body, self._room)["instances" if self.row_format else "inputs"]
         return from_instances(value, specs) if self.row_format else from_inputs(value, specs)
 
     def _value(self) -> Any:
@@ -102,24 +104,26 @@ class PredictBody:
         return value
 
 
-def parse_predict(body: bytes) -> PredictBody:
+def parse_predict(body: bytes, room: int = UNBOUNDED) -> PredictBody:
     """Parse a predict request. `inputs` reports errors of names and values, because an unknown model is reported first.
 
-    Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
+    Raise ServingError: INVALID_ARGUMENT for any invalid bytes, and here or in `inputs` TooCostlyError if the parsed
+    body takes more than `room` bytes.
     """
     body = body.removeprefix(BOM)
-    document = _index(body)
+    document = _index(body, room)
     if document is None:
-        document = load(body)
+        document = load(body, room)
     if not isinstance(document, (dict, simdjson.Object)):
         raise not_an_object(body)
-    return PredictBody(signature_name(document, body), "instances" in document, body, document)
+    return PredictBody(signature_name(document, body), "instances" in document, body, document, room)
 
 
-def _index(body: bytes) -> Any:
+def _index(body: bytes, room: int) -> Any:
     """Return simdjson's view of `body`; None if orjson is faster, or if simdjson cannot read it."""
     if len(body) < _INDEX_BYTES or body.count(b'"', 0, _INDEX_QUOTES_BYTES) > _INDEX_QUOTES:
         return None
+    check_index(body, room)
     document: Any = None
     if len(body) <= _SPARE_PARSER_BYTES:
         # simdjson holds the GIL, so threads may share the parser. It refuses while a view of its last document is

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from appliance.core.errors import Code, ServingError
+from appliance.protocols.json_cost import UNBOUNDED, check_objects
 from appliance.protocols.json_faults import syntax_fault
 
 __all__ = ["BOM", "cut", "load", "load_object", "not_an_object", "quoted", "refusal", "signature_name", "start"]
@@ -33,10 +34,14 @@ _OWN_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|-NaN|Inf(?!i)', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def load(body: bytes) -> Any:
-    """Return `body` as Python values. Raise ServingError (INVALID_ARGUMENT) if it is not JSON."""
+def load(body: bytes, room: int = UNBOUNDED) -> Any:
+    """Return `body` as Python values, which take at most `room` bytes.
+
+    Raise ServingError: INVALID_ARGUMENT if it is not JSON, TooCostlyError if they would take more.
+    """
     if not body:
         raise refusal("JSON Parse error: The document is empty")
+    check_objects(body, room)
     try:
         if len(body) < _GC_BYTES:
             return orjson.loads(body)
@@ -48,9 +53,9 @@ def load(body: bytes) -> Any:
         raise _syntax_refusal(body, error) from None
 
 
-def load_object(body: bytes) -> dict[str, Any]:
-    """Return `body` as an object; a byte order mark at its start is ignored. Raise ServingError (INVALID_ARGUMENT)."""
-    value = load(body.removeprefix(BOM))
+def load_object(body: bytes, room: int = UNBOUNDED) -> dict[str, Any]:
+    """Return `body` as an object, like `load`; a byte order mark at its start is ignored."""
+    value = load(body.removeprefix(BOM), room)
     if type(value) is not dict:
         raise not_an_object(body)
     return value

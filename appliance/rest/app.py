@@ -9,7 +9,7 @@ from typing import Any
 import falcon.asgi
 
 from appliance.config.front_settings import FrontSettings
-from appliance.rest.bounds import CYCLE
+from appliance.rest.bounds import ANSWER_BYTES, CYCLE
 from appliance.rest.documents import error_document
 from appliance.rest.front import RestFront
 
@@ -35,14 +35,14 @@ def make_app(settings: FrontSettings) -> App:
         resp.data = error_document(f"Internal error: {type(error).__name__}; the server's log has the details")
 
     app.add_error_handler(Exception, on_failure)
-    return _without_waiting_for_the_body(app)
+    return _from_head_to_sent(app, front.router.release)
 
 
-def _without_waiting_for_the_body(app: App) -> App:
-    """Wrap `app` so that handlers are called before the body arrives.
+def _from_head_to_sent(app: App, release: Callable[[int], None]) -> App:
+    """Wrap `app` so that handlers are called before the body arrives, and large answers count until they are sent.
 
     Without this, falcon waits for the start of the body: a client that sends none would keep its connection for ever,
-    and one that sends "Expect: 100-continue" would always be told to continue.
+    and one that sends "Expect: 100-continue" would always be told to continue. `release` stops counting an answer.
     """
 
     async def nothing_yet() -> Any:
@@ -52,7 +52,12 @@ def _without_waiting_for_the_body(app: App) -> App:
         try:
             await app(scope, nothing_yet if scope["type"] == "http" else receive, send)  # `read_body` asks uvicorn
         finally:
-            scope.pop(CYCLE, None)  # break the reference cycle, so that no garbage collection is needed
+            cycle = scope.pop(CYCLE, None)  # break the reference cycle, so that no garbage collection is needed
+            if ANSWER_BYTES in scope:
+                try:
+                    await cycle.flow.drain()  # ends with the connection, whose client must read at a pace
+                finally:
+                    release(scope[ANSWER_BYTES])
 
     return serve
 

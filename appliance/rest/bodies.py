@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import falcon.asgi
 
 from appliance.config.options import Options
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MIN_BYTES_PER_SECOND
 from appliance.inference.reservation import Reservation
 from appliance.rest.bounds import CYCLE
 
-__all__ = ["UnwantedBodyError", "read_body"]
+__all__ = ["BodyBounds", "UnwantedBodyError", "read_body"]
 
 _INFLATE_IN_THREAD_BYTES = 256 * 1024
 _INFLATE_STEP_BYTES = 4 * 1024 * 1024
-_DRAIN_BYTES = 16 * 1024 * 1024
+_DRAIN_BYTES = 256 * 1024 * 1024
 _DRAIN_SECONDS = 2.0
-_BYTES_PER_SECOND = 16384  # the lowest average pace of a body, after body_grace_seconds
 
 Request = falcon.asgi.Request
 
@@ -33,53 +34,71 @@ class UnwantedBodyError(Exception):
         self.status = status
 
 
-async def read_body(req: Request, options: Options, reserved: Reservation) -> bytes:
+@dataclass(frozen=True, slots=True)
+class BodyBounds:
+    """The most bytes of a body, and the seconds in which it may come at any pace; as text, what to do about them."""
+
+    nbytes: int
+    option: str  # the one that sets `nbytes`
+    grace_seconds: float
+
+    @classmethod
+    def of(cls, options: Options) -> BodyBounds:
+        """Return the bounds that the options set."""
+        if 0 < options.max_json_bytes < options.max_request_bytes:
+            return cls(options.max_json_bytes, "max_json_bytes", options.body_grace_seconds)
+        return cls(options.max_request_bytes, "max_request_bytes", options.body_grace_seconds)
+
+    def __str__(self) -> str:
+        return f"{self.option} is {self.nbytes:,}: send less at once, use gRPC, or raise it"
+
+
+async def read_body(req: Request, bounds: BodyBounds, reserved: Reservation) -> bytes:
     """Return the body, inflated if it came as gzip. Its bytes are added to `reserved` as they arrive.
 
     Raise UnwantedBodyError for a body that is too large or too slow, ServingError for one that cannot be inflated, or
     if too much is in flight.
     """
-    limit = options.max_request_bytes
     declared = req.content_length
-    if declared is not None and declared > limit:
+    if declared is not None and declared > bounds.nbytes:
         if req.get_header("expect") is None:  # with "Expect", the client waits for permission to send the body
             await _discard(req.scope[CYCLE])
-        raise UnwantedBodyError(413, f"The body has {declared:,} bytes; max_request_bytes is {limit:,}")
-    body = await _received(req, options, reserved)
+        raise UnwantedBodyError(413, f"The body has {declared:,} bytes; {bounds}")
+    body = await _received(req, bounds, reserved)
     encoding = (req.get_header("content-encoding") or "identity").strip().lower()
     if encoding in ("identity", ""):
         return body
     if encoding not in ("gzip", "x-gzip"):
         raise ServingError(Code.INVALID_ARGUMENT, f"Content-Encoding is {encoding[:100]!r}", "send gzip, or none")
-    return await _inflated(body, limit, reserved)
+    return await _inflated(body, bounds, reserved)
 
 
-async def _received(req: Request, options: Options, reserved: Reservation) -> bytes:
+async def _received(req: Request, bounds: BodyBounds, reserved: Reservation) -> bytes:
     """Return the body as it was sent, within its limits of size and pace."""
     cycle = req.scope[CYCLE]
     if cycle.more_body:
-        return await _paced(cycle, options, reserved)
+        return await _paced(cycle, bounds, reserved)
     # A small body usually comes with its head. It needs no timer, and falcon's stream would double the cost.
     body, _ = await _next(cycle)
-    if len(body) > options.max_request_bytes:
-        raise UnwantedBodyError(413, f"The body is larger than max_request_bytes, {options.max_request_bytes:,}")
+    if len(body) > bounds.nbytes:
+        raise UnwantedBodyError(413, f"The body has {len(body):,} bytes; {bounds}")
     reserved.add(len(body))
     return body
 
 
-async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
+async def _paced(cycle: Any, bounds: BodyBounds, reserved: Reservation) -> bytes:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    limit, grace, rate = options.max_request_bytes, options.body_grace_seconds, _BYTES_PER_SECOND
+    grace, rate = bounds.grace_seconds, MIN_BYTES_PER_SECOND
     chunks: list[bytes] = []
     total = 0
     try:
         async with asyncio.timeout_at(started + grace) as pace:
             more = True
-            while more and total <= limit:
+            while more and total <= bounds.nbytes:
                 chunk, more = await _next(cycle)
                 total += len(chunk)
-                if total <= limit:
+                if total <= bounds.nbytes:
                     reserved.add(len(chunk))
                     chunks.append(chunk)
                 pace.reschedule(started + grace + total / rate)
@@ -89,10 +108,10 @@ async def _paced(cycle: Any, options: Options, reserved: Reservation) -> bytes:
             f"The body came too slowly: {total:,} bytes in {loop.time() - started:.1f} s; "
             f"at least {rate:,} bytes a second are asked for, after body_grace_seconds",
         ) from None
-    if total > limit:
+    if total > bounds.nbytes:
         chunks.clear()
         await _discard(cycle)
-        raise UnwantedBodyError(413, f"The body is larger than max_request_bytes, {limit:,}")
+        raise UnwantedBodyError(413, f"The body has {total:,} bytes and more; {bounds}")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -118,7 +137,7 @@ async def _discard(cycle: Any) -> None:
                 total += len(chunk)
 
 
-async def _inflated(body: bytes, limit: int, reserved: Reservation) -> bytes:
+async def _inflated(body: bytes, bounds: BodyBounds, reserved: Reservation) -> bytes:
     """Return a gzip body inflated.
 
     It is inflated in steps that count as in flight as they come, so that many gzip bombs at once stay bounded too.
@@ -134,15 +153,15 @@ async def _inflated(body: bytes, limit: int, reserved: Reservation) -> bytes:
             if not rest:
                 rest = view[position : position + _INFLATE_STEP_BYTES]
                 position += len(rest)
-            size = min(_INFLATE_STEP_BYTES, limit + 1 - total)
+            size = min(_INFLATE_STEP_BYTES, bounds.nbytes + 1 - total)
             if len(body) < _INFLATE_IN_THREAD_BYTES and not pieces:
                 piece = inflater.decompress(rest, size)
             else:
                 piece = await asyncio.to_thread(inflater.decompress, rest, size)
             rest = inflater.unconsumed_tail
             total += len(piece)
-            if total > limit:
-                raise UnwantedBodyError(413, f"The body inflates to more than max_request_bytes, {limit:,}")
+            if total > bounds.nbytes:
+                raise UnwantedBodyError(413, f"The body inflates to {total:,} bytes and more; {bounds}")
             if not piece and not rest and position == len(body) and not inflater.eof:
                 raise ServingError(Code.INVALID_ARGUMENT, "The gzip body is cut off", "send it whole")
             reserved.add(len(piece))

@@ -1,4 +1,4 @@
-"""What uvicorn's connection lacks: bounds on the size and time of a request's head, and answers in one write.
+"""What uvicorn's connection lacks: bounds on heads, trailers and unread answers, and answers in one write.
 
 uvicorn with httptools accepts headers of any size at any pace; gunicorn's own limits do not apply to it.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from appliance.core.limits import MAX_HEADER_BYTES
+from appliance.core.limits import MAX_HEADER_BYTES, MIN_BYTES_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
 CYCLE = "dropserve.cycle"  # in the ASGI scope: uvicorn's RequestResponseCycle, which holds the body as received
+ANSWER_BYTES = "dropserve.answer_bytes"  # in the ASGI scope: the bytes of the answer, in flight until it is sent
+
+COUNTED_ANSWER_BYTES = 65536
+"""Answers of more bytes count as in flight until they are sent; a connection may hold that much unsent."""
 
 _SWEEP_SECONDS = 1.0
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
@@ -30,9 +35,12 @@ class _OneWrite:
     client.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, on_closing: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._on_closing = on_closing
         self._head = b""
 
     def __getattr__(self, name: str) -> Any:
@@ -60,42 +68,87 @@ class _OneWrite:
 
     def close(self) -> None:
         self.flush()
-        self._transport.close()
+        self._transport.close()  # once the client has read what is left
+        self._on_closing()
+
+
+class _Unread(NamedTuple):
+    """Bytes that a client has not read, and since when (the loop's clock)."""
+
+    nbytes: int
+    since: float
+
+    def is_too_slow(self, left: int, now: float, grace_seconds: float) -> bool:
+        """Return whether of these bytes more are `left` now than the lowest pace allows."""
+        return self.nbytes - left < (now - self.since - grace_seconds) * MIN_BYTES_PER_SECOND
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection, closed if a request's head is too large or too slow."""
+    """uvicorn's HTTP/1.1 connection, closed if a head is too large or too slow, or if an answer is read too slowly."""
 
     header_timeout_seconds: ClassVar[float] = 10.0
+    grace_seconds: ClassVar[float] = 10.0  # in which an answer may be read at any pace
     # Connections whose head is incomplete, and since when (the loop's clock). One sweep a second over them costs less
     # than a timer for each request.
     _heads: ClassVar[dict[BoundedProtocol, float]] = {}
     # Connections that are answered but still send the request's body, and since when.
     _leftovers: ClassVar[dict[BoundedProtocol, float]] = {}
+    # Connections whose client has yet to read more than the transport should hold, or the last bytes before the end.
+    _unread: ClassVar[dict[BoundedProtocol, _Unread]] = {}
     _sweeping: ClassVar[bool] = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         self._head_bytes = 0
         self._head_is_new = False
         self._refused = False
-        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]  # it acts as one
+        self._has_body = False
+        self._trailer_bytes = self._header_count = 0
+        one_write = _OneWrite(transport, self.loop, self._watch_unread)
+        super().connection_made(one_write)  # type: ignore[arg-type]  # it acts as one
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._heads.pop(self, None)
         self._leftovers.pop(self, None)
+        self._unread.pop(self, None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_unread()
+
+    def resume_writing(self) -> None:
+        self._unread.pop(self, None)
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._head_is_new = False
+        self._head_is_new = self._has_body = False
         super().data_received(data)
         # A pipelined head may start anywhere in `data`, so it is not counted: the bytes before it may be a large body.
         if self in self._heads and not self._head_is_new:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
                 self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
+        elif self.cycle is not None and self.cycle.more_body:
+            self._count_trailers(len(data))
+
+    def _drop_trailers(self) -> None:
+        """Take a request's trailers, which have all come, from its headers: nobody asks for them."""
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers[self._header_count :])
+        del self.headers[self._header_count :]
+        if size > MAX_HEADER_BYTES:
+            self._refuse(431, f"The request's trailers have more than {MAX_HEADER_BYTES:,} bytes")
+
+    def _count_trailers(self, nbytes: int) -> None:
+        """Count bytes that were received while a body was expected.
+
+        Those without any of the body are trailers, or begin or end a chunk. uvicorn keeps trailers as headers.
+        """
+        self._trailer_bytes = 0 if self._has_body else self._trailer_bytes + nbytes
+        if self._trailer_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, f"The request's trailers have more than {MAX_HEADER_BYTES:,} bytes")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -108,15 +161,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
         elif not self._refused:
+            self._header_count = len(self.headers)
             super().on_headers_complete()
             self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
 
     def on_body(self, body: bytes) -> None:
+        self._has_body = True
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._leftovers.pop(self, None)
+        self._trailer_bytes = 0
+        if len(self.headers) > self._header_count:
+            self._drop_trailers()
         if not self._refused:
             super().on_message_complete()
 
@@ -129,6 +187,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
             self._refuse(400, msg)
+
+    def _watch_unread(self) -> None:
+        """Note what the client has yet to read, so that the sweep ends the connection if that takes too long."""
+        nbytes = self.transport.get_write_buffer_size()
+        if nbytes and self not in self._unread:
+            self._unread[self] = _Unread(nbytes, self.loop.time())
+            self._start_sweeping()
 
     def _begin_head(self) -> None:
         self._head_bytes = 0
@@ -168,6 +233,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if now - since > cls.header_timeout_seconds:
                 del cls._leftovers[protocol]
                 protocol.transport.close()
-        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers)
+        for protocol, unread in list(cls._unread.items()):
+            if unread.is_too_slow(protocol.transport.get_write_buffer_size(), now, cls.grace_seconds):
+                del cls._unread[protocol]
+                protocol.transport.abort()
+        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers or cls._unread)
         if BoundedProtocol._sweeping:
             loop.call_later(_SWEEP_SECONDS, cls._sweep, loop)

@@ -27,14 +27,16 @@ from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
 from appliance.protocols.classify_regress import Method
 from appliance.protocols.json_examples import parse_examples
-from appliance.protocols.json_output import encode_predict, encode_result
+from appliance.protocols.json_output import encode_predict, encode_result, json_bytes
 from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
-from appliance.rest.bodies import UnwantedBodyError, read_body
+from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
+from appliance.rest.bounds import ANSWER_BYTES, COUNTED_ANSWER_BYTES
 from appliance.rest.compression import MIN_BYTES, gzipped, is_gzip_wanted
 from appliance.rest.documents import error_document, json_document, models_document, status_document
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
+from appliance.rest.parsing import LARGE_BYTES, Parsing
 from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
 from backends.contract import DEFAULT_SIGNATURE, Signature
 
@@ -57,6 +59,8 @@ class RestFront:
 
     def __init__(self, settings: FrontSettings) -> None:
         self._options = settings.options
+        self._body_bounds = BodyBounds.of(settings.options)
+        self._parsing = Parsing(settings.max_inflight_bytes)
         self.router = Router(settings.control_path, "rest", settings.max_inflight_bytes)
         counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
         self._accounting = Accounting(counts, self.router, "rest", settings.options.access_log)
@@ -106,6 +110,9 @@ class RestFront:
             handler, match = self._route(req, path)
             exchange.method = handler.__name__
             await handler(self, exchange, req, resp, match)
+            if resp.data and len(resp.data) > COUNTED_ANSWER_BYTES:
+                self.router.reserve(len(resp.data))
+                req.scope[ANSWER_BYTES] = len(resp.data)
             exchange.code = Code.OK
         except ServingError as error:
             exchange.code = error.code
@@ -149,22 +156,36 @@ class RestFront:
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
-            body = await read_body(req, self._options, reserved)
-            first = parse_predict(body)
-            row_format = first.row_format
-            parsed: PredictBody | None = first
-            del first
+            body = await read_body(req, self._body_bounds, reserved)
+            if len(body) < LARGE_BYTES:
+                first = parse_predict(body)
+                row_format = first.row_format
+                parsed: PredictBody | None = first
+                del first
 
-            def check(version: VersionRoute) -> Sequence[Run]:
-                nonlocal parsed
-                # The parsed body takes many times the memory of a large body, so only the body is kept for another
-                # attempt.
-                request, parsed = parsed or parse_predict(body), None
-                name = request.signature_name or DEFAULT_SIGNATURE
-                signature = _signature(version, name)
-                return (Run.of(name, request.inputs(signature), list(signature.outputs)),)
+                def check(version: VersionRoute) -> Sequence[Run]:
+                    nonlocal parsed
+                    # What is parsed takes many times the body's memory, so only the body is kept for another attempt.
+                    request, parsed = parsed or parse_predict(body), None
+                    return (_run_of(request, version),)
+
+            else:
+                # The values of a large body are read in a thread, for the version that is served now.
+                def read(room: int) -> tuple[bool, VersionRoute, Run]:
+                    request = parse_predict(body, room)
+                    _, version = self.router.snapshot.resolve(spec)
+                    return request.row_format, version, _run_of(request, version)
+
+                row_format, asked, run = await self._parsing.run(read, deadline_ns)
+                reserved.add(run.packed.payload_bytes)
+
+                def check(version: VersionRoute) -> Sequence[Run]:
+                    if version.signatures == asked.signatures:
+                        return (run,)
+                    return (_run_of(parse_predict(body, self._parsing.room), version),)
 
             answered = await self._pipeline.run(spec, check, deadline_ns)
+            reserved.add(json_bytes(answered.outputs[0]))
             resp.data = encode_predict(answered.outputs[0], row_format)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
@@ -181,8 +202,11 @@ class RestFront:
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
         with Reservation(self.router) as reserved:
-            body = await read_body(req, self._options, reserved)
-            parsed = parse_examples(body)
+            body = await read_body(req, self._body_bounds, reserved)
+            if len(body) < LARGE_BYTES:
+                parsed = parse_examples(body)
+            else:
+                parsed = await self._parsing.run(functools.partial(parse_examples, body), deadline_ns)
             del body
             plan = self._inference.plan(method, parsed.signature_name)
             done = await self._inference.run(spec, plan, parsed.examples, reserved, deadline_ns)
@@ -297,6 +321,13 @@ async def _compress(resp: Response, accept_encoding: str) -> None:
         resp.set_header("content-encoding", "gzip")
     if wanted or size >= MIN_BYTES:
         resp.set_header("vary", "Accept-Encoding")  # so that caches keep both forms
+
+
+def _run_of(request: PredictBody, version: VersionRoute) -> Run:
+    """Return what the request runs on `version`. Raise ServingError if it does not fit."""
+    name = request.signature_name or DEFAULT_SIGNATURE
+    signature = _signature(version, name)
+    return Run.of(name, request.inputs(signature), list(signature.outputs))
 
 
 def _signature(version: VersionRoute, name: str) -> Signature:

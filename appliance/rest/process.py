@@ -79,6 +79,7 @@ def main() -> None:
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
+    BoundedProtocol.grace_seconds = options.body_grace_seconds
     _RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
         "http": BoundedProtocol,

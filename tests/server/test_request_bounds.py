@@ -1,0 +1,228 @@
+"""What a client can make a process hold is bounded: each attack here once took gigabytes, or all of its time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.server import Server, eventually
+
+MIB = 2**20
+PATH = "/v1/models/half_plus_two:predict"
+
+
+@pytest.fixture(scope="module")
+def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("models")
+    for name in ("half_plus_two", "strings"):
+        shutil.copytree(zoo / name, root / name / "1")
+    with Server(
+        model_root=root,
+        rest_workers=1,
+        grpc_workers=1,
+        max_inflight_bytes=1024 * MIB,  # 512 MiB for each of the two processes
+        header_timeout_seconds=1,
+        body_grace_seconds=1,
+    ) as server:
+        for name in ("half_plus_two", "strings"):
+            server.wait_for(name, 1)
+        yield server
+
+
+def peak_bytes(server: Server, kind: str) -> int:
+    """The most memory that the process of the kind ever held."""
+    (pid,) = server.pids(kind)
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def connected(server: Server, receive_bytes: int = 0) -> socket.socket:
+    """A connection to REST whose kernel takes about `receive_bytes` that nobody reads (0: as many as it likes)."""
+    sock = socket.socket()
+    if receive_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    sock.settimeout(60)
+    sock.connect(("127.0.0.1", server.rest_port))
+    return sock
+
+
+def ended(sock: socket.socket) -> bool:
+    """Whether the server ends the connection; what it sends until then is dropped."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+# -- REST ---------------------------------------------------------------------------------------------------------
+
+
+def test_trailers_count_as_headers(server: Server) -> None:
+    before = peak_bytes(server, "ds-rest")
+    for trailers in ([b"x: " + b"y" * 1000 + b"\r\n"] * 100_000, [b"x: ", *[b"y" * 1000] * 100_000]):
+        with connected(server) as sock:
+            sock.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+            sock.sendall(b'14\r\n{"instances": [1.0]}\r\n0\r\n')
+            with pytest.raises(ConnectionError):  # it ends while they are sent
+                sock.sendall(b"".join(trailers))
+    assert peak_bytes(server, "ds-rest") - before < 60 * MIB
+
+
+def test_trailers_of_a_few_kilobytes_are_taken_and_change_nothing(server: Server) -> None:
+    with connected(server) as sock:
+        sock.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        sock.sendall(b'14\r\n{"instances": [1.0]}\r\n0\r\ncontent-encoding: br\r\nx: ' + b"y" * 5000 + b"\r\n\r\n")
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b"[2.5]" in answer
+
+
+def test_a_chunked_body_of_single_bytes_is_taken(server: Server) -> None:
+    body = b'{"instances": [1.0' + b" " * 20_000 + b"]}"
+    with connected(server) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        sock.sendall(head.encode())
+        for index in range(len(body)):
+            sock.sendall(b"1;part=%d\r\n%c\r\n" % (index, body[index]))
+        sock.sendall(b"0\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert b"HTTP/1.1 200 OK" in answer
+    assert b"[2.5]" in answer
+
+
+def large_request(rows: int) -> bytes:
+    body = b'{"instances": [' + b",".join([b"1.0"] * rows) + b"]}"
+    return f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_an_answer_that_nobody_reads_ends_its_connection(server: Server) -> None:
+    """Also one that has been answered, is closed, and waits for the last bytes to be read."""
+    socks = []
+    try:
+        for request in (
+            large_request(2_000_000),
+            large_request(2_000_000) + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+            large_request(1_200_000).replace(b"host: x", b"connection: close"),
+        ):
+            socks.append(connected(server, 4096))
+            socks[-1].sendall(request)
+        (pid,) = server.pids("ds-rest")
+        ports = {f"{sock.getsockname()[1]:04X}" for sock in socks}
+
+        def held() -> bool:
+            lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+            return any(line.split()[2].rpartition(":")[2] in ports and line.split()[3] == "01" for line in lines)
+
+        eventually(lambda: not held(), "the server has ended the connections")
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def test_answers_that_nobody_reads_do_not_add_up(server: Server) -> None:
+    request = large_request(1_500_000)
+    with connected(server) as sock:
+        sock.sendall(request.replace(b"host: x", b"connection: close"))
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    before = peak_bytes(server, "ds-rest")
+    socks = []
+    try:
+        for _ in range(20):
+            socks.append(connected(server, 4096))
+            socks[-1].sendall(request)
+        assert server.predict("half_plus_two", {"instances": [1.0]})[0] == 200
+    finally:
+        for sock in socks:
+            sock.close()
+    assert peak_bytes(server, "ds-rest") - before < 12 * len(answer)
+
+
+def test_an_answer_counts_as_in_flight_until_it_is_read(server: Server) -> None:
+    def in_flight() -> float:
+        page = server.http("GET", "/metrics")[1].decode()
+        found = re.search(r"^dropserve_inflight_request_bytes\{[^}]*rest[^}]*\} (\S+)", page, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    with connected(server, 4096) as sock:
+        sock.sendall(large_request(2_000_000).replace(b"1.0", b"3.0"))
+        eventually(lambda: 7_000_000 < in_flight() < 9_000_000, "the answer alone is in flight")
+    eventually(lambda: in_flight() == 0, "its client is gone")
+
+
+def test_an_answer_that_is_read_slowly_and_steadily_comes_whole(server: Server) -> None:
+    with connected(server, 4096) as sock:
+        sock.sendall(large_request(200_000).replace(b"host: x", b"connection: close"))
+        answer = b"".join(iter(lambda: sock.recv(2048), b""))
+    assert answer.endswith(b"2.5]}"), answer[-50:]
+
+
+def test_numbers_that_users_send_are_taken(server: Server) -> None:
+    """An image batch of 30 MB."""
+    row = ",".join(f"{value:.9f}" for value in np.random.default_rng(0).random(1000))
+    body = f'{{"instances": [{",".join([row] * 2700)}]}}'.encode()
+    assert 30_000_000 < len(body) < 34_000_000
+    status, answer = server.predict("half_plus_two", body)
+    assert status == 200, answer
+    assert len(answer["predictions"]) == 2_700_000
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def posted(server: Server, body: bytes, encoding: str = "") -> tuple[int, str]:
+    status, answer, _ = server.http("POST", PATH, body, {"content-encoding": encoding} if encoding else {})
+    return status, json.dumps(answer)
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"{},", b'{"a":1},', b"[[]],", b'"a",', b"1,[],"])
+def test_a_text_of_little_lists_is_refused_before_it_is_parsed(server: Server, filling: bytes) -> None:
+    body = b'{"instances": [' + filling * (40 * MIB // len(filling)) + b"1]}"
+    before = peak_bytes(server, "ds-rest")
+    for status, answer in (posted(server, body), posted(server, gzip.compress(body, 1), "gzip")):
+        assert status == 413, answer
+        assert "max_inflight_bytes" in answer
+    assert peak_bytes(server, "ds-rest") - before < 250 * MIB
+
+
+def test_a_text_that_hides_little_lists_behind_numbers_is_refused_before_it_is_parsed(server: Server) -> None:
+    body = b'{"instances": [' + b"1.5," * 100_000 + b"[]," * (13 * MIB) + b"1]}"
+    before = peak_bytes(server, "ds-rest")
+    assert posted(server, body)[0] == 413
+    assert peak_bytes(server, "ds-rest") - before < 700 * MIB
+
+
+def test_a_text_over_max_json_bytes_is_refused_plain_and_inflated(server: Server) -> None:
+    body = b'{"instances": [' + b" " * (65 * MIB) + b"1.0]}"
+    for status, answer in (posted(server, body), posted(server, gzip.compress(body, 1), "gzip")):
+        assert status == 413
+        assert "max_json_bytes is 67,108,864: send less at once, use gRPC, or raise it" in answer
+
+
+def test_others_are_answered_while_a_large_text_is_parsed(server: Server) -> None:
+    ragged = b'{"instances": [' + b"[1.5,2.5,3.5,4.5]," * 1_000_000 + b"[1.5]]}"
+    with connected(server) as sock:
+        sock.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(ragged)}\r\n\r\n".encode() + ragged)
+        sock.setblocking(False)
+        answered = 0
+        with connected(server) as other:
+            while True:
+                try:
+                    first = sock.recv(65536)
+                    break
+                except BlockingIOError:
+                    other.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                    assert other.recv(65536).startswith(b"HTTP/1.1 200 OK")
+                    answered += 1
+    assert first.startswith(b"HTTP/1.1 400")
+    assert answered > 100
