@@ -14,7 +14,7 @@ from appliance.protocols import protos
 from appliance.protocols.classify_regress import Method, Regression, Result, Task, labels_of
 from appliance.protocols.example_inputs import Examples, examples_of
 from appliance.protocols.predict_messages import model_spec
-from appliance.protocols.wire_format import field
+from appliance.protocols.wire_format import UnusualError, checked_fields, field
 
 __all__ = [
     "ExamplesMessage",
@@ -26,6 +26,11 @@ __all__ = [
 ]
 
 _FLOAT = np.dtype("<f4")
+
+_SMALL_BYTES = 1 << 17  # a smaller request cannot have so many fields that it matters
+_MAX_FIELDS = 10_000
+_INPUT = 2  # the field that has the examples, in every message
+_MAX_EXAMPLES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +59,7 @@ def decode_request(data: bytes) -> ExamplesMessage:
 
     Raise ServingError (INVALID_ARGUMENT) for any invalid bytes.
     """
+    _check_fields(data)
     request = _parse(protos.ExamplesRequest, data)
     if not request.HasField("model_spec"):
         raise _refusal("Missing ModelSpec", "set model_spec.name")
@@ -66,11 +72,30 @@ def decode_multi_request(data: bytes) -> MultiMessage:
 
     Raise ServingError (INVALID_ARGUMENT) for any invalid bytes, and if there is no task.
     """
+    _check_fields(data)
     request = _parse(protos.TasksRequest, data)
     if not request.tasks:
         raise _refusal("ModelSpec has no name specified.", "send at least one task")
     wanted = tuple([(one.model_spec.name, one.model_spec.signature_name, one.method_name) for one in request.tasks])
     return MultiMessage(model_spec(request.tasks[0].model_spec), wanted, examples_of(request.input))
+
+
+def _check_fields(data: bytes) -> None:
+    """Raise INVALID_ARGUMENT for so many examples or tasks that parsing them would hold up others."""
+    if len(data) <= _SMALL_BYTES:
+        return
+    try:
+        for number, start, stop in checked_fields(data, 0, len(data), _MAX_FIELDS):
+            if number == _INPUT:
+                for _, list_start, list_stop in checked_fields(data, start, stop, _MAX_FIELDS):
+                    for _ in checked_fields(data, list_start, list_stop, _MAX_EXAMPLES):
+                        pass
+    except ValueError as error:
+        raise _refusal(
+            f"The request has more than {error.args[0]:,} examples, tasks or other fields", "send fewer at once"
+        ) from None
+    except (UnusualError, IndexError):
+        raise _refusal("The request could not be parsed", "send it as its method's message") from None
 
 
 def _parse(kind: Any, data: bytes) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
 from appliance.protocols.tensor_protos import BadTensorError, allowance_of, encoded_tensor, invalid, read_tensor
-from appliance.protocols.wire_format import UnusualError, fields, varint
+from appliance.protocols.wire_format import UnusualError, checked_fields, fields, varint
 
 __all__ = [
     "PredictEnvelope",
@@ -24,6 +24,10 @@ __all__ = [
 _MODEL_SPEC, _INPUT, _OUTPUT_FILTER = 0x0A, 0x12, 0x1A  # PredictRequest
 _OUTPUT, _RESPONSE_SPEC = 0x0A, 0x12  # PredictResponse
 _KEY, _VALUE = 0x0A, 0x12  # an entry of a map
+
+
+_SMALL_BYTES = 1 << 17  # a smaller request cannot have so many fields that it matters
+_MAX_FIELDS = 10_000
 
 
 class PredictEnvelope:
@@ -49,16 +53,17 @@ class PredictEnvelope:
         """The names of the inputs."""
         return self._tensors.keys()
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self, grow: Callable[[int], object] = lambda _: None) -> dict[str, np.ndarray]:
         """Return the inputs by name. Raise ServingError (INVALID_ARGUMENT).
 
-        The arrays may be read-only, unaligned views that keep the request's bytes alive.
+        The arrays may be read-only, unaligned views that keep the request's bytes alive. `grow` is called with the
+        bytes of each other array before it is made, and may raise.
         """
         allowance = self._allowance
         inputs = {}
         for name, (buffer, start, stop) in self._tensors.items():
             try:
-                array, used = read_tensor(buffer, start, stop, allowance)
+                array, used = read_tensor(buffer, start, stop, allowance, grow)
             except BadTensorError as error:
                 raise invalid(f"tensor parsing error: {name}: {error}") from error
             inputs[name] = array
@@ -68,6 +73,8 @@ class PredictEnvelope:
 
 def open_predict_request(data: bytes) -> PredictEnvelope:
     """Read a serialized PredictRequest except for its tensors. Raise ServingError (INVALID_ARGUMENT)."""
+    if len(data) > _SMALL_BYTES:
+        _check_fields(data)
     try:
         spec, tensors, output_filter = _walk_request(data)
     except (UnusualError, IndexError, UnicodeDecodeError):
@@ -123,6 +130,22 @@ def _parse(kind: Any, data: bytes) -> Any:
         raise invalid(f"could not parse {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
+def _check_fields(data: bytes) -> None:
+    """Raise INVALID_ARGUMENT for so many fields that reading them would hold up others."""
+    try:
+        for number, start, stop in checked_fields(data, 0, len(data), _MAX_FIELDS):
+            if number == _INPUT >> 3:
+                for _ in checked_fields(data, start, stop, _MAX_FIELDS):
+                    pass
+    except ValueError:
+        raise invalid(
+            f"the request, or an entry of its inputs, has more than {_MAX_FIELDS:,} fields; send fewer inputs and "
+            "names in output_filter"
+        ) from None
+    except (UnusualError, IndexError):
+        raise invalid("could not parse tensorflow.serving.PredictRequest") from None
+
+
 def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], tuple[str, ...]]:
     """Return the ModelSpec message, the place of each input's TensorProto, and the output filter.
 
@@ -135,7 +158,7 @@ def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], 
         if tag == _INPUT:
             name, value_start, value_stop = "", 0, 0
             for entry_tag, entry_start, entry_stop in fields(data, start, stop):
-                if entry_tag == _KEY:
+                if entry_tag == _KEY and not name:
                     name = data[entry_start:entry_stop].decode()
                 elif entry_tag == _VALUE and not value_stop:
                     value_start, value_stop = entry_start, entry_stop

@@ -11,6 +11,7 @@ Format: TensorFlow's `Tensor::FromProto` (`tensorflow/core/framework/tensor.cc`)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
 from appliance.protocols import protos
-from appliance.protocols.wire_format import UnusualError, fields, long_varint, varint
+from appliance.protocols.wire_format import UnusualError, checked_fields, fields, long_varint, varint
 from backends.dtypes import BY_NUMBER, STRING, DType, of_array
 
 __all__ = [
@@ -35,6 +36,11 @@ __all__ = [
 # elements grows at most eightfold (int64 from one byte each), so only such repetition can reach the bound.
 EXPANDED_BYTES = 64 << 20
 _EXPANDED_MULTIPLE = 16
+
+_SMALL_BYTES = 1 << 17  # a smaller tensor cannot have so many fields that it matters
+_MAX_SHAPE_BYTES = 1 << 16  # dimensions may have names
+_FEW_FIELDS = 4096
+_MAX_FIELDS = 1 << 20
 
 _MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
@@ -89,11 +95,16 @@ def decode_tensor(data: bytes) -> np.ndarray:
         raise invalid(f"tensor parsing error: {error}") from error
 
 
-def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.ndarray, int]:
+def read_tensor(
+    data: bytes, start: int, stop: int, allowance: int, grow: Callable[[int], object] = lambda _: None
+) -> tuple[np.ndarray, int]:
     """Return the array of the TensorProto at [start, stop), and its share of `allowance` in bytes.
 
-    Raise BadTensorError.
+    `grow` is called with the bytes of an array that is not a view of `data`, before it is made, and may raise. Raise
+    BadTensorError.
     """
+    if stop - start > _SMALL_BYTES:
+        _check_fields(data, start, stop)
     try:
         number, shape_span, held, (elements_start, elements_stop) = _walk_tensor(data, start, stop)
         shape = protos.TensorShapeProto.FromString(data[slice(*shape_span)])
@@ -104,6 +115,7 @@ def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.
             raise BadTensorError(f"could not parse tensorflow.TensorProto: {error}") from error
         element = _element(message.dtype)
         dims, size = _dims(message.tensor_shape, element, allowance)
+        grow(size * element.numpy.itemsize)
         content = message.tensor_content
         if not size:
             values = np.empty(0, element.numpy)
@@ -123,7 +135,40 @@ def read_tensor(data: bytes, start: int, stop: int, allowance: int) -> tuple[np.
             values = _from_packed(data, elements_start, elements_stop, element, size)
     if len(values) == size:
         return values.reshape(dims), values.nbytes
-    return _repeated(values, size, allowance, dims)
+    return _repeated(values, size, allowance, dims, grow)
+
+
+def _check_fields(data: bytes, start: int, stop: int) -> None:
+    """Raise BadTensorError for a shape or a tensor of so many fields that parsing them would take memory and time.
+
+    A dimension is two bytes, and 50 once it is parsed.
+    """
+    try:
+        shape_bytes = _shape_bytes(data, start, stop, _FEW_FIELDS)
+    except ValueError:
+        # Many strings, perhaps. Without the byte of a shape's tag among them, there is none to be afraid of.
+        codes = np.frombuffer(data, np.uint8, stop - start, start)
+        if np.count_nonzero((codes & 0x7F) == _SHAPE) < _MAX_SHAPE_BYTES:
+            return
+        try:
+            shape_bytes = _shape_bytes(data, start, stop, _MAX_FIELDS)
+        except ValueError:
+            remedy = "send numbers as tensor_content or packed, and strings in several requests"
+            raise BadTensorError(f"the tensor has more than {_MAX_FIELDS:,} fields; {remedy}") from None
+    if shape_bytes > _MAX_SHAPE_BYTES:
+        raise BadTensorError(f"the shape takes {shape_bytes:,} bytes, of which at most {_MAX_SHAPE_BYTES:,} are taken")
+
+
+def _shape_bytes(data: bytes, start: int, stop: int, limit: int) -> int:
+    """Return the size of the shape of the TensorProto at [start, stop), which has at most `limit` fields."""
+    try:
+        return sum(
+            field_stop - field_start
+            for number, field_start, field_stop in checked_fields(data, start, stop, limit)
+            if number == _SHAPE >> 3
+        )
+    except (UnusualError, IndexError):
+        raise BadTensorError("could not parse tensorflow.TensorProto") from None
 
 
 def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, int], int, tuple[int, int]]:
@@ -134,14 +179,14 @@ def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, in
     number = held = 0
     shape = elements = (0, 0)
     for tag, value, value_stop in fields(data, start, stop):
-        if tag == _DTYPE:
+        if tag == _DTYPE and not number:
             number = value
         elif tag == _SHAPE and not shape[1]:
             shape = value, value_stop
         elif tag in _MEMORY and not held:
             held = tag
             elements = value, value_stop
-        elif tag != _VERSION_NUMBER:
+        elif tag != _VERSION_NUMBER or value:  # it is always 0
             raise UnusualError
     if held and held not in (_CONTENT, _PACKED.get(number)):
         raise UnusualError  # another dtype's list is ignored, but must be valid
@@ -241,7 +286,9 @@ def _from_list(message: Any, element: DType, size: int) -> np.ndarray:
     return values.astype(element.numpy, copy=False)  # int_val wraps in a narrower type, as in TensorFlow
 
 
-def _repeated(values: np.ndarray, size: int, allowance: int, dims: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _repeated(
+    values: np.ndarray, size: int, allowance: int, dims: tuple[int, ...], grow: Callable[[int], object]
+) -> tuple[np.ndarray, int]:
     """Return `values` with the last one repeated up to `size`; if there are none, zeros or empty strings."""
     count = len(values)
     last: Any = values[-1] if count else b"" if values.dtype == object else 0
@@ -251,6 +298,7 @@ def _repeated(values: np.ndarray, size: int, allowance: int, dims: tuple[int, ..
         used += (size - count) * len(last)
         if used > allowance:
             raise BadTensorError(f"a string of {len(last)} bytes repeated {size - count} times is too large")
+    grow(used)
     array = np.empty(size, values.dtype)
     array[:count] = values
     array[count:] = last

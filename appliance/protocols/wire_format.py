@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["UnusualError", "field", "fields", "long_varint", "varint"]
+__all__ = ["UnusualError", "checked_fields", "field", "fields", "long_varint", "varint"]
 
 
 class UnusualError(Exception):
@@ -36,6 +36,41 @@ def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int
             yield tag, value, position
         else:
             raise UnusualError
+
+
+def checked_fields(data: bytes, start: int, stop: int, limit: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the fields of bytes of the message at [start, stop): (number, start, stop); all forms of fields are known.
+
+    Raise ValueError for more than `limit` fields of any kind, IndexError for truncated data, UnusualError for what
+    protobuf's parser refuses, and for groups, which no message here has.
+    """
+    position = start
+    for _ in range(limit):
+        if position >= stop:
+            return
+        tag, position = _varint_at(data, position)
+        kind = tag & 7
+        if kind == 0:
+            _, position = _varint_at(data, position)
+        elif kind == 1:
+            position += 8
+        elif kind == 2:
+            size, position = _varint_at(data, position)
+            yield tag >> 3, position, position + size
+            position += size
+        elif kind == 5:
+            position += 4
+        else:
+            raise UnusualError
+        if position > stop:
+            raise UnusualError
+    if position < stop:
+        raise ValueError(limit)
+
+
+def _varint_at(data: bytes, position: int) -> tuple[int, int]:
+    value = data[position]
+    return (value, position + 1) if value < 0x80 else long_varint(data, position + 1, value)
 
 
 def long_varint(data: bytes, position: int, first: int) -> tuple[int, int]:

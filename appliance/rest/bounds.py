@@ -86,6 +86,7 @@ class _Unread(NamedTuple):
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection, closed if a head is too large or too slow, or if an answer is read too slowly."""
 
+    max_connections: ClassVar[int] = 1024  # further ones are ended at once, so that there are descriptors for all else
     header_timeout_seconds: ClassVar[float] = 10.0
     grace_seconds: ClassVar[float] = 10.0  # in which an answer may be read at any pace
     # Connections whose head is incomplete, and since when (the loop's clock). One sweep a second over them costs less
@@ -105,6 +106,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._trailer_bytes = self._header_count = 0
         one_write = _OneWrite(transport, self.loop, self._watch_unread)
         super().connection_made(one_write)  # type: ignore[arg-type]  # it acts as one
+        if len(self.connections) > self.max_connections:
+            self._refused = True
+            transport.abort()
+            return
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

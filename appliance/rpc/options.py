@@ -25,18 +25,34 @@ logger = logging.getLogger(__name__)
 # Waiting requests are in memory already, and most are small: without this bound, clients would choose their number.
 _MAX_WAITING = 10_000
 
+_MAX_STREAMS = 1000
+_IDLE_MS = 600_000
+_HANDSHAKE_MS = 30_000  # a busy process is late too
+
 _SOCKET_UMASK = 0o117  # leaves 0660
 
 
-def channel_arguments(options: Options) -> list[tuple[str, int | str]]:
+def channel_arguments(options: Options, max_connections: int) -> list[tuple[str, int | str]]:
     """Return the arguments of gRPC's server: our own, overridden by the operator's.
 
-    `grpc.so_reuseport` stays on, because several processes and the supervisor hold the one port.
+    `grpc.so_reuseport` stays on, because several processes and the supervisor hold the one port. What each does stands
+    in grpc's `channel_arg_names.h`; a client whose connection is closed while it has no call connects again by itself.
     """
     ours: dict[str, int | str] = {
         "grpc.max_receive_message_length": options.max_grpc_message_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.max_metadata_size": MAX_HEADER_BYTES,
+        "grpc.max_concurrent_streams": _MAX_STREAMS,  # of one connection; a client's further calls wait for their turn
+        "grpc.max_allowed_incoming_connections": max_connections,
+        "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
+        "grpc.max_connection_idle_ms": _IDLE_MS,
+        # The server's own pings find clients whose machine is gone. Theirs may come every 10 s, also without a call.
+        "grpc.keepalive_time_ms": 60_000,
+        "grpc.keepalive_timeout_ms": 20_000,
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.max_pings_without_data": 0,
+        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+        "grpc.http2.max_ping_strikes": 2,
     }
     return list((ours | parse_channel_arguments(options.grpc_channel_arguments) | {"grpc.so_reuseport": 1}).items())
 

@@ -24,6 +24,7 @@ from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError, as_utf8, truncated
 from appliance.core.routes import Snapshot, VersionRoute
 from appliance.host import logs
+from appliance.host.descriptors import connections_within, raise_descriptor_limit
 from appliance.host.processes import set_name, take_argument
 from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
@@ -42,6 +43,7 @@ from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_l
 from appliance.rpc.peers import check_may_reload, peer_of
 from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE
 from appliance.rpc.profiler import ProfilerFront, check_may_profile
+from appliance.rpc.unsent import Unsent
 from backends.contract import DEFAULT_SIGNATURE
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ logger = logging.getLogger(__name__)
 _NO_DEADLINE_SECONDS = 3600.0  # for clients that set no deadline: every wait must end
 _MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own deadlines reach 11,000 years, too long for a clock in nanoseconds
 _MAX_RELOAD_BYTES = 16 << 20
+_MAX_QUESTION_BYTES = 1 << 20  # of the requests that ask about a model
+_MAX_CALLS = 10_000  # of one process, from their head on, until their answer is sent
 _RELOAD_MARGIN_SECONDS = 0.5
 _STATUS = {code: status for status in grpc.StatusCode for code in Code if status.value[0] == code.value}
 
@@ -107,12 +111,13 @@ class _GrpcFront:
                 if self._options.enable_signature_method_name_check:
                     check_method_name(signature)
                 check_names(request.names, signature)
-                inputs = request.arrays()
+                inputs = request.arrays(reserved.add)
                 outputs = wanted_outputs(request.output_filter, signature)
                 check_dtypes(inputs, signature)
                 return (Run.of(name, inputs, outputs),)
 
             answered = await self._pipeline.run(request.spec, check, deadline_ns)
+            reserved.add(sum([array.nbytes for array in answered.outputs[0].values()]))  # the answer that is encoded
             return encode_predict_response(
                 answered.model,
                 answered.version,
@@ -142,7 +147,7 @@ class _GrpcFront:
             return await self._inference.multi_inference(data, exchange, reserved, deadline_ns)
 
     async def get_model_metadata(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        request = _parse(protos.GetModelMetadataRequest, data)
+        request = _parse_question(protos.GetModelMetadataRequest, data)
         spec = _spec_of(exchange, request)
         if not request.metadata_field:
             raise ServingError(
@@ -163,7 +168,7 @@ class _GrpcFront:
         return bytes(response.SerializeToString())
 
     async def get_model_status(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        spec = _spec_of(exchange, _parse(protos.GetModelStatusRequest, data))
+        spec = _spec_of(exchange, _parse_question(protos.GetModelStatusRequest, data))
         versions = self.router.snapshot.status(model_spec(spec))
         response = protos.GetModelStatusResponse()
         for version in versions:
@@ -223,6 +228,16 @@ def _spec_of(exchange: Exchange, request: Any) -> Any:
     return request.model_spec
 
 
+def _parse_question(kind: Any, data: bytes) -> Any:
+    if len(data) > _MAX_QUESTION_BYTES:
+        raise ServingError(
+            Code.INVALID_ARGUMENT,
+            f"the {kind.DESCRIPTOR.name} has {len(data):,} bytes, more than {_MAX_QUESTION_BYTES:,}",
+            "send only the model and what is asked",
+        )
+    return _parse(kind, data)
+
+
 def _parse(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
@@ -231,11 +246,17 @@ def _parse(kind: Any, data: bytes) -> Any:
 
 
 def _handler(
-    name: str, method: _Method, slots: Slots, admit: Callable[[Any], None] | None, accounting: Accounting
+    name: str,
+    method: _Method,
+    slots: Slots,
+    unsent: Unsent,
+    admit: Callable[[Any], None] | None,
+    accounting: Accounting,
 ) -> Any:
     """Return a gRPC handler for `method`.
 
-    It first calls `admit` with the call's context, which may raise ServingError, then takes a slot.
+    It first calls `admit` with the call's context, which may raise ServingError, then takes a slot. `unsent` holds the
+    answer until it is sent.
     """
     counted_as = _COUNTED_AS.get(name.rpartition("/")[2], "other")
 
@@ -251,6 +272,7 @@ def _handler(
                 answer = await method(exchange, data, deadline - time.monotonic())
             finally:
                 slots.give()
+            unsent.hold(context, len(answer), time.monotonic())
             exchange.code, exchange.response_bytes = Code.OK, len(answer)
             return answer
         except ServingError as error:
@@ -327,19 +349,22 @@ async def _serve(settings: FrontSettings) -> None:
     slots, unbounded = (
         Slots(count, front.router.reserve, front.router.release) for count in (options.grpc_max_threads, 0)
     )
+    unsent = Unsent(front.router.reserve, front.router.release, options.body_grace_seconds)
     immediate = {"GetModelMetadata", "GetModelStatus", "HandleReloadConfigRequest"}
     if options.enable_profiler:
         profiler = ProfilerFront(front.router)
         services[PROFILER_SERVICE] = profiler.methods
         admission |= dict.fromkeys(profiler.methods, lambda context: check_may_profile(peer_of(context)))
         immediate |= profiler.methods.keys()
-    server = grpc.aio.server(options=channel_arguments(options))
+    arguments = channel_arguments(options, connections_within(raise_descriptor_limit()))
+    server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=_MAX_CALLS)
     for service, methods in services.items():
         handlers = {
             name: _handler(
                 f"{service}/{name}",
                 method,
                 unbounded if name in immediate else slots,
+                unsent,
                 admission.get(name),
                 front.accounting,
             )
@@ -362,12 +387,14 @@ async def _serve(settings: FrontSettings) -> None:
             server.add_insecure_port(f"unix:{options.grpc_socket_path}")
     await server.start()
     front.router.say_serving()
+    sweeping = asyncio.create_task(unsent.sweep())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     await stop.wait()
     await server.stop(options.shutdown_grace_seconds)
+    sweeping.cancel()
 
 
 def main() -> None:

@@ -61,12 +61,12 @@ def test_channel_arguments_that_cannot_be_read_are_refused(text: str) -> None:
 
 def test_channel_arguments_go_before_ours_but_the_port_stays_shared() -> None:
     text = "grpc.max_receive_message_length=1000,grpc.so_reuseport=0,grpc.http2.max_frame_size=16384"
-    arguments = dict(channel_arguments(Options(grpc_channel_arguments=text)))
+    arguments = dict(channel_arguments(Options(grpc_channel_arguments=text), 100))
     assert arguments["grpc.max_receive_message_length"] == 1000
     assert arguments["grpc.max_send_message_length"] == -1
     assert arguments["grpc.so_reuseport"] == 1
     assert arguments["grpc.http2.max_frame_size"] == 16384
-    assert dict(channel_arguments(Options()))["grpc.max_receive_message_length"] == 2**31 - 1
+    assert dict(channel_arguments(Options(), 100))["grpc.max_receive_message_length"] == 2**31 - 1
 
 
 # Slots

@@ -10,12 +10,17 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
+from appliance.protocols import protos
+from appliance.protocols.wire_format import field
+from tests.support import http2
+from tests.support.grpc_calls import PREDICT, code_of, half_plus_two
 from tests.support.server import Server, eventually
 
-MIB = 2**20
+KIB, MIB = 2**10, 2**20
 PATH = "/v1/models/half_plus_two:predict"
 
 
@@ -149,15 +154,10 @@ def test_answers_that_nobody_reads_do_not_add_up(server: Server) -> None:
 
 
 def test_an_answer_counts_as_in_flight_until_it_is_read(server: Server) -> None:
-    def in_flight() -> float:
-        page = server.http("GET", "/metrics")[1].decode()
-        found = re.search(r"^dropserve_inflight_request_bytes\{[^}]*rest[^}]*\} (\S+)", page, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
     with connected(server, 4096) as sock:
         sock.sendall(large_request(2_000_000).replace(b"1.0", b"3.0"))
-        eventually(lambda: 7_000_000 < in_flight() < 9_000_000, "the answer alone is in flight")
-    eventually(lambda: in_flight() == 0, "its client is gone")
+        eventually(lambda: 7_000_000 < in_flight(server, "rest") < 9_000_000, "the answer alone is in flight")
+    eventually(lambda: in_flight(server, "rest") == 0, "its client is gone")
 
 
 def test_an_answer_that_is_read_slowly_and_steadily_comes_whole(server: Server) -> None:
@@ -226,3 +226,102 @@ def test_others_are_answered_while_a_large_text_is_parsed(server: Server) -> Non
                     answered += 1
     assert first.startswith(b"HTTP/1.1 400")
     assert answered > 100
+
+
+# -- gRPC ---------------------------------------------------------------------------------------------------------
+
+
+def repeated(nbytes: int, name: str = "half_plus_two") -> bytes:
+    """A request of 40 bytes for a tensor of one repeated value."""
+    request = protos.PredictRequest()
+    request.model_spec.name = name
+    request.inputs["x"].dtype = protos.DataType.Value("DT_FLOAT")
+    request.inputs["x"].tensor_shape.dim.add(size=nbytes // 4)
+    request.inputs["x"].float_val.append(3.0)
+    return bytes(request.SerializeToString())
+
+
+def in_flight(server: Server, protocol: str) -> float:
+    page = server.http("GET", "/metrics")[1].decode()
+    found = re.search(rf'^dropserve_inflight_request_bytes{{protocol="{protocol}"}} (\S+)', page, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_an_answer_that_may_not_be_sent_counts_and_ends_its_connection(server: Server) -> None:
+    with http2.Client(server.grpc_port, window=0) as client:
+        client.call(PREDICT, repeated(256 * KIB))
+        eventually(lambda: 512 * KIB < in_flight(server, "grpc") < 520 * KIB, "the answer alone is in flight")
+        assert client.ended()  # after a second, and as long as 256 KiB take at 16 KiB a second
+    eventually(lambda: in_flight(server, "grpc") == 0, "its client is gone")
+
+
+def test_answers_that_may_not_be_sent_are_bounded_in_memory(server: Server) -> None:
+    """Twelve requests of 42 bytes held 1.5 GB for as long as the connection lived."""
+    before = peak_bytes(server, "ds-grpc")
+    with http2.Client(server.grpc_port, window=0) as client, grpc.insecure_channel(server_address(server)) as channel:
+        for _ in range(30):
+            client.call(PREDICT, repeated(60 * MIB))
+        call = channel.unary_unary(PREDICT)
+        refused = eventually(
+            lambda: [
+                details
+                for code, details in (code_of(lambda: call(repeated(60 * MIB), timeout=60)),)
+                if code == "RESOURCE_EXHAUSTED"
+            ],
+            "no more is taken",
+        )
+        assert "max_inflight_bytes" in refused[0]
+        assert half_plus_two(channel) == [2.5, 3.0, 4.5]
+    eventually(lambda: in_flight(server, "grpc") == 0, "its client is gone")
+    assert peak_bytes(server, "ds-grpc") - before < 1600 * MIB
+    with grpc.insecure_channel(server_address(server)) as channel:
+        assert half_plus_two(channel) == [2.5, 3.0, 4.5]
+
+
+def server_address(server: Server) -> str:
+    return f"127.0.0.1:{server.grpc_port}"
+
+
+EMPTY = {
+    "inputs": (PREDICT, b"\x12\x00"),
+    "output_filter": (PREDICT, b"\x1a\x00"),
+    "tasks": ("/tensorflow.serving.PredictionService/MultiInference", b"\x0a\x00"),
+    "metadata_field": ("/tensorflow.serving.PredictionService/GetModelMetadata", b"\x12\x00"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("odd", [b"", b"\x7d\x00\x00\x00\x00"], ids=["plain", "with a field of another kind"])
+def test_millions_of_empty_entries_are_refused_before_they_are_read(server: Server, name: str, odd: bytes) -> None:
+    path, entry = EMPTY[name]
+    head = b"\x0a\x0f\x0a\x0dhalf_plus_two" if name != "tasks" else b""
+    before = peak_bytes(server, "ds-grpc")
+    with grpc.insecure_channel(server_address(server), [("grpc.max_send_message_length", -1)]) as channel:
+        code, details = code_of(lambda: channel.unary_unary(path)(head + odd + entry * (10 * MIB), timeout=60))
+    assert code == "INVALID_ARGUMENT"
+    assert "more than" in details
+    assert peak_bytes(server, "ds-grpc") - before < 150 * MIB
+
+
+@pytest.mark.parametrize("method", ["Classify", "Regress"])
+def test_millions_of_empty_examples_are_refused_before_they_are_read(server: Server, method: str) -> None:
+    examples = field(1, b"\x0a\x00" * (10 * MIB))
+    data = field(1, b"\x0a\x0dhalf_plus_two") + field(2, examples)
+    with grpc.insecure_channel(server_address(server), [("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_unary(f"/tensorflow.serving.PredictionService/{method}")
+        code, details = code_of(lambda: call(data, timeout=60))
+    assert code == "INVALID_ARGUMENT"
+    assert "more than 1,048,576 examples" in details
+
+
+def test_a_shape_of_millions_of_dimensions_is_refused_before_it_is_parsed(server: Server) -> None:
+    before = peak_bytes(server, "ds-grpc")
+    shape = field(2, b"\x12\x00" * (10 * MIB))
+    unpacked = b"\x2d\x00\x00\x80\x3f" * 5000
+    for tensor in (b"\x08\x01" + shape, b"\x08\x01" + unpacked + shape, b"\x08\x01" + field(2, b"\x12\x00") * MIB * 2):
+        data = field(1, b"\x0a\x0dhalf_plus_two") + field(2, b"\x0a\x01x" + field(2, tensor))
+        with grpc.insecure_channel(server_address(server), [("grpc.max_send_message_length", -1)]) as channel:
+            code, details = code_of(lambda: channel.unary_unary(PREDICT)(data, timeout=60))  # noqa: B023
+        assert code == "INVALID_ARGUMENT"
+        assert "the shape takes" in details or "more than" in details
+    assert peak_bytes(server, "ds-grpc") - before < 300 * MIB
