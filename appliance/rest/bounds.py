@@ -25,7 +25,12 @@ COUNTED_ANSWER_BYTES = 65536
 
 _SWEEP_SECONDS = 1.0
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
-_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 class _OneWrite:
@@ -86,7 +91,7 @@ class _Unread(NamedTuple):
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection, closed if a head is too large or too slow, or if an answer is read too slowly."""
 
-    max_connections: ClassVar[int] = 1024  # further ones are ended at once, so that there are descriptors for all else
+    max_connections: ClassVar[int] = 1024  # further ones are refused, and those that are open go on
     header_timeout_seconds: ClassVar[float] = 10.0
     grace_seconds: ClassVar[float] = 10.0  # in which an answer may be read at any pace
     # Connections whose head is incomplete, and since when (the loop's clock). One sweep a second over them costs less
@@ -107,8 +112,9 @@ class BoundedProtocol(HttpToolsProtocol):
         one_write = _OneWrite(transport, self.loop, self._watch_unread)
         super().connection_made(one_write)  # type: ignore[arg-type]  # it acts as one
         if len(self.connections) > self.max_connections:
-            self._refused = True
-            transport.abort()
+            self._refuse(
+                503, f"This process has {self.max_connections:,} connections; see max_connections and ulimit -n"
+            )
             return
         self._begin_head()
 

@@ -80,7 +80,7 @@ def main() -> None:
     set_name("ds-rest-master")
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
-    BoundedProtocol.max_connections = connections_within(raise_descriptor_limit())
+    BoundedProtocol.max_connections = min(options.max_connections, connections_within(raise_descriptor_limit()))
     BoundedProtocol.grace_seconds = options.body_grace_seconds
     _RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
@@ -90,7 +90,6 @@ def main() -> None:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # the access log reads them itself
-        "limit_concurrency": min(options.max_connections, BoundedProtocol.max_connections),
         "timeout_graceful_shutdown": max(int(options.shutdown_grace_seconds), 1),
     }
     _Application(settings).run()
