@@ -1,4 +1,4 @@
-"""The models as the fronts know them: an immutable snapshot, replaced as a whole, sent as JSON."""
+"""The models as the fronts know them: an immutable snapshot, replaced as a whole. It travels by `route_updates`."""
 
 from __future__ import annotations
 

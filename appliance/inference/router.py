@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from appliance.core.errors import Code, ServingError
 from appliance.core.questions import Questions
+from appliance.core.route_updates import LostUpdateError, RouteReader
 from appliance.core.routes import Snapshot, VersionRoute
 from appliance.transport.connection import Connection
 
@@ -24,6 +23,9 @@ __all__ = ["Router"]
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT_WAIT_SECONDS = 2.0
+_START_SECONDS = 30.0
+_MAX_LINE_BYTES = 256 * 1024 * 1024
+_MAX_BYTES_AT_ONCE = 65536  # of what the supervisor says, before requests have their turn
 
 
 class Router:
@@ -38,6 +40,8 @@ class Router:
         self._aside: dict[str, Connection] = {}  # to standby workers, which are not routed
         self._changed: asyncio.Event | None = None
         self._questions = Questions(self._say, "the server", "see its log")
+        self._routes = RouteReader()
+        self._heard_bytes = 0
         self.snapshot = Snapshot()
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
         self.on_inflight: Callable[[int], None] = lambda _: None  # called with the bytes in flight when they change
@@ -48,9 +52,11 @@ class Router:
         Raise TimeoutError if the supervisor sends no snapshot within 30 seconds.
         """
         self._changed = asyncio.Event()
-        reader, self._writer = await asyncio.open_unix_connection(self._control_path, limit=256 * 1024 * 1024)
+        reader, self._writer = await asyncio.open_unix_connection(self._control_path, limit=_MAX_LINE_BYTES)
         self._say({"role": self._role, "pid": os.getpid()})
-        await asyncio.wait_for(self._receive(reader), 30)
+        async with asyncio.timeout(_START_SECONDS):
+            while not self.snapshot.serial and await self._receive(reader):
+                pass
         self._task = asyncio.create_task(self._follow(reader, on_lost))
 
     def say_serving(self) -> None:
@@ -64,10 +70,22 @@ class Router:
         message = json.loads(line)
         if "answer_to" in message:
             self._questions.answered(message)
-            return True
-        self._adopt(msgspec.convert(message["snapshot"], Snapshot))
-        self._say({"ack": self.snapshot.serial})
+        else:
+            self._hear_routes(message)
+        self._heard_bytes += len(line)
+        if self._heard_bytes >= _MAX_BYTES_AT_ONCE:
+            self._heard_bytes = 0
+            await asyncio.sleep(0)
         return True
+
+    def _hear_routes(self, message: Mapping[str, Any]) -> None:
+        try:
+            if self._routes.hear(message):
+                self._adopt(self._routes.snapshot)
+                self._say({"ack": self.snapshot.serial})
+        except LostUpdateError as error:
+            logger.warning("%s: the whole is asked for", error)
+            self._say({"lost": True})
 
     async def call(self, method: str, params: Mapping[str, Any], seconds: float) -> Any:
         """Ask the supervisor to do `method`, and return its answer; plain JSON values both ways.

@@ -1,4 +1,4 @@
-"""The supervisor's side of the fronts: they get every snapshot, report that they have adopted it, and ask questions."""
+"""The supervisor's side of the fronts: they get what changes, report what they have adopted, and ask questions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from appliance.core.errors import Code, ServingError
+from appliance.core.route_updates import RouteUpdate, encoded, update
 from appliance.core.routes import Snapshot
 from appliance.supervisor.tasks import Tasks
 
@@ -28,10 +27,13 @@ Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 @dataclass(slots=True, eq=False)
 class _Front:
-    """A connected front: what it has been sent, and what it has adopted."""
+    """A connected front: the snapshot that it has been sent, and the serial of the one that it has adopted."""
 
     role: str
     writer: asyncio.StreamWriter
+    sent: Snapshot = field(default_factory=Snapshot)
+    is_lost: bool = False  # it does not have what `sent` says: it gets the whole snapshot
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     acked: int = 0
 
 
@@ -48,16 +50,19 @@ class Fronts:
         self._on_gone = on_gone
         self._fronts: set[_Front] = set()
         self._acked = asyncio.Event()
+        self._turn = asyncio.Lock()  # of the front that is sent something
+        self._updates: dict[int, RouteUpdate] = {}  # to the current snapshot, by the serial of the earlier one
         self.snapshot = Snapshot()
 
     async def listen(self, path: str) -> asyncio.AbstractServer:
         return await asyncio.start_unix_server(self._on_front, path, limit=_MAX_LINE_BYTES)
 
     def publish(self, snapshot: Snapshot) -> None:
+        """Have every front adopt `snapshot`, whose serial is greater than that of the one before."""
         self.snapshot = snapshot
-        data = self._encoded(snapshot)
+        self._updates.clear()
         for front in self._fronts:
-            self._send(front, data)
+            front.news.set()
 
     async def all_adopted(self) -> None:
         """Wait until every front has adopted the snapshot that is current now, for a while at most."""
@@ -73,16 +78,21 @@ class Fronts:
 
     async def _on_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front: _Front | None = None
+        feeding: asyncio.Task[None] | None = None
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS))
             front = _Front(hello["role"], writer)
             self._fronts.add(front)
-            self._send(front, self._encoded(self.snapshot))
+            front.news.set()
+            feeding = self._tasks.start(self._feed(front))
             while line := await reader.readline():
                 message = json.loads(line)
                 if "ack" in message:
                     front.acked = message["ack"]
                     self._acked.set()
+                elif "lost" in message:
+                    front.is_lost = True
+                    front.news.set()
                 elif "serving" in message:
                     self._on_serving(front.role)
                 elif "ask" in message:
@@ -90,11 +100,38 @@ class Fronts:
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             logger.debug("a front's control connection ended: %s", error)
         finally:
+            if feeding is not None:
+                feeding.cancel()
             if front is not None:
                 self._fronts.discard(front)
                 self._acked.set()
                 self._on_gone()
             writer.close()
+
+    async def _feed(self, front: _Front) -> None:
+        """Send a front what it does not have yet, whenever there is something, and no faster than it reads. What has
+        changed meanwhile comes together in the next update."""
+        with contextlib.suppress(OSError):  # its end is noticed by who reads
+            while True:
+                await front.news.wait()
+                front.news.clear()
+                if front.is_lost:
+                    front.sent, front.is_lost = Snapshot(), False
+                snapshot = self.snapshot
+                if snapshot.serial == front.sent.serial:
+                    continue
+                if front.sent.serial not in self._updates:
+                    self._updates[front.sent.serial] = update(front.sent, snapshot)
+                lines = encoded(self._updates[front.sent.serial])
+                while True:
+                    async with self._turn:  # the event loop has other things to do between two large versions
+                        data = next(lines, None)
+                        await asyncio.sleep(0)
+                    if data is None:
+                        break
+                    front.writer.write(data)
+                    await front.writer.drain()
+                front.sent = snapshot
 
     async def _answer(self, front: _Front, message: dict[str, Any]) -> None:
         """Do what a front asks for, and answer it."""
@@ -107,10 +144,6 @@ class Fronts:
             logger.exception("a front's call failed: %s", message["method"])
             answer |= {"code": int(Code.INTERNAL), "message": f"{type(error).__name__}: {error}"}
         self._send(front, json.dumps(answer).encode() + b"\n")
-
-    @staticmethod
-    def _encoded(snapshot: Snapshot) -> bytes:
-        return json.dumps({"snapshot": msgspec.to_builtins(snapshot)}).encode() + b"\n"
 
     @staticmethod
     def _send(front: _Front, data: bytes) -> None:

@@ -15,14 +15,20 @@ import msgspec
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.servable import ServableId
+from appliance.core.signature_limit import why_too_large
 from appliance.lifecycle.replicas import Loaded
 from backends.contract import Signature
 
-__all__ = ["Failure", "loaded_of", "next_report"]
+__all__ = ["MAX_LINE_BYTES", "Failure", "loaded_of", "next_report"]
 
 logger = logging.getLogger(__name__)
 
+MAX_LINE_BYTES = 4 << 20
+"""The most that a worker says in one line: signatures, and what came of their trials."""
+
 _STILL_LOADING_SECONDS = 10.0
+_MAX_REASON = 10_000
+_MAX_REMARKS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,16 @@ async def next_report(reader: asyncio.StreamReader, servable: ServableId, progre
 
 
 def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str) -> Loaded | Failure:
-    """Return what a worker's report says. What is for the operator alone is logged."""
+    """Return what a worker's report says. What is for the operator alone is logged.
+
+    All that it says goes to every front, and its process may do what its model wants: so all is bounded here too.
+    """
     if report["event"] == "incomplete":
-        return Failure(Code.FAILED_PRECONDITION, report["message"], is_incomplete=True)
+        return Failure(Code.FAILED_PRECONDITION, report["message"][:_MAX_REASON], is_incomplete=True)
     if report["event"] != "ready":
-        return Failure(Code(report.get("code", Code.INTERNAL)), report["message"])
+        return Failure(Code(report.get("code", Code.INTERNAL)), report["message"][:_MAX_REASON])
+    if why := why_too_large(report["signatures"], report["unsupported"]):
+        return Failure(Code.INVALID_ARGUMENT, why)
     in_warmup = msgspec.convert(report["warmup_trials"], dict[str, Trial])
     trials = msgspec.convert(report["trials"], dict[str, Trial] | None)
     _log_warmup(servable, report["warmup"], in_warmup if trials is None else trials)
@@ -97,7 +108,7 @@ def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str)
         socket_path,
         msgspec.convert(report["signatures"], dict[str, Signature]),
         trials,
-        tuple(report["remarks"]),
+        tuple(remark[:_MAX_REASON] for remark in report["remarks"][:_MAX_REMARKS]),
         report["unsupported"],
         failed[0] if failed else "",
     )

@@ -23,7 +23,7 @@ from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_process import Starter, WorkerProcess
-from appliance.supervisor.worker_reports import Failure, loaded_of, next_report
+from appliance.supervisor.worker_reports import MAX_LINE_BYTES, Failure, loaded_of, next_report
 from appliance.worker.run_record import read_record
 
 __all__ = ["OddTrial", "Reports", "Workers"]
@@ -31,7 +31,6 @@ __all__ = ["OddTrial", "Reports", "Workers"]
 logger = logging.getLogger(__name__)
 
 _SPAWN_SECONDS = 60.0
-_MAX_LINE_BYTES = 256 * 1024 * 1024
 _KILL_SECONDS = 2.0
 _NOT_STARTED = WorkerEnd("it was not started")
 
@@ -230,7 +229,7 @@ class Workers:
         assert worker.pid is not None
         if worker.killed:
             self._reaper.kill(worker.pid)
-        reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+        reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
         await self._hear(worker, reader)
         worker.serving = False
         worker.writer.close()
@@ -267,8 +266,13 @@ class Workers:
             worker.failure = Failure(Code.DEADLINE_EXCEEDED, reason)
             assert worker.pid is not None
             self._reaper.kill(worker.pid)
-        except (OSError, ValueError, KeyError) as error:
+        except OSError:
+            return  # its process has ended: its status says how
+        except (ValueError, KeyError, TypeError) as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
+            if not worker.serving:
+                reason = f"what its worker reports cannot be read ({error}); a line may have {MAX_LINE_BYTES:,} bytes"
+                worker.failure = Failure(Code.INVALID_ARGUMENT, reason)
 
     def _tell_failure(self, worker: WorkerProcess) -> None:
         failure, worker.failure = worker.failure, None
@@ -294,7 +298,7 @@ class Workers:
                 self._expendable = worker.pid
                 if self._stopping:  # since it was asked for
                     raise ServingError(Code.UNAVAILABLE, "the server is stopping")
-                reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
+                reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
                 while line := await reader.readline():
                     report = json.loads(line)
                     at = report.get("index", at)

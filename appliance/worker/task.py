@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from appliance.config.model_options import ModelOptions
-from backends.contract import Backend
+from appliance.core.signature_limit import why_too_large
+from backends.contract import Backend, BackendError, Code, Partial
 from backends.domain import Domain
 from backends.registry import load
 
@@ -41,17 +43,25 @@ class WorkerTask:
 
 
 def loader_of(task: WorkerTask) -> Callable[[], Backend]:
-    """Return a function that loads the form of `task`, or else its version folder. It raises BackendError."""
-    return functools.partial(
-        load,
-        task.backend,
-        task.form_path or task.path,
-        tags=task.options.tags,
-        intra_op_threads=task.options.tensorflow_intra_op_parallelism,
-        inter_op_threads=task.options.tensorflow_inter_op_parallelism,
-        interpreters=task.options.num_tflite_interpreters,
-        session_config_file=task.options.tensorflow_session_config_file,
-        libraries=task.options.op_libraries,
-        device=task.options.device,
-        gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
-    )
+    """Return a function that loads the form of `task`, or else its version folder. It raises BackendError, also for
+    what has loaded and has too many signatures."""
+
+    def load_model() -> Backend:
+        backend = load(
+            task.backend,
+            task.form_path or task.path,
+            tags=task.options.tags,
+            intra_op_threads=task.options.tensorflow_intra_op_parallelism,
+            inter_op_threads=task.options.tensorflow_inter_op_parallelism,
+            interpreters=task.options.num_tflite_interpreters,
+            session_config_file=task.options.tensorflow_session_config_file,
+            libraries=task.options.op_libraries,
+            device=task.options.device,
+            gpu_memory_limit_bytes=task.options.gpu_memory_limit_bytes,
+        )
+        unsupported = backend.unsupported if isinstance(backend, Partial) else {}
+        if why := why_too_large(msgspec.to_builtins(dict(backend.signatures)), unsupported):
+            raise BackendError(Code.INVALID_ARGUMENT, why)
+        return backend
+
+    return load_model

@@ -158,3 +158,32 @@ def test_what_is_not_served_follows_the_worker_that_serves() -> None:
     host.wait(60)
     host.manager.worker_ready(host.worker(1), Loaded("/run/2"), host.now)
     assert unsupported() == {}
+
+
+def with_many_signatures(folder: Path, count: int) -> None:
+    """Gives the SavedModel `count` copies of its default signature, under other names."""
+    path = folder / "saved_model.pb"
+    program = (
+        "import sys\n"
+        "from tensorflow.core.protobuf.saved_model_pb2 import SavedModel\n"
+        "path, count = sys.argv[1], int(sys.argv[2])\n"
+        "with open(path, 'rb') as file: model = SavedModel.FromString(file.read())\n"
+        "signatures = model.meta_graphs[0].signature_def\n"
+        "for n in range(count): signatures[f'signature_{n}'].CopyFrom(signatures['serving_default'])\n"
+        "with open(path, 'wb') as file: file.write(model.SerializeToString())\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path), str(count)], check=True, timeout=120)
+
+
+def test_a_version_with_too_many_signatures_fails_and_the_one_before_it_goes_on(zoo: Path, tmp_path: Path) -> None:
+    base = tmp_path / "models" / "m"
+    shutil.copytree(zoo / "half_plus_two", base / "1")
+    with Server(model_root=base.parent) as running:
+        running.wait_for("m", 1)
+        shutil.copytree(zoo / "half_plus_two", base / ".2")
+        with_many_signatures(base / ".2", 20_000)
+        (base / ".2").rename(base / "2")
+        reason = running.wait_for("m", 2, "failed")
+        assert "signatures take" in reason
+        assert "export it with fewer signatures" in reason
+        assert running.predict("m", {"instances": [1.0]}) == (200, {"predictions": [2.5]})
