@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _ACK_SECONDS = 5.0
 _HELLO_SECONDS = 10.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
+_BEHIND_BYTES = 1 << 20  # a front that has more to read gets what is new together, once it has read
 
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
@@ -33,6 +34,7 @@ class _Front:
     writer: asyncio.StreamWriter
     sent: Snapshot = field(default_factory=Snapshot)
     is_lost: bool = False  # it does not have what `sent` says: it gets the whole snapshot
+    is_fed: bool = False  # it is being sent what is new, piece by piece
     news: asyncio.Event = field(default_factory=asyncio.Event)
     acked: int = 0
 
@@ -58,11 +60,22 @@ class Fronts:
         return await asyncio.start_unix_server(self._on_front, path, limit=_MAX_LINE_BYTES)
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Have every front adopt `snapshot`, whose serial is greater than that of the one before."""
-        self.snapshot = snapshot
-        self._updates.clear()
+        """Have every front adopt `snapshot`, whose serial is greater than that of the one before.
+
+        What is short goes to all at once, so that they adopt it at almost the same moment.
+        """
+        old, self.snapshot = self.snapshot, snapshot
+        changes = update(old, snapshot)
+        self._updates = {old.serial: changes}
+        lines = encoded(changes)
+        first, is_short = next(lines), next(lines, None) is None
         for front in self._fronts:
-            front.news.set()
+            is_ready = front.sent is old and not front.is_fed and not front.is_lost
+            if is_short and is_ready and front.writer.transport.get_write_buffer_size() < _BEHIND_BYTES:
+                front.writer.write(first)
+                front.sent = snapshot
+            else:
+                front.news.set()
 
     async def all_adopted(self) -> None:
         """Wait until every front has adopted the snapshot that is current now, for a while at most."""
@@ -120,6 +133,7 @@ class Fronts:
                 snapshot = self.snapshot
                 if snapshot.serial == front.sent.serial:
                     continue
+                front.is_fed = True
                 if front.sent.serial not in self._updates:
                     self._updates[front.sent.serial] = update(front.sent, snapshot)
                 lines = encoded(self._updates[front.sent.serial])
@@ -131,7 +145,9 @@ class Fronts:
                         break
                     front.writer.write(data)
                     await front.writer.drain()
-                front.sent = snapshot
+                front.sent, front.is_fed = snapshot, False
+                if front.sent is not self.snapshot:
+                    front.news.set()
 
     async def _answer(self, front: _Front, message: dict[str, Any]) -> None:
         """Do what a front asks for, and answer it."""
