@@ -82,6 +82,14 @@ class ModelOptions:
         minimum=1,
         maximum=86400,
     )
+    run_limit_seconds: float = option(
+        60.0,
+        Group.MODEL,
+        "Seconds that a run may go on after the deadlines of all its requests; after that the version's process is"
+        " started again, since runs that never end would take all its threads. 0: never.",
+        minimum=0,
+        maximum=86400,
+    )
     release_gate: str = option(
         "strict",
         Group.MODEL,

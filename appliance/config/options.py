@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from appliance.config.about import GIB, About, Group, option
 from appliance.config.model_options import ModelOptions
-from appliance.config.parsing import check_model_name, local_path, parse_channel_arguments
+from appliance.config.parsing import check_hang_seconds, check_model_name, local_path, parse_channel_arguments
 
 __all__ = ["Options", "about", "effective", "option_types", "shown_default", "type_name"]
 
@@ -202,6 +202,15 @@ class Options(ModelOptions):
     )
     grpc_workers: int = option(
         0, Group.PROCESS, "gRPC processes; 0: one for each core, from 2 to 4.", minimum=0, maximum=256
+    )
+    hang_seconds: float = option(
+        10.0,
+        Group.PROCESS,
+        "Seconds without a sign of life after which a process is killed and started again; time in which it could not"
+        " run does not count. 0: never.",
+        minimum=0,
+        maximum=86400,
+        check=check_hang_seconds,
     )
     cache_dir: str = option(
         "",

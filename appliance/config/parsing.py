@@ -8,8 +8,16 @@ from collections.abc import Sequence
 
 from appliance.core.errors import ConfigError
 
-__all__ = ["check_model_name", "local_path", "local_paths", "parse_channel_arguments", "parse_precisions"]
+__all__ = [
+    "check_hang_seconds",
+    "check_model_name",
+    "local_path",
+    "local_paths",
+    "parse_channel_arguments",
+    "parse_precisions",
+]
 
+_LEAST_HANG_SECONDS = 2.0  # gunicorn's master gives a sign of life once a second
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -65,3 +73,10 @@ def check_model_name(name: str) -> object:
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
     return name
+
+
+def check_hang_seconds(seconds: float) -> object:
+    """Return `seconds` if it is a valid hang_seconds. Raise ConfigError otherwise."""
+    if 0 < seconds < _LEAST_HANG_SECONDS:
+        raise ConfigError(f"hang_seconds is {seconds:g}", f"it is 0 (off), or at least {_LEAST_HANG_SECONDS:g}")
+    return seconds

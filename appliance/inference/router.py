@@ -70,6 +70,8 @@ class Router:
         message = json.loads(line)
         if "answer_to" in message:
             self._questions.answered(message)
+        elif "ping" in message:
+            self._say({"alive": True})
         else:
             self._hear_routes(message)
         self._heard_bytes += len(line)

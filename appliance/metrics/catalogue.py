@@ -109,6 +109,12 @@ LOG_LINES_DROPPED = Metric(
     "Lines that workers printed beyond what is logged.",
     ("model",),
 )
+HANGS = Metric(
+    "dropserve_hangs_total",
+    Type.COUNTER,
+    "Processes that gave no sign of life, or whose run did not end, and that were killed.",
+    ("role",),
+)
 DEMOTIONS = Metric(
     "dropserve_demotions_total",
     Type.COUNTER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from appliance.metrics.catalogue import DEMOTIONS, LOG_LINES_DROPPED, VERIFIED, WORKER_RESTARTS, is_passing
+from appliance.metrics.catalogue import DEMOTIONS, HANGS, LOG_LINES_DROPPED, VERIFIED, WORKER_RESTARTS, is_passing
 from appliance.metrics.file import MetricsFileError, fold
 from appliance.metrics.recording import Recorder
 
@@ -33,6 +33,10 @@ class MetricsKeeper:
     def lines_dropped(self, model: str, lines: int) -> None:
         """Count lines that workers of a model have printed beyond what is logged."""
         self._recorder.counter(LOG_LINES_DROPPED, model).add(lines)
+
+    def hung(self, role: str) -> None:
+        """Count a process that was killed because it hung."""
+        self._recorder.counter(HANGS, role).add()
 
     def demoted(self, model: str) -> None:
         """Count a form that was given up."""

@@ -1,15 +1,19 @@
 """The REST processes: gunicorn's master, and its workers with uvicorn.
 
 `main()` is the master, started by the supervisor with the listening socket as descriptor 3. The socket outlives the
-master, so connections wait instead of being refused while a master is replaced.
+master, so connections wait instead of being refused while a master is replaced. Descriptor 4 is a pipe that does not
+block: the master's main loop gives a sign of life there each second.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
@@ -19,6 +23,18 @@ from appliance.host.descriptors import connections_within, raise_descriptor_limi
 from appliance.host.processes import die_with_parent, set_name, take_argument
 from appliance.rest.app import App, make_app
 from appliance.rest.bounds import BoundedProtocol
+
+_LIFE_DESCRIPTOR = 4
+
+
+class _Arbiter(Arbiter):  # type: ignore[misc]  # the base has no types
+    """gunicorn's master, which shows the supervisor that it lives."""
+
+    def murder_workers(self) -> None:
+        """Give a sign of life, too: the main loop calls this in each of its rounds, which take a second at most."""
+        with contextlib.suppress(OSError):  # the supervisor has not read the last ones
+            os.write(_LIFE_DESCRIPTOR, b"a")
+        super().murder_workers()
 
 
 class _RestWorker(UvicornWorker):  # type: ignore[misc]  # the base has no types
@@ -50,6 +66,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         options = settings.options
 
         def post_fork(arbiter: Any, worker: Any) -> None:
+            os.close(_LIFE_DESCRIPTOR)
             set_name("ds-rest")
             die_with_parent(arbiter.pid)  # uvicorn's worker does not notice that its master is gone
 
@@ -68,6 +85,9 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         }
         for name, value in values.items():
             self.cfg.set(name, value)
+
+    def run(self) -> None:
+        _Arbiter(self).run()
 
     def load(self) -> App:
         return make_app(self._settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from appliance.config.model_server import announcements
 from appliance.config.options import Options, effective
 from appliance.host.processes import spawn
 from appliance.supervisor.programs import Program
+from appliance.supervisor.watch import Watch, Watched
 
 __all__ = ["front_programs", "log_serving"]
 
@@ -28,6 +30,7 @@ def front_programs(
     control_path: str,
     metrics_directory: str,
     monitoring_path: str,
+    watch: Watch,
 ) -> list[Program]:
     """Return the programs of REST, which serves on `listener`, and of gRPC, which serves on TCP port `port`; None: not
     served."""
@@ -48,7 +51,17 @@ def front_programs(
 
     def start_rest() -> int:
         assert listener is not None
-        return spawn("appliance.rest.process", settings(0, rest), [listener.fileno()])
+        life, theirs = os.pipe()
+        try:
+            os.set_blocking(theirs, False)
+            pid = spawn("appliance.rest.process", settings(0, rest), [listener.fileno(), theirs])
+        except OSError:
+            os.close(life)
+            raise
+        finally:
+            os.close(theirs)
+        _watch_master(watch, pid, life)
+        return pid
 
     def start_grpc(index: int) -> Callable[[], int]:
         def start() -> int:
@@ -61,6 +74,28 @@ def front_programs(
     if port is None:
         grpc = 1 if options.grpc_socket_path else 0  # one process owns the Unix socket
     return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
+
+
+def _watch_master(watch: Watch, pid: int, life: int) -> None:
+    """Watch gunicorn's master by the signs of life that come from `life` (a pipe, which is closed), from the first one
+    to its end."""
+    watched = Watched("gunicorn's master", "rest-master", pid)
+    loop = asyncio.get_running_loop()
+    is_new = True
+
+    def hear() -> None:
+        nonlocal is_new
+        if not os.read(life, 4096):
+            loop.remove_reader(life)
+            os.close(life)
+            watch.remove(watched)
+            return
+        if is_new:
+            watch.add(watched)
+            is_new = False
+        watch.heard(watched)
+
+    loop.add_reader(life, hear)
 
 
 def log_serving(options: Options, rest: int | None, grpc: int | None) -> None:

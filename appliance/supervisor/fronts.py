@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from appliance.core.errors import Code, ServingError
 from appliance.core.route_updates import RouteUpdate, encoded, update
 from appliance.core.routes import Snapshot
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.watch import Watch, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ _ACK_SECONDS = 5.0
 _HELLO_SECONDS = 10.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
 _BEHIND_BYTES = 1 << 20  # a front that has more to read gets what is new together, once it has read
+_MAX_UNREAD_BYTES = 16 << 20  # a front that has more to read is not asked for a sign of life
+_PEER = struct.Struct("3i")  # struct ucred: process, user, group
 
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
@@ -32,6 +37,7 @@ class _Front:
 
     role: str
     writer: asyncio.StreamWriter
+    watched: Watched
     sent: Snapshot = field(default_factory=Snapshot)
     is_lost: bool = False  # it does not have what `sent` says: it gets the whole snapshot
     is_fed: bool = False  # it is being sent what is new, piece by piece
@@ -44,8 +50,14 @@ class Fronts:
     requests, `on_gone()` that one has ended."""
 
     def __init__(
-        self, tasks: Tasks, call: Call, on_serving: Callable[[str], None], on_gone: Callable[[], None]
+        self,
+        tasks: Tasks,
+        call: Call,
+        on_serving: Callable[[str], None],
+        on_gone: Callable[[], None],
+        watch: Watch,
     ) -> None:
+        self._watch = watch
         self._tasks = tasks
         self._call = call
         self._on_serving = on_serving
@@ -94,11 +106,13 @@ class Fronts:
         feeding: asyncio.Task[None] | None = None
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS))
-            front = _Front(hello["role"], writer)
+            front = _Front(hello["role"], writer, _watched(hello["role"], writer))
             self._fronts.add(front)
+            self._watch.add(front.watched)
             front.news.set()
             feeding = self._tasks.start(self._feed(front))
             while line := await reader.readline():
+                self._watch.heard(front.watched)  # whatever it says
                 message = json.loads(line)
                 if "ack" in message:
                     front.acked = message["ack"]
@@ -117,6 +131,7 @@ class Fronts:
                 feeding.cancel()
             if front is not None:
                 self._fronts.discard(front)
+                self._watch.remove(front.watched)
                 self._acked.set()
                 self._on_gone()
             writer.close()
@@ -167,3 +182,14 @@ class Fronts:
             front.writer.transport.abort()  # it does not read: its end restarts it
             return
         front.writer.write(data)
+
+
+def _watched(role: str, writer: asyncio.StreamWriter) -> Watched:
+    """Return the front at the other end, whose process number the kernel tells."""
+    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+
+    def ask() -> None:
+        if writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
+            writer.write(b'{"ping": true}\n')
+
+    return Watched(f"the {role} process", role.partition(" ")[0], _PEER.unpack(peer)[0], ask)

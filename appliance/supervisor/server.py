@@ -38,6 +38,7 @@ from appliance.supervisor.programs import Program, Programs
 from appliance.supervisor.start_checks import check_files
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.verification import Verification
+from appliance.supervisor.watch import Watch
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_reports import Failure
 from appliance.supervisor.workers import Workers
@@ -67,7 +68,8 @@ class Supervisor:
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
-        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
+        self._watch = Watch(options.hang_seconds, self._hung, self.decided)
+        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics, self._watch)
         self._acceleration = Acceleration(
             self._controller,
             self._models.options_of,
@@ -121,6 +123,7 @@ class Supervisor:
                 metrics_directory=self._metrics_directory,
                 cores=self._cores,
                 placement=Placement(self._gpu_status),
+                watch=self._watch,
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
@@ -146,11 +149,14 @@ class Supervisor:
                 control_path=control_path,
                 metrics_directory=self._metrics_directory,
                 monitoring_path=self._monitoring_path,
+                watch=self._watch,
             )
             if not options.listen_when_loaded or options.model_root:
                 self._start_fronts()
             self._models.start(models)
+            watching = self._tasks.start(self._watch.run())
             await self._loop()
+            watching.cancel()  # from now on every process has a deadline for its end
             await self._shut_down()
             control.close()
         finally:
@@ -254,7 +260,8 @@ class Supervisor:
 
     def _publish(self) -> None:
         """Send the fronts a new snapshot, if anything has changed."""
-        ready = self._ready and not self._leaving and not self._stopping
+        is_serving = not self._leaving and not self._stopping
+        ready = self._ready and is_serving and not self._watch.is_suspected("rest", "grpc")
         old = self._fronts.snapshot
         if self._manager.revision == self._published and ready == old.ready:
             return
@@ -297,6 +304,9 @@ class Supervisor:
         self._publish()
         await self._fronts.all_adopted()
         await self._workers.drain(number, _DRAIN_SECONDS)
+
+    def _hung(self, role: str) -> None:
+        self._metrics.hung(role)
 
     def _fold_metrics(self) -> None:
         """Add to the totals what a process that has ended has counted."""

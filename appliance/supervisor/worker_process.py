@@ -23,6 +23,7 @@ from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer, spawn_worker
 from appliance.supervisor.stderr import LastWords, relay_stderr
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.watch import Watched
 from appliance.supervisor.worker_end import WorkerEnd, end_of
 from appliance.supervisor.worker_reports import Failure, Progress
 from appliance.worker.task import WorkerTask
@@ -50,6 +51,8 @@ class WorkerProcess:
     failure: Failure | None = None  # why it has not loaded, until that is told
     serving: bool = False
     killed: bool = False
+    watched: Watched | None = None  # since it has loaded
+    why_hanging: str = ""  # if it was killed because it hung
     questions: Questions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,9 +72,20 @@ class WorkerProcess:
             with contextlib.suppress(OSError):
                 self.writer.write(json.dumps(message).encode() + b"\n")
 
+    def ask_for_life(self) -> None:
+        """Ask it for a sign of life, unless it has not read the last such question."""
+        if self.writer is not None and not self.writer.transport.get_write_buffer_size():
+            self.tell({"do": "ping"})
+
+    def hung(self, why: str) -> None:
+        """Note why it is killed."""
+        self.why_hanging = why
+
     def end(self, status: int) -> WorkerEnd:
         """Return how it ended, with this wait status, and remove its files."""
         end = end_of(status, self.last_words.text, self.socket_path, self.record_path)
+        if self.why_hanging:
+            end = replace(end, how=f"killed because it hung: {self.why_hanging}")
         if self.progress.attempt is None:
             return end
         signature, number = self.progress.attempt

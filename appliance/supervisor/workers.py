@@ -21,6 +21,7 @@ from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import relay_stderr
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.watch import Watch, Watched
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_process import Starter, WorkerProcess
 from appliance.supervisor.worker_reports import MAX_LINE_BYTES, Failure, loaded_of, next_report
@@ -73,11 +74,13 @@ class Workers:
         metrics_directory: str,
         cores: int,
         placement: Placement,
+        watch: Watch,
     ) -> None:
         self._reports = reports
         self._reaper = reaper
         self._tasks = tasks
         self._placement = placement
+        self._watch = watch
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
@@ -118,6 +121,8 @@ class Workers:
         worker = self._workers.get(number)
         if worker is None or worker.pid is None:
             return
+        if worker.watched is not None:  # it has a deadline of its own now
+            self._watch.remove(worker.watched)
         worker.tell({"do": "drain"})
         done, _ = await asyncio.wait([self._reaper.exit_of(worker.pid)], timeout=seconds)
         if not done:
@@ -232,6 +237,8 @@ class Workers:
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
         await self._hear(worker, reader)
         worker.serving = False
+        if worker.watched is not None:
+            self._watch.remove(worker.watched)
         worker.writer.close()
         worker.questions.fail(f"{worker.action.servable}: its worker ended")
         for _ in range(2):  # by itself, or because it is killed
@@ -257,9 +264,14 @@ class Workers:
                 worker.failure = loaded
                 return
             worker.serving = True
+            self._start_watching(worker)
             self._reports.worker_ready(worker.action.worker, loaded)
             while line := await reader.readline():
-                worker.questions.answered(json.loads(line))
+                message = json.loads(line)
+                if "alive" in message:
+                    self._heard(worker, message)
+                else:
+                    worker.questions.answered(message)
         except TimeoutError:
             worker.progress.attempt = None
             reason = f"it did not load within {seconds:g} s (load_timeout_seconds)"
@@ -273,6 +285,17 @@ class Workers:
             if not worker.serving:
                 reason = f"what its worker reports cannot be read ({error}); a line may have {MAX_LINE_BYTES:,} bytes"
                 worker.failure = Failure(Code.INVALID_ARGUMENT, reason)
+
+    def _start_watching(self, worker: WorkerProcess) -> None:
+        assert worker.pid is not None
+        worker.watched = Watched(
+            f"the worker of {worker.action.servable}", "worker", worker.pid, worker.ask_for_life, worker.hung
+        )
+        self._watch.add(worker.watched, worker.options.run_limit_seconds)
+
+    def _heard(self, worker: WorkerProcess, message: Mapping[str, Any]) -> None:
+        if worker.watched is not None:
+            self._watch.heard(worker.watched, int(message["overdue"]))
 
     def _tell_failure(self, worker: WorkerProcess) -> None:
         failure, worker.failure = worker.failure, None

@@ -19,12 +19,16 @@ __all__ = ["Commands"]
 class Commands:
     """The worker's end of the control socket, which does not block.
 
-    `do(method, params)` answers a question; it may take long, and raises BackendError.
+    `do(method, params)` answers a question; it may take long, and raises BackendError. `overdue()` identifies the run
+    that goes on the longest after the deadlines of all its requests, 0 if none does; it is told with each sign of life.
     """
 
-    def __init__(self, control: socket.socket, do: Callable[[str, Mapping[str, Any]], Any]) -> None:
+    def __init__(
+        self, control: socket.socket, do: Callable[[str, Mapping[str, Any]], Any], overdue: Callable[[], int]
+    ) -> None:
         self._control = control
         self._do = do
+        self._overdue = overdue
         self._lock = threading.Lock()  # guards the sending side
         self._rest = b""  # the start of a line
 
@@ -35,10 +39,23 @@ class Commands:
             os._exit(1)
         *lines, self._rest = (self._rest + data).split(b"\n")
         commands = [json.loads(line) for line in lines]
+        if any(command["do"] == "ping" for command in commands):
+            self._show_life()
         for command in commands:
             if command["do"] == "answer":
                 threading.Thread(target=self._answer, args=(command,), daemon=True, name="answer").start()
         return any(command["do"] == "drain" for command in commands)
+
+    def _show_life(self) -> None:
+        """Say that the thread which serves the sockets lives. It must not wait: if there is no room now, the supervisor
+        does not read, and asks again."""
+        data = json.dumps({"alive": True, "overdue": self._overdue()}).encode() + b"\n"
+        if self._lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(BlockingIOError, OSError):
+                    self._control.send(data)  # whole or not at all, since it is short
+            finally:
+                self._lock.release()
 
     def _answer(self, command: Mapping[str, Any]) -> None:
         """Answer one question, in a thread of its own."""

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.config.batching_parameters import BatchingParameters
@@ -71,7 +71,7 @@ class Worker:
         self._backend = backend
         self._control = control
         self._listener = listener
-        self._commands = Commands(control, self._do)
+        self._commands = Commands(control, self._do, self._overdue)
         self._selector = selectors.DefaultSelector()
         self._poll_lock = threading.Lock()  # whoever holds it is the leader
         self._lock = threading.Lock()  # guards the queue and `_running`
@@ -88,6 +88,7 @@ class Worker:
         methods = {name: signature.method_name for name, signature in backend.signatures.items()}
         self._merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
         self._tracer = RunTracer(self._merging)
+        self._deadlines = [0] * (self._concurrency + 1)  # of what each thread runs, in ns; 0: none
         # One thread leads while the others run.
         self._record = RunRecord(task.record_path, self._concurrency + 1, backend.signatures, task.is_watched)
         self._sampler: Sampler | None = None
@@ -127,12 +128,15 @@ class Worker:
     def _work(self, thread: int) -> None:
         """Lead, run and lead again, as the thread with this index, until the worker is drained."""
         row = self._record.row(thread)
+        deadlines = self._deadlines
         try:
             while True:
                 with self._poll_lock:
                     work = self._next()
                 while work:
+                    deadlines[thread] = work[0].deadline_ns if len(work) == 1 else _latest(work)
                     self._execution.run(work, row)
+                    deadlines[thread] = 0
                     work = self._finish()
                 if self._drained:
                     return
@@ -140,6 +144,11 @@ class Worker:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+
+    def _overdue(self) -> int:
+        """Return the deadline of the run that goes on the longest after it, in nanoseconds; 0 if none does."""
+        now = time.monotonic_ns()
+        return min((deadline for deadline in self._deadlines if 0 < deadline < now), default=0)
 
     @property
     def waiting(self) -> int:
@@ -331,3 +340,9 @@ class Worker:
         if not done:
             self._blocked.append(client)
             self._wake()
+
+
+def _latest(work: Sequence[Entry[Request]]) -> int:
+    """Return the last deadline of what runs together, 0 if one has none."""
+    deadlines = [entry.deadline_ns for entry in work]
+    return max(deadlines) if all(deadlines) else 0

@@ -17,6 +17,7 @@ from appliance.core.servable import PublicState
 from appliance.inference.router import Router
 from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.tasks import Tasks
+from appliance.supervisor.watch import Watch
 from backends.contract import Signature, TensorSpec
 
 SECONDS = 30.0
@@ -38,7 +39,7 @@ def play(scene: Callable[[Fronts, str], Awaitable[None]]) -> None:
     """Runs `scene` with the fronts of a supervisor that listens at a path."""
 
     async def in_time() -> None:
-        fronts = Fronts(Tasks(), nothing, lambda _: None, lambda: None)
+        fronts = Fronts(Tasks(), nothing, lambda _: None, lambda: None, Watch(0.0, print, lambda: None))
         with tempfile.TemporaryDirectory(prefix="ds-") as directory:
             path = str(Path(directory) / "control")
             server = await fronts.listen(path)

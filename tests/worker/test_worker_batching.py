@@ -152,6 +152,12 @@ class Harness:
         self._control.settimeout(SECONDS)
         return json.loads(self._control.makefile().readline())
 
+    def ping(self) -> dict[str, Any]:
+        """The sign of life that the worker gives when the supervisor asks for one."""
+        self._control.sendall(b'{"do": "ping"}\n')
+        self._control.settimeout(SECONDS)
+        return json.loads(self._control.makefile().readline())
+
     def drain(self) -> None:
         self._control.sendall(b'{"do": "drain"}\n')
 
@@ -570,3 +576,27 @@ def test_without_a_form_or_the_options_there_are_no_samples(
     harness = start(is_form=is_form, **options)
     answer = harness.ask("samples", path=str(tmp_path / "samples"))
     assert answer["code"] == Code.UNIMPLEMENTED
+
+
+def test_a_worker_shows_that_it_lives_while_all_threads_run(start: Start) -> None:
+    harness = start()
+    assert harness.ping() == {"alive": True, "overdue": 0}
+    busy(harness)
+    assert harness.ping() == {"alive": True, "overdue": 0}
+
+
+@pytest.mark.parametrize("is_batching", [False, True])
+def test_a_run_that_outlives_the_last_deadline_of_its_requests_is_told_with_each_sign_of_life(
+    start: Start, is_batching: bool
+) -> None:
+    harness = start(parameters(size=2) if is_batching else None)
+    deadline_ns = time.monotonic_ns() + 500_000_000
+    harness.front.send(1, 1, deadline_ns=deadline_ns - 250_000_000)
+    if is_batching:
+        harness.front.send(2, 2, deadline_ns=deadline_ns)
+    assert harness.runs() == ([1, 2] if is_batching else [1])
+    eventually(lambda: harness.ping()["overdue"], "its run is overdue")
+    assert harness.ping()["overdue"] == (deadline_ns if is_batching else deadline_ns - 250_000_000)
+    harness.backend.permits.release(1)
+    harness.front.answer(1)
+    eventually(lambda: not harness.ping()["overdue"], "no run is overdue")
