@@ -41,6 +41,8 @@ class Manager:
     ) -> None:
         servables = self._servables = Servables(labels_for_unavailable_versions)
         self._models = servables.models
+        self._routes: Mapping[str, ModelRoute] = {}
+        self._routed = 0  # the revision that `_routes` shows
         self._loads = Loads(max_load_retries, load_retry_interval_seconds, max_concurrent_loads)
         self._successors = Successors(servables)
         self._reconciler = Reconciler(servables, self._loads, self._successors)
@@ -229,9 +231,13 @@ class Manager:
         """Return the changes of state since this was last asked."""
         return self._servables.take_changes()
 
-    def routes(self) -> dict[str, ModelRoute]:
-        """Return every model with its versions, newest first."""
-        return {model.name: model.route() for model in self._models.values()}
+    def routes(self) -> Mapping[str, ModelRoute]:
+        """Return every model with its versions, newest first: the same mapping until `revision` grows, since several
+        ask after each change, and with 1,000 models it takes 10 ms (2026-11)."""
+        if self._routed != self.revision:
+            self._routed = self.revision
+            self._routes = {model.name: model.route() for model in self._models.values()}
+        return self._routes
 
     def ended(self) -> dict[str, tuple[VersionRoute, ...]]:
         """Return the last versions that `routes` does not show any more, by model."""
