@@ -47,7 +47,7 @@ class Watch:
         self._watched: set[Watched] = set()
         self._count = count
         self._on_suspicion = on_suspicion
-        self._suspected_roles: set[str] = set()
+        self._suspects: set[Watched] = set()
 
     def add(self, watched: Watched, run_limit_seconds: float = 0.0) -> None:
         """Watch a process from now on, and its runs too, unless the limit is 0."""
@@ -65,7 +65,7 @@ class Watch:
 
     def is_suspected(self, *roles: str) -> bool:
         """Tell whether a process of one of `roles` seems to hang."""
-        return not self._suspected_roles.isdisjoint(roles)
+        return any(watched.role in roles for watched in self._suspects)
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -79,9 +79,11 @@ class Watch:
         for watched in self._watched:
             if watched.ask is not None:
                 watched.ask()
-        roles = {process.role for process in self._liveness.suspects()}
-        if roles != self._suspected_roles:
-            self._suspected_roles = roles
+        suspects = self._liveness.suspects()
+        for watched in suspects - self._suspects:
+            logger.warning("%s (process %d) is silent; it is killed if it stays so", watched.who, watched.pid)
+        if suspects != self._suspects:
+            self._suspects = suspects
             self._on_suspicion()
 
     def _kill(self, watched: Watched, why: str) -> None:
