@@ -85,6 +85,8 @@ def _add_models(samples: Samples, snapshot: Snapshot) -> None:
     for model in snapshot.models.values():
         for version in model.versions:
             _add(samples, catalogue.VERSIONS, (model.name, str(version.version), version.state), 1)
+            for what in version.confined_by:
+                _add(samples, catalogue.CONFINED, (model.name, str(version.version), what.partition(" ")[0]), 1)
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.servable import ServableId
+from appliance.host.confinement import Confined
 from appliance.lifecycle.replicas import Loaded
 from backends.contract import Signature
 
@@ -41,9 +42,13 @@ class Progress:
     def __init__(self) -> None:
         self.attempt: tuple[str, int] | None = None
         self.stage = "loading"
+        self.confined = Confined()
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take in a message of event "progress"."""
+        """Take in a message of event "progress", or "confined", which comes before the model is loaded."""
+        if message["event"] == "confined":
+            self.confined = Confined(tuple(message["by"]), tuple(message["missing"]))
+            return
         self.stage = message["stage"]
         self.attempt = None
         if "attempt" in message:
@@ -70,7 +75,7 @@ async def next_report(reader: asyncio.StreamReader, servable: ServableId, progre
             if not line.result():
                 return None
             message: dict[str, Any] = json.loads(line.result())
-            if message["event"] != "progress":
+            if message["event"] not in ("progress", "confined"):
                 progress.attempt = None
                 return message
             progress.hear(message)
@@ -79,7 +84,9 @@ async def next_report(reader: asyncio.StreamReader, servable: ServableId, progre
         line.cancel()
 
 
-def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str) -> Loaded | Failure:
+def loaded_of(
+    report: Mapping[str, Any], servable: ServableId, socket_path: str, confined_by: tuple[str, ...]
+) -> Loaded | Failure:
     """Return what a worker's report says. What is for the operator alone is logged."""
     if report["event"] == "incomplete":
         return Failure(Code.FAILED_PRECONDITION, report["message"], is_incomplete=True)
@@ -100,6 +107,7 @@ def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str)
         tuple(report["remarks"]),
         report["unsupported"],
         failed[0] if failed else "",
+        confined_by,
     )
 
 

@@ -80,6 +80,7 @@ class Workers:
         self._placement = placement
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
+        self._missing: tuple[str, ...] = ()  # of what confines a process: what was logged last
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
         self.fork_server = ForkServer(reaper, self._relay_fork_server)
         self._starter = Starter(
@@ -124,14 +125,19 @@ class Workers:
             logger.warning("%s: requests still ran %g s after its unloading began; it is killed", servable, seconds)
             self._reaper.kill(worker.pid)
 
-    async def ask(self, number: int, method: str, params: Mapping[str, Any], seconds: float) -> Any:
-        """Ask a worker that serves, and return its answer; plain JSON values both ways.
+    async def ask(
+        self, number: int, method: str, params: Mapping[str, Any], seconds: float, file: int | None = None
+    ) -> Any:
+        """Ask a worker that serves, and return its answer; plain JSON values both ways. It writes what is long to
+        `file`, a descriptor that the caller closes.
 
         Raises ServingError: what the worker answers, UNAVAILABLE if it ends, DEADLINE_EXCEEDED after `seconds`.
         """
         worker = self._workers.get(number)
         if worker is None or not worker.serving:
             raise ServingError(Code.UNAVAILABLE, "the worker does not serve any more", "try again")
+        if file is not None:
+            worker.tell({"do": "file"}, file)  # for the question that follows at once
         return await worker.questions.ask(method, params, seconds)
 
     def serving(self) -> dict[int, tuple[ServableId, int]]:
@@ -228,10 +234,12 @@ class Workers:
         assert worker.pid is not None
         if worker.killed:
             self._reaper.kill(worker.pid)
+        worker.control = ours.dup()
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
         await self._hear(worker, reader)
         worker.serving = False
         worker.writer.close()
+        worker.control.close()
         worker.questions.fail(f"{worker.action.servable}: its worker ended")
         for _ in range(2):  # by itself, or because it is killed
             done, _ = await asyncio.wait([exited], timeout=_KILL_SECONDS)
@@ -251,7 +259,8 @@ class Workers:
                 report = await next_report(reader, servable, worker.progress)
             if report is None:
                 return
-            loaded = loaded_of(report, servable, worker.socket_path)
+            self._tell_what_is_missing(worker.progress.confined.missing, worker.options.sandbox)
+            loaded = loaded_of(report, servable, worker.socket_path, worker.progress.confined.by)
             if isinstance(loaded, Failure):
                 worker.failure = loaded
                 return
@@ -267,6 +276,12 @@ class Workers:
             self._reaper.kill(worker.pid)
         except (OSError, ValueError, KeyError) as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
+
+    def _tell_what_is_missing(self, missing: tuple[str, ...], sandbox: str) -> None:
+        """Log once what does not confine workers, unless the operator wants it so."""
+        if sandbox != "off" and missing and missing != self._missing:
+            self._missing = missing
+            logger.warning("models are not fully confined: %s", "; ".join(missing))
 
     def _tell_failure(self, worker: WorkerProcess) -> None:
         failure, worker.failure = worker.failure, None
