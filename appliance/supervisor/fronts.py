@@ -9,12 +9,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.questions import Questions
 from appliance.core.routes import Snapshot
+from appliance.host.processes import peer_pid
 from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -31,17 +34,26 @@ class _Front:
     """A connected front: what it has been sent, and what it has adopted."""
 
     role: str
+    pid: int
     writer: asyncio.StreamWriter
+    questions: Questions
     acked: int = 0
 
 
 class Fronts:
     """All connected fronts. `call(method, params)` answers what they ask; `on_serving(role)` hears that one takes
-    requests, `on_gone()` that one has ended."""
+    requests, `on_gone()` that one has ended. `is_ours(pid)` says whether the supervisor has started a process: no other
+    may connect."""
 
     def __init__(
-        self, tasks: Tasks, call: Call, on_serving: Callable[[str], None], on_gone: Callable[[], None]
+        self,
+        tasks: Tasks,
+        call: Call,
+        on_serving: Callable[[str], None],
+        on_gone: Callable[[], None],
+        is_ours: Callable[[int], bool],
     ) -> None:
+        self._is_ours = is_ours
         self._tasks = tasks
         self._call = call
         self._on_serving = on_serving
@@ -73,9 +85,14 @@ class Fronts:
 
     async def _on_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front: _Front | None = None
+        pid = peer_pid(writer.get_extra_info("socket"))
+        if not self._is_ours(pid):
+            logger.warning("process %d, which is none of the server's, connected to its control socket: refused", pid)
+            writer.close()
+            return
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS))
-            front = _Front(hello["role"], writer)
+            front = self._front(hello["role"], pid, writer)
             self._fronts.add(front)
             self._send(front, self._encoded(self.snapshot))
             while line := await reader.readline():
@@ -85,6 +102,8 @@ class Fronts:
                     self._acked.set()
                 elif "serving" in message:
                     self._on_serving(front.role)
+                elif "answer_to" in message:
+                    front.questions.answered(message)
                 elif "ask" in message:
                     self._tasks.start(self._answer(front, message))
         except (OSError, ValueError, KeyError, TimeoutError) as error:
@@ -92,9 +111,22 @@ class Fronts:
         finally:
             if front is not None:
                 self._fronts.discard(front)
+                front.questions.fail(f"the {front.role} process has ended")
                 self._acked.set()
                 self._on_gone()
             writer.close()
+
+    def _front(self, role: str, pid: int, writer: asyncio.StreamWriter) -> _Front:
+        def ask(question: dict[str, Any]) -> None:
+            self._send(front, json.dumps(question).encode() + b"\n")
+
+        front = _Front(role, pid, writer, Questions(ask, f"the {role} process"))
+        return front
+
+    def questions(self, method: str, seconds: float) -> dict[int, Callable[[], Awaitable[Any]]]:
+        """Return how to ask each front to do `method`, by process number. What is returned raises ServingError, also
+        after `seconds`."""
+        return {front.pid: partial(front.questions.ask, method, {}, seconds) for front in self._fronts}
 
     async def _answer(self, front: _Front, message: dict[str, Any]) -> None:
         """Do what a front asks for, and answer it."""

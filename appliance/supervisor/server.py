@@ -19,6 +19,7 @@ from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
 from appliance.gpu.client import GpuClient
 from appliance.gpu.values import GpuStatus
+from appliance.host.confinement import close_to_others, supported
 from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.host.processes import Reaper, become_subreaper, set_name
 from appliance.host.service_manager import Notifier
@@ -33,6 +34,7 @@ from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
+from appliance.supervisor.process_memory import ProcessMemory
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
 from appliance.supervisor.start_checks import check_files
@@ -45,6 +47,7 @@ from appliance.supervisor.workers import Workers
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
+_MEMORY_SECONDS = 2.0  # that a process has to tell its memory
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
@@ -67,7 +70,7 @@ class Supervisor:
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
-        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
+        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics, self._programs.has_started)
         self._acceleration = Acceleration(
             self._controller,
             self._models.options_of,
@@ -98,6 +101,7 @@ class Supervisor:
         log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
+        self._protect()
         self._reaper.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,6 +128,12 @@ class Supervisor:
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
+            self._memory = ProcessMemory(
+                lambda: {
+                    **self._workers.questions("memory", _MEMORY_SECONDS),
+                    **self._fronts.questions("memory", _MEMORY_SECONDS),
+                }
+            )
             self._profiler = Profiler(self._workers, self._tasks, directory)
             self._verification = Verification(
                 self._controller,
@@ -159,6 +169,14 @@ class Supervisor:
             os.close(lock)
         logger.info("stopped")
         return 0
+
+    def _protect(self) -> None:
+        """Let no model look into this process, and log what confines models."""
+        if self._options.sandbox == "off":
+            logger.warning("models are not confined (sandbox = off): each can read and change what this user can")
+            return
+        close_to_others()
+        logger.info("models are confined by %s", supported())
 
     # -- the main loop ---------------------------------------------------------------------------------------
 
@@ -321,6 +339,8 @@ class Supervisor:
             return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
         if method == "gpu":
             return msgspec.to_builtins(await self._gpus.status(params["seconds"]))
+        if method == "memory":
+            return await self._memory.proportional()
         if method == "profile":
             return await self._profiler.trace(**params)
         if method == "end_profile":

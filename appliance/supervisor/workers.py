@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from appliance.config.model_options import ModelOptions
@@ -147,6 +148,11 @@ class Workers:
             for number, worker in self._workers.items()
             if worker.serving and worker.pid is not None
         }
+
+    def questions(self, method: str, seconds: float) -> dict[int, Callable[[], Awaitable[Any]]]:
+        """Return how to ask each worker that serves to do `method`, by process number. What is returned raises
+        ServingError, also after `seconds`."""
+        return {pid: partial(self.ask, number, method, {}, seconds) for number, (_, pid) in self.serving().items()}
 
     def by_pid(self) -> dict[int, ServableId]:
         """Return what each living worker is for, by process number."""

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.config.batching_parameters import BatchingParameters
+from appliance.host.memory import proportional_bytes
 from appliance.metrics.recording import WorkerMetrics
 from appliance.transport.wire import (
     FLAG_DRAINING,
@@ -227,6 +228,8 @@ class Worker:
         if method == "end_profile":
             self._tracer.end(**params)
             return end_profile(self._task.backend, **params)
+        if method == "memory":
+            return proportional_bytes()
         if self._sampler is not None:
             if method == "samples_due":
                 return self._sampler.wait_until_due(**params)

@@ -6,6 +6,7 @@ What the kernel here does not have (Landlock) cannot be tested here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -197,3 +198,16 @@ def test_of_all_processes_the_one_that_takes_the_memory_is_the_first_to_go(serve
     assert processes[victim] in ("ds-worker", "ds-forkserver")
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: server.predict("good", {"instances": [2.0]})[0] == 200, "the good model answers")
+
+
+def test_who_is_none_of_the_servers_processes_is_told_nothing_by_it(server: Attacked) -> None:
+    """This process has the rights of the server's user, as a model has: it could reload any folder."""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(20)
+        control.connect(os.fspath(server.instance / "control"))
+        with contextlib.suppress(BrokenPipeError):
+            control.sendall(b'{"role": "rest", "pid": 1}\n{"ask": 1, "method": "reload", "params": {}}\n')
+        with contextlib.suppress(ConnectionResetError):
+            assert control.recv(100) == b""
+    eventually(lambda: f"process {os.getpid()}, which is none of the server's" in server.log(), "it is refused")
+    assert server.predict("good", {"instances": [2.0]})[0] == 200
