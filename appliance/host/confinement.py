@@ -171,12 +171,15 @@ def _rules(profile: Profile) -> list[Rule]:
 
 
 def _runtime() -> Iterable[str]:
-    """Return the folders of the interpreter, of its packages and of our own: not those that hold them, which may be
-    anybody's."""
-    packages = (
+    """Return the folders of the interpreter and of packages, and of our own packages without the one that holds them:
+    it may be a checkout, or the current folder, and hold anything."""
+    packages = [
         sys.modules[name].__path__[0] for name in ("appliance", "backends", "converters") if name in sys.modules
-    )
-    return dict.fromkeys([sys.prefix, sys.base_prefix, *packages, *filter(os.path.isabs, _paths("PYTHONPATH"))])
+    ]
+    beside = {os.path.dirname(package) for package in packages} | {os.getcwd()}
+    folders = [path for path in sys.path if os.path.isabs(path) and path not in beside]
+    site = [path for path in beside if os.path.basename(path) in ("site-packages", "dist-packages")]
+    return dict.fromkeys([sys.prefix, sys.base_prefix, *packages, *folders, *site])
 
 
 def _library_folders() -> Iterable[str]:
