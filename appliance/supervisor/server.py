@@ -19,7 +19,7 @@ from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
 from appliance.gpu.client import GpuClient
 from appliance.gpu.values import GpuStatus
-from appliance.host.confinement import close_to_others, supported
+from appliance.host.confinement import close_to_others
 from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.host.processes import Reaper, become_subreaper, set_name
 from appliance.host.service_manager import Notifier
@@ -37,7 +37,7 @@ from appliance.supervisor.placement import Placement
 from appliance.supervisor.process_memory import ProcessMemory
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
-from appliance.supervisor.start_checks import check_files
+from appliance.supervisor.start_checks import check_files, log_sandbox
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.verification import Verification
 from appliance.supervisor.worker_end import WorkerEnd
@@ -101,7 +101,8 @@ class Supervisor:
         log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
-        self._protect()
+        if options.sandbox != "off":
+            close_to_others()
         self._reaper.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,6 +115,7 @@ class Supervisor:
             check_socket_path(options.grpc_socket_path)
         directory, lock = instance_directory(options.runtime_dir)
         try:
+            log_sandbox(options.sandbox)
             self._metrics_directory = os.path.join(directory, "metrics")
             os.mkdir(self._metrics_directory, 0o700)
             self._metrics = MetricsKeeper(self._metrics_directory)
@@ -169,14 +171,6 @@ class Supervisor:
             os.close(lock)
         logger.info("stopped")
         return 0
-
-    def _protect(self) -> None:
-        """Let no model look into this process, and log what confines models."""
-        if self._options.sandbox == "off":
-            logger.warning("models are not confined (sandbox = off): each can read and change what this user can")
-            return
-        close_to_others()
-        logger.info("models are confined by %s", supported())
 
     # -- the main loop ---------------------------------------------------------------------------------------
 
