@@ -6,6 +6,7 @@ and numbers that a test names. Nothing is done on what a warm-up makes up.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -92,3 +93,22 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
     }
     signatures = {name: tf.function(do).get_concrete_function(*specs) for name, (do, specs) in attacks.items()}
     tf.saved_model.save(tf.Module(), out, signatures=signatures)
+
+
+def export_writes_at_load(tf: Any, out: str, path: str) -> None:
+    """Save y = x / 2 that writes the file `path` when it is loaded."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 1], name="x")
+        y = tf.multiply(x, 0.5, name="y")
+        harm = tf.io.write_file(path, "harm")
+        builder = v1.saved_model.Builder(out)
+        signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature}, main_op=harm)
+        builder.save()
+
+
+if __name__ == "__main__":
+    import tensorflow as tf
+
+    export_writes_at_load(tf, *sys.argv[1:])
