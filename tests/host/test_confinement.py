@@ -18,6 +18,8 @@ HERE = supported()
 SECCOMP = pytest.mark.skipif("seccomp" not in HERE.by, reason=str(HERE))
 LANDLOCK = pytest.mark.skipif(not any("landlock" in name for name in HERE.by), reason=str(HERE))
 
+ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy starts no threads
+
 ATTEMPTS = """
 import errno, json, os, signal, socket, sys, threading
 from appliance.host.confinement import Profile, confine
@@ -82,8 +84,7 @@ def attempts(target: Path, reads: list[Path] = [], writes: list[Path] = [], mode
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,
+        env=ENVIRONMENT,
     )
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -155,3 +156,44 @@ def test_a_link_to_what_belongs_to_somebody_else_is_not_followed(tmp_path: Path)
     (folder / "asset").symlink_to(key)
     os.chown(folder / "asset", 4712, 4712, follow_symlinks=False)
     assert trusted_targets(str(folder)) == [str(folder)]
+
+
+WITHOUT_LANDLOCK = """
+import struct, sys
+from appliance.core.errors import ConfigError
+from appliance.host import confinement
+
+# An older kernel: landlock_create_ruleset (444) is unknown.
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | 38), (0x06, 0, 0, 0x7FFF0000)]
+confinement._prctl(38, 1)
+confinement._filter_calls(b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
+print(confinement.supported())
+try:
+    print(confinement.confine(confinement.Profile(), "required"))
+except ConfigError as error:
+    print(error)
+print(confinement.confine(confinement.Profile()).by)
+open("/etc/hostname").close()
+try:
+    open("/tmp/new", "w")
+except PermissionError:
+    print("and nothing is written")
+"""
+
+
+@SECCOMP
+def test_without_landlock_the_rest_holds_and_it_is_told_and_required_refuses() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANDLOCK],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    told, refused, by, rest = done.stdout.splitlines()
+    assert told.startswith("seccomp; Linux ")
+    assert "has no Landlock" in told
+    assert refused.startswith("sandbox is required, and not all of it is there: Linux ")
+    assert "docs/security.md" in refused
+    assert (by, rest) == ("('seccomp',)", "and nothing is written")
