@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from backends import onnx_model, op_libraries, tflite_model
+from backends import onnx_model, op_libraries, text_locale, tflite_model
 from backends.contract import Backend, BackendError, Code
 from backends.form import model_files
 from backends.saved_model import check_complete as check_saved_model
@@ -20,7 +21,9 @@ __all__ = [
     "check_complete",
     "end_profile",
     "load",
+    "prepare",
     "profile",
+    "uses_gpu",
 ]
 
 BACKENDS = ("tensorflow", "litert", "onnx")
@@ -105,13 +108,24 @@ def load(
     raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 
 
+def prepare(backend: str) -> None:
+    """Make what the framework of `backend` needs to have made, before this process loses the right to make files."""
+    if backend == "onnx" and not text_locale.exists(text_locale.ENGLISH):
+        text_locale.provide(text_locale.ENGLISH)
+
+
+def uses_gpu(backend: str, device: str) -> bool:
+    """Return whether a model may come to run on a GPU; `device` is where the operator wants it."""
+    return backend == "onnx" and device != "cpu" and os.path.exists("/dev/nvidiactl")
+
+
 def has_profiler(backend: str) -> bool:
     """Return whether the framework of `backend` can trace itself."""
     return backend == "tensorflow"
 
 
-def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int]) -> dict[str, Any]:
-    """Trace this process's framework for `seconds`, or until `end_profile`, into the new file `path`.
+def profile(backend: str, *, seconds: float, trace: str, levels: Mapping[str, int], file: int) -> dict[str, Any]:
+    """Trace this process's framework for `seconds`, or until `end_profile(trace)`, into the open `file`.
 
     The file gets the XSpace (a serialized protocol buffer). `levels` are the framework's options by name. Return its
     "bytes", and whether it "has_events". Raise BackendError: UNIMPLEMENTED if `backend` has no profiler, ALREADY_EXISTS
@@ -120,14 +134,14 @@ def profile(backend: str, *, seconds: float, path: str, levels: Mapping[str, int
     if backend == "tensorflow":
         from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
 
-        return asdict(tensorflow_profiler.profile(seconds, path, levels))
+        return asdict(tensorflow_profiler.profile(seconds, trace, levels, file))
     raise BackendError(Code.UNIMPLEMENTED, f"workers on {backend} have no profiler")
 
 
-def end_profile(backend: str, *, path: str) -> dict[str, Any]:
-    """End the trace of this process to `path` early."""
+def end_profile(backend: str, *, trace: str) -> dict[str, Any]:
+    """End a trace of this process early."""
     if backend == "tensorflow":
         from backends import tensorflow_profiler  # noqa: PLC0415 - costs 1.5 s and 500 MB
 
-        tensorflow_profiler.end_profile(path)
+        tensorflow_profiler.end_profile(trace)
     return {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from backends.frames import FileStream, FrameError, receive, send
 
-__all__ = ["Sample", "read_samples", "write_samples"]
+__all__ = ["Sample", "new_file", "read_samples", "write_samples"]
 
 _INPUT, _OUTPUT = "<", ">"  # before a name in a frame
 
@@ -29,10 +29,15 @@ class Sample:
     outputs: Mapping[str, np.ndarray]
 
 
-def write_samples(path: str, samples: Iterable[Sample]) -> None:
-    """Write `samples` to a new file that nobody else can read: they are what clients have sent. Raise OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
+def new_file(path: str) -> int:
+    """Return the descriptor of a new file for samples that nobody else can read: they are what clients have sent. Raise
+    OSError, FileExistsError also if somebody else has made it before."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def write_samples(descriptor: int, samples: Iterable[Sample]) -> None:
+    """Write `samples` to an open file, which stays open. Raise OSError."""
+    with open(descriptor, "wb", closefd=False) as file:
         for sample in samples:
             arrays = {_INPUT + name: array for name, array in sample.inputs.items()}
             arrays |= {_OUTPUT + name: array for name, array in sample.outputs.items()}

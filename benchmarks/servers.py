@@ -18,6 +18,7 @@ STOP_SECONDS = 30.0
 QUIET_SECONDS = 300.0  # a server may convert and measure models after its start
 LULL_SECONDS = 5.0  # trials of odd shapes begin two seconds after a version is available
 RUNTIMES = {"TensorFlow": "libtensorflow", "ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert"}
+ROLES = {"dropserve": "supervisor", "ds-rest": "rest", "ds-grpc": "grpc", "ds-worker": "worker"}  # by process name
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -162,6 +163,7 @@ def inspect_processes(server: Server) -> list[Process]:
     """What each process of a server is, and what it holds."""
     inodes = _find_listening_inodes({server.rest_port, server.grpc_port})
     processes = []
+    closed: list[tuple[int, str]] = []
     for pid in list_tree(server.pid):
         try:
             with open(f"/proc/{pid}/comm") as file:
@@ -173,6 +175,9 @@ def inspect_processes(server: Server) -> list[Process]:
             sockets = {_read_link(f"/proc/{pid}/fd/{descriptor}") for descriptor in os.listdir(f"/proc/{pid}/fd")}
         except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             continue
+        except PermissionError:  # it is not dumpable, and this is not root: it tells its memory itself
+            closed.append((pid, name))
+            continue
         processes.append(
             Process(
                 pid=pid,
@@ -182,7 +187,29 @@ def inspect_processes(server: Server) -> list[Process]:
                 runtimes=tuple(name for name, library in RUNTIMES.items() if library in maps),
             )
         )
-    return processes
+    return processes + (_inspect_closed(server, closed) if closed else [])
+
+
+def _inspect_closed(server: Server, closed: list[tuple[int, str]]) -> list[Process]:
+    """What may be known of processes that only root may look into: the server's metrics have the memory of each role,
+    of which its processes get equal shares here; the runtimes that they have loaded remain unknown."""
+    page = fetch(f"http://127.0.0.1:{server.rest_port}/metrics").decode()
+    told: dict[str, float] = {}
+    for role, value in re.findall(
+        r'^dropserve_process_proportional_memory_bytes{role="(\w+)".*} (\S+)$', page, re.MULTILINE
+    ):
+        told[role] = told.get(role, 0.0) + float(value)
+    names = [name for _, name in closed]
+    return [
+        Process(
+            pid=pid,
+            name=name,
+            pss_mib=told.get(ROLES.get(name, ""), 0.0) / names.count(name) / 2**20,
+            is_front=name in ("ds-rest", "ds-grpc"),
+            runtimes=("unknown",),
+        )
+        for pid, name in closed
+    ]
 
 
 def measure_cpu(server: Server, seconds: float) -> float:

@@ -27,8 +27,20 @@ import numpy as np
 
 from backends.frames import Frame, FrameError, receive, send
 
-__all__ = ["Child", "ChildError", "Limits", "become_child", "fork", "start", "yield_to_others"]
+__all__ = [
+    "Access",
+    "Child",
+    "ChildError",
+    "Limits",
+    "Sandbox",
+    "become_child",
+    "confine_children",
+    "fork",
+    "start",
+    "yield_to_others",
+]
 
+_RUNNER = "converters.runner"
 _POLL_SECONDS = 0.05
 _SESSION_SECONDS = 1.0  # between looks for processes that the child has started
 _KILLED_SECONDS = 10.0
@@ -42,15 +54,47 @@ _IOPRIO_LOWEST = 2 << 13 | 7  # best effort, the last of its levels; the idle cl
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """What a child has to do with: paths that it `reads`, besides the runtime; folders in which it `writes`; a folder
+    for temporary files, which is made if need be ("" if there are none); whether it uses a GPU."""
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    scratch: str = ""
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The limits of a child: `seconds` of life, and resident bytes of its session, TensorFlow's own 0.5 GB included.
 
-    If `yielding`, it runs only when a core has nothing else to do (SCHED_IDLE), else at the lowest nice value.
+    If `yielding`, it runs only when a core has nothing else to do (SCHED_IDLE), else at the lowest nice value. `access`
+    is for the sandbox of this process's children, if they have one.
     """
 
     seconds: float
     memory_bytes: int
     yielding: bool = True
+    access: Access = Access()
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """How children are confined: `confine` does it in a forked one. One that is started afresh runs the module `runner`
+    instead of `converters.runner`, with the `variables` in its environment."""
+
+    confine: Callable[[Access], None]
+    runner: str
+    variables: Callable[[Access], Mapping[str, str]]
+
+
+_sandbox: Sandbox | None = None
+
+
+def confine_children(sandbox: Sandbox) -> None:
+    """Confine all children that this process starts from now on: they run models, which may be anybody's programs."""
+    global _sandbox  # noqa: PLW0603 - it is the process's, as its children are
+    _sandbox = sandbox
 
 
 class ChildError(Exception):
@@ -232,6 +276,8 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
         become_child(parent, limits.yielding)
         # TensorFlow is in forked children only, and is served on the CPU: there it must be judged and measured.
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        if _sandbox is not None:
+            _sandbox.confine(limits.access)
         run(theirs)
         status = 0
     except BaseException:  # noqa: BLE001 - the outer loop of a process
@@ -243,10 +289,17 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
         os._exit(status)  # without the interpreter's teardown, which is the parent's
 
 
-def start(name: str, module: str, log: str, limits: Limits) -> Child:
-    """Return a child that runs `python -m module` with the socket as its standard input; see `fork`."""
+def start(name: str, log: str, limits: Limits) -> Child:
+    """Return a child that runs `converters.runner` with the socket as its standard input; see `fork`."""
     ours, theirs = socket.socketpair()
-    environment = {**os.environ, "DROPSERVE_PARENT": str(os.getpid()), "DROPSERVE_YIELD": str(int(limits.yielding))}
+    environment = {
+        **os.environ,
+        "DROPSERVE_PARENT": str(os.getpid()),
+        "DROPSERVE_YIELD": str(int(limits.yielding)),
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy would start a thread for each core, and has nothing to multiply here
+        **({} if _sandbox is None else _sandbox.variables(limits.access)),
+    }
+    module = _RUNNER if _sandbox is None else _sandbox.runner
     isolated = ["-I"] if sys.flags.isolated else []
     with theirs, open(log, "ab") as output:
         process = subprocess.Popen(

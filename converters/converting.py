@@ -15,10 +15,10 @@ from backends import op_libraries
 from backends.contract import BackendError, Signature
 from backends.form import Format, FormSignature, parse_form, write_form
 from backends.frames import send
-from converters.child import ChildError, Limits, fork
+from converters.child import Access, ChildError, Limits, fork
 from converters.evidence import Evidence
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
-from converters.processes import ModelProcess, arithmetic_of, load_form
+from converters.processes import ModelProcess, arithmetic_of, load_form, reads_of
 from converters.proving import prove
 from converters.report import Attempt, FormReport, SignatureProof, Verdict
 from converters.spec import JobSpec
@@ -115,7 +115,8 @@ class Converting:
     def _try(self, entry_point: str, number: int, signatures: Mapping[str, Signature]) -> Tried:
         spec = self._spec
         task = Task(spec.path, spec.tags, signatures, self._precision, self.folder, f"{number}-")
-        limits = Limits(spec.timeout_seconds, spec.memory_bytes, spec.yielding)
+        access = Access(reads_of(spec, spec.path), (self.folder,), os.path.join(spec.work_dir, "temporary"))
+        limits = Limits(spec.timeout_seconds, spec.memory_bytes, spec.yielding, access)
         log = os.path.join(spec.work_dir, f"{self.name}-{number}.log")
         return attempt(self.name, self._converter, entry_point, task, log, limits, spec.op_libraries)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from backends.samples import Sample, read_samples, write_samples
+from backends.samples import Sample, new_file, read_samples, write_samples
 from converters.cases import Inputs
 
 __all__ = ["keep", "known"]
@@ -47,7 +47,11 @@ def keep(cache_dir: str, content: str, signature: str, inputs: Inputs) -> str:
     temporary = f"{path}.{secrets.token_hex(4)}"
     pairs = [*((name, each) for name, found in kept.items() for each in found), (signature, inputs)]
     try:
-        write_samples(temporary, (Sample(0, 1, name, each, {}) for name, each in pairs))
+        file = new_file(temporary)
+        try:
+            write_samples(file, (Sample(0, 1, name, each, {}) for name, each in pairs))
+        finally:
+            os.close(file)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -27,7 +27,8 @@ _OURS = ("converters", "backends")
 _FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
 # What the forms and proofs of a version do not depend on. The hashes of the operators' libraries stand for their paths.
 _NOT_IN_KEY = (
-    "path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries"
+    "path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries",
+    "sandbox",
 )  # fmt: skip
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from backends.contract import BackendError, Code, Signature
 from backends.form import Format
-from backends.registry import BACKEND_OF
+from backends.registry import BACKEND_OF, uses_gpu
 from converters import cores
 from converters.cases import DiedError
-from converters.child import Child, ChildError, Limits, fork, start
+from converters.child import Access, Child, ChildError, Limits, fork, start
 from converters.gpu import runs_on_gpu
 from converters.measure import Call
 from converters.roundings import WeightsMove
@@ -31,6 +31,7 @@ __all__ = [
     "load_form",
     "load_in",
     "load_reference",
+    "reads_of",
     "threads_of",
 ]
 
@@ -205,15 +206,23 @@ def import_tensorflow() -> None:
 def load_reference(spec: JobSpec, log: str) -> ModelProcess:
     """Load the SavedModel by TensorFlow, in a fork of this process, which has imported it. Raise BackendError,
     ChildError."""
-    child = fork("TensorFlow", serve, log, Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding))
+    access = Access(reads=reads_of(spec, spec.path))
+    child = fork("TensorFlow", serve, log, Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding, access))
     return load_in(child, spec, "tensorflow", spec.path)
 
 
 def load_form(spec: JobSpec, of_format: Format, path: str, log: str) -> ModelProcess:
     """Load the form in the folder `path`, in a process without TensorFlow. Raise BackendError, ChildError."""
     backend = BACKEND_OF[of_format]
-    limits = Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding)
-    return load_in(start(backend, "converters.runner", log, limits), spec, backend, path)
+    access = Access(reads=reads_of(spec, path), gpu=uses_gpu(backend, spec.device))
+    limits = Limits(_LIFE_SECONDS, spec.memory_bytes, spec.yielding, access)
+    return load_in(start(backend, log, limits), spec, backend, path)
+
+
+def reads_of(spec: JobSpec, path: str) -> tuple[str, ...]:
+    """Return what a child reads that loads the folder `path`; of libraries their folders, which may have others."""
+    libraries = (os.path.dirname(os.path.realpath(library)) for library in spec.op_libraries)
+    return (path, *filter(None, [spec.session_config_file]), *libraries)
 
 
 def load_in(child: Child, spec: JobSpec, backend: str, path: str) -> ModelProcess:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from backends.registry import load
 from converters.child import become_child
 from converters.roundings import WeightsMove, moved_weights
 
-__all__ = ["serve"]
+__all__ = ["main", "serve"]
 
 
 def serve(sock: socket.socket) -> None:
@@ -101,8 +102,10 @@ def _time(backend: Backend, message: dict[str, Any], signature: Signature, array
     return found
 
 
-def main() -> None:
+def main(confine: Callable[[], None] = lambda: None) -> None:
+    """Serve the job that has started this process, after `confine`."""
     become_child(int(os.environ["DROPSERVE_PARENT"]), os.environ["DROPSERVE_YIELD"] == "1")
+    confine()
     serve(socket.socket(fileno=os.dup(0)))
 
 

@@ -23,7 +23,8 @@ class JobSpec:
 
     Thread counts, the session's configuration and `op_libraries` are those with which the version is served; 0 threads:
     one for each core. `max_batch_size` 0: 8. `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`.
-    `converters` are modules by name.
+    `converters` are modules by name. `sandbox` is for whoever runs the job, and confines its children (see
+    `converters.child.confine_children`).
     """
 
     path: str
@@ -49,4 +50,5 @@ class JobSpec:
     op_libraries: tuple[str, ...] = ()
     device: str = "cpu"
     gpu_memory_limit_bytes: int = 0
+    sandbox: str = "off"
     converters: Mapping[str, str] = field(default_factory=lambda: dict(CONVERTERS))

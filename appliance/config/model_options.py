@@ -136,6 +136,14 @@ class ModelOptions:
         normal=local_paths,
         file_only=True,
     )
+    sandbox: str = option(
+        "on",
+        Group.SAFETY,
+        "Confine the processes that run a model, so that it writes nothing, connects to nothing, and reads no other "
+        "model: on (as far as the kernel can), required (refuse to load a model if the kernel cannot do all of it), or "
+        "off.",
+        choices=("on", "required", "off"),
+    )
     prefer_tflite_model: bool = option(
         False, Group.MODEL, "If a version folder holds both model.tflite and a SavedModel, serve model.tflite."
     )

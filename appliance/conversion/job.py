@@ -51,6 +51,7 @@ def job_spec(options: ModelOptions, path: str, work_dir: str, cache_dir: str, ca
         op_libraries=options.op_libraries,
         device=options.device,
         gpu_memory_limit_bytes=options.gpu_memory_limit_bytes,
+        sandbox=options.sandbox,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from appliance.conversion.confining import confine_job
 from appliance.host.processes import take_argument
 from appliance.protocols.warmup_records import recorded_cases
 from converters.child import yield_to_others
@@ -18,6 +19,7 @@ def main() -> NoReturn:
     """Run the job whose `JobSpec` is this process's argument, beside what serves."""
     spec = take_argument(JobSpec)
     yield_to_others(spec.yielding)
+    confine_job(spec.sandbox)
     run(spec, recorded_cases)
 
 

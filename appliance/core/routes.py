@@ -32,6 +32,7 @@ class VersionRoute:
     remarks: tuple[str, ...] = ()  # warnings for the operator about an available version
     unsupported: Mapping[str, str] = field(default_factory=dict)  # the signatures that are not served → why not
     refused: tuple[Refused, ...] = ()  # requests that have ended its process
+    confined_by: tuple[str, ...] = ()  # what confines its process, such as seccomp
 
     @property
     def available(self) -> bool:

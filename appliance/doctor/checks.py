@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[Facts], Found]] = {
     "memory": machine_checks.memory,
     "clock": machine_checks.clock,
     "kernel": machine_checks.kernel,
+    "sandbox": machine_checks.sandbox,
     "open files": machine_checks.open_files,
     "inotify": machine_checks.inotify,
     "selinux": machine_checks.selinux,

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from appliance.host.confinement import Confined, supported
 from backends import text_locale
 
 __all__ = ["Machine", "has_nvidia_card", "label", "listeners", "read_machine"]
@@ -46,6 +47,7 @@ class Machine:
     english_locale: bool  # whether the C library has it
     locale_source: str  # the folder of the locale that replaces it; "" for none
     foreign_libraries: tuple[str, ...]  # libraries that the packaged runtime has mapped from outside itself
+    confined: Confined  # what would confine a model here
     uid: int
     service_user: bool  # whether the service's user exists
 
@@ -92,6 +94,7 @@ def read_machine(begun: float) -> Machine:
         english_locale=text_locale.exists(text_locale.ENGLISH),
         locale_source=text_locale.borrowed_from(),
         foreign_libraries=_foreign(libraries),
+        confined=supported(),
         uid=os.geteuid(),
         service_user=service_user,
     )

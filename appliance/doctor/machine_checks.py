@@ -9,7 +9,7 @@ from appliance.doctor.facts import SERVICE_CONFIG, Facts
 from appliance.doctor.findings import Found, Level
 from backends import text_locale
 
-__all__ = ["clock", "cpu", "inotify", "kernel", "libraries", "locale", "memory", "open_files", "selinux"]
+__all__ = ["clock", "cpu", "inotify", "kernel", "libraries", "locale", "memory", "open_files", "sandbox", "selinux"]
 
 _MIB, _GIB = 2**20, 2**30
 _OLDEST_KERNEL = (3, 10)
@@ -89,6 +89,23 @@ def kernel(facts: Facts) -> Found:
         if version < since
     ]
     yield Level.OK, f"Linux {release}" + (f"; in use: {'; '.join(fallbacks)}" if fallbacks else ""), ""
+
+
+def sandbox(facts: Facts) -> Found:
+    """Yield what confines the processes that run models."""
+    mode = facts.configuration.options.sandbox
+    confined = facts.machine.confined
+    if mode == "off":
+        text = "sandbox is off: a model can read and change what the server's user can"
+        yield Level.WARNING, text, "sandbox = on, and off only in [models.NAME] of models that you trust"
+    elif confined.missing and mode == "required":
+        text = f"sandbox is required, and no model will be loaded: {'; '.join(confined.missing)}"
+        yield Level.FAILED, text, "use a newer kernel, or sandbox = on, which does without"
+    elif confined.missing:
+        text = f"models are confined by {confined}"
+        yield Level.WARNING, text, "use a newer kernel, or a server and a user for each tenant (docs/security.md)"
+    else:
+        yield Level.OK, f"models are confined by {confined}", ""
 
 
 def open_files(facts: Facts) -> Found:

@@ -9,19 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
-import time
-from collections.abc import Iterable
 
-__all__ = ["ProportionalMemory", "available_bytes", "proportional_bytes", "resident_bytes"]
+__all__ = ["available_bytes", "proportional_bytes", "resident_bytes"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _AVAILABLE = re.compile(rb"^MemAvailable: *(\d+) kB", re.MULTILINE)
 _INACTIVE = re.compile(rb"^inactive_file (\d+)", re.MULTILINE)
 _GROUPS = "/sys/fs/cgroup"
 _PSS = re.compile(rb"^Pss: *(\d+) kB", re.MULTILINE)
-_REFRESH_SECONDS = 10.0
-_KEEP_SECONDS = 60.0
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -69,60 +64,16 @@ def _left_in(group: str, limit: str, used: str) -> list[int]:
     return [values[0] - values[1] + droppable]
 
 
-def proportional_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process in bytes, shared pages divided by their users (PSS); None if unknown.
+def proportional_bytes() -> int | None:
+    """Return the resident memory of this process in bytes, shared pages divided by their users (PSS); None if unknown.
 
-    The kernel walks the process's pages for milliseconds, and waits while that process changes its mappings.
+    The kernel walks the process's pages for milliseconds. Other processes it shows only to root: see
+    `host.confinement.close_to_others`.
     `smaps_rollup` needs Linux 4.14; before it (EL7) the sum of `smaps` gives the same at a higher cost.
     """
     for name in ("smaps_rollup", "smaps"):
         with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/{name}", "rb") as file:
+            with open(f"/proc/self/{name}", "rb") as file:
                 found = _PSS.findall(file.read())
             return sum(map(int, found)) * 1024 if found else None
     return None
-
-
-class ProportionalMemory:
-    """The recent results of `proportional_bytes`, refreshed by a thread so that callers do not wait for the kernel.
-
-    The thread is a daemon thread: a hung one does not keep the process from ending.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, float]] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._refreshed = float("-inf")
-
-    def of(self, pids: Iterable[int], wait_seconds: float) -> dict[int, int]:
-        """Return the known PSS in bytes by process number, none older than a minute.
-
-        Start a refresh if the last is more than 10 s old, and wait for it for at most `wait_seconds`.
-        """
-        wanted = list(pids)
-        now = time.monotonic()
-        with self._lock:
-            thread = self._thread
-            if thread is None and now - self._refreshed >= _REFRESH_SECONDS:
-                thread = self._thread = threading.Thread(target=self._refresh, args=(wanted,), daemon=True)
-                thread.start()
-        if thread is not None:
-            thread.join(wait_seconds)
-        now = time.monotonic()
-        with self._lock:
-            known = dict(self._known)
-        return {pid: known[pid][0] for pid in wanted if pid in known and now - known[pid][1] < _KEEP_SECONDS}
-
-    def _refresh(self, pids: list[int]) -> None:
-        known: dict[int, tuple[int, float]] = {}
-        for pid in pids:
-            nbytes = proportional_bytes(pid)
-            if nbytes is not None:
-                known[pid] = nbytes, time.monotonic()
-                with self._lock:
-                    self._known[pid] = known[pid]
-        with self._lock:
-            self._known = known
-            self._refreshed = time.monotonic()
-            self._thread = None

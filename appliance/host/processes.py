@@ -16,6 +16,8 @@ import ctypes
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,6 +52,21 @@ def die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def parent_of(pid: int) -> int:
+    """Return the number of a process's parent; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the number of the process that connected this Unix socket; the kernel vouches for it."""
+    pid, _, _ = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII")))
+    return int(pid)
 
 
 def is_crash(status: int) -> bool:

@@ -31,9 +31,19 @@ _MAX_BYTES_AT_ONCE = 65536  # of what the supervisor says, before requests have 
 class Router:
     """The models as this front knows them, and its connections to their workers and to the supervisor."""
 
-    def __init__(self, control_path: str, role: str, max_inflight_bytes: int) -> None:
+    def __init__(
+        self,
+        control_path: str,
+        role: str,
+        max_inflight_bytes: int,
+        answers: Mapping[str, Callable[[], Any]] | None = None,
+    ) -> None:
+        """`answers` are what the supervisor may ask, by method: functions that are called in a thread, and return JSON
+        values."""
         self._control_path = control_path
         self._role = role
+        self._answers = answers or {}
+        self._answering: set[asyncio.Task[None]] = set()
         self._max_inflight_bytes = max_inflight_bytes
         self._inflight_bytes = 0
         self._connections: dict[str, Connection] = {}
@@ -72,6 +82,10 @@ class Router:
             self._questions.answered(message)
         elif "ping" in message:
             self._say({"alive": True})
+        elif "ask" in message:
+            task = asyncio.create_task(self._answer(message))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
         else:
             self._hear_routes(message)
         self._heard_bytes += len(line)
@@ -95,6 +109,12 @@ class Router:
         Raise ServingError: the supervisor's error, or DEADLINE_EXCEEDED after `seconds`.
         """
         return await self._questions.ask(method, params, seconds)
+
+    async def _answer(self, question: Mapping[str, Any]) -> None:
+        """Answer the supervisor."""
+        known = self._answers.get(question["method"])
+        result = None if known is None else await asyncio.to_thread(known)
+        self._say({"answer_to": question["ask"], "result": result})
 
     def _say(self, message: Mapping[str, Any]) -> None:
         self._writer.write(json.dumps(message).encode() + b"\n")

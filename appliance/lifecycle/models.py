@@ -174,6 +174,7 @@ class Version:
             remarks,
             loaded.unsupported,
             self.suspects.refused,
+            loaded.confined_by,
         )
 
 

@@ -35,7 +35,7 @@ class Loaded:
 
     `trials` are None if none were asked for. `remarks` are for the operator. `unsupported` gives, by signature that is
     not served, the reason. `warmup_failure` is the failure of a warm-up request for which the worker had an answer to
-    give, "" if there was none.
+    give, "" if there was none. `confined_by` names what confines its process.
     """
 
     socket_path: str
@@ -44,6 +44,7 @@ class Loaded:
     remarks: tuple[str, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
     warmup_failure: str = ""
+    confined_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

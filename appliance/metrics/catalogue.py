@@ -72,6 +72,12 @@ INFLIGHT_BYTES = Metric(
 VERSIONS = Metric(
     "dropserve_versions", Type.GAUGE, "1 for each version that is known, with its state.", ("model", "version", "state")
 )
+CONFINED = Metric(
+    "dropserve_version_confined",
+    Type.GAUGE,
+    'What confines the process of each available version; by is "seccomp" or "landlock". No sample: nothing does.',
+    ("model", "version", "by"),
+)
 READY = Metric("dropserve_ready", Type.GAUGE, "Whether /readyz answers 200.")
 QUEUE_REQUESTS = Metric(
     "dropserve_queue_requests", Type.GAUGE, "Requests that wait for their turn.", ("model", "version")

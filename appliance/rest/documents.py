@@ -65,6 +65,7 @@ def _version(version: VersionRoute) -> dict[str, Any]:
         "remarks": list(version.remarks),
         "unsupported": dict(version.unsupported),
         "refused": [str(refused) for refused in version.refused],
+        "confined_by": list(version.confined_by),
     }
 
 

@@ -17,6 +17,7 @@ from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import VersionRoute
 from appliance.core.servable import ModelSpec
+from appliance.host.memory import proportional_bytes
 from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
 from appliance.inference.pipeline import Pipeline
@@ -61,7 +62,7 @@ class RestFront:
         self._options = settings.options
         self._body_bounds = BodyBounds.of(settings.options)
         self._parsing = Parsing(settings.max_inflight_bytes)
-        self.router = Router(settings.control_path, "rest", settings.max_inflight_bytes)
+        self.router = Router(settings.control_path, "rest", settings.max_inflight_bytes, {"memory": proportional_bytes})
         counts = RequestMetrics(Recorder(settings.metrics_directory, "rest"), "rest")
         self._accounting = Accounting(counts, self.router, "rest", settings.options.access_log)
         self._pages = MetricsPages(settings.metrics_directory)
@@ -240,7 +241,7 @@ class RestFront:
         resp.content_type = CONTENT_TYPE
 
     async def _own_metrics(self) -> bytes:
-        return await self._pages.own(self.router.snapshot, await scraped_gpu_status(self.router))
+        return await self._pages.own(self.router, await scraped_gpu_status(self.router))
 
     async def monitoring(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Answer with TensorFlow Serving's metrics, and with our own too if both have the same path."""

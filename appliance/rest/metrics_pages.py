@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from appliance import __version__
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.gpu.values import Gpu, GpuStatus
-from appliance.host.memory import ProportionalMemory, resident_bytes
+from appliance.host.memory import resident_bytes
+from appliance.inference.router import Router
 from appliance.metrics import catalogue
 from appliance.metrics.file import Collected, MetricsFileError, collect
 from appliance.metrics.text import Samples, read_series, render, render_tensorflow
@@ -18,7 +20,7 @@ __all__ = ["MetricsPages"]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_WAIT_SECONDS = 0.2
+_MEMORY_SECONDS = 0.5  # what has not told its memory by then is shown without it
 
 
 class MetricsPages:
@@ -26,21 +28,27 @@ class MetricsPages:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._memory = ProportionalMemory()
         self._making: dict[str, asyncio.Task[bytes]] = {}
 
-    async def own(self, snapshot: Snapshot, gpus: GpuStatus | None) -> bytes:
+    async def own(self, router: Router, gpus: GpuStatus | None) -> bytes:
         """Return the page /metrics; `gpus` is None if their status is unknown. Raise ServingError."""
-        return await self._made("own", snapshot, gpus)
+        return await self._made("own", router.snapshot, gpus, await _memory(router))
 
     async def tensorflow_serving(self) -> bytes:
         """Return TensorFlow Serving's page. Raise ServingError."""
         return await self._made("tensorflow", None)
 
-    async def _made(self, page: str, snapshot: Snapshot | None, gpus: GpuStatus | None = None) -> bytes:
+    async def _made(
+        self,
+        page: str,
+        snapshot: Snapshot | None,
+        gpus: GpuStatus | None = None,
+        memory: Mapping[int, int] | None = None,
+    ) -> bytes:
         task = self._making.get(page)
         if task is None:
-            task = self._making[page] = asyncio.create_task(asyncio.to_thread(self._make, snapshot, gpus))
+            made = asyncio.to_thread(self._make, snapshot, gpus, memory or {})
+            task = self._making[page] = asyncio.create_task(made)
             task.add_done_callback(lambda done: self._forget(page, done))
         try:
             return await asyncio.shield(task)
@@ -53,7 +61,7 @@ class MetricsPages:
         if not done.cancelled():
             done.exception()  # mark the exception as retrieved, in case all clients have gone
 
-    def _make(self, snapshot: Snapshot | None, gpus: GpuStatus | None) -> bytes:
+    def _make(self, snapshot: Snapshot | None, gpus: GpuStatus | None, memory: Mapping[int, int]) -> bytes:
         collected = collect(self._directory)
         samples = read_series(collected.series)
         if snapshot is None:
@@ -61,22 +69,31 @@ class MetricsPages:
         _add_models(samples, snapshot)
         if gpus is not None:
             _add_gpus(samples, gpus)
-        self._add_processes(samples, collected)
+        _add_processes(samples, collected, memory)
         return render(samples).encode(errors="replace")
 
-    def _add_processes(self, samples: Samples, collected: Collected) -> None:
-        proportional = self._memory.of([process.pid for process in collected.processes], _MEMORY_WAIT_SECONDS)
-        for process in collected.processes:
-            resident = resident_bytes(process.pid)
-            if resident is None:
-                continue
-            labels = (process.role, process.model, process.version)
-            _add(samples, catalogue.PROCESSES, (process.role,), 1)
-            _add(samples, catalogue.RESIDENT_MEMORY, labels, resident)
-            if process.pid in proportional:
-                _add(samples, catalogue.PROPORTIONAL_MEMORY, labels, proportional[process.pid])
-            if process.role == "supervisor":
-                samples[catalogue.START_TIME.name] = {(): (process.started,)}
+
+async def _memory(router: Router) -> dict[int, int]:
+    """Return the proportional memory by process number, of the processes that have told it in time."""
+    try:
+        found = await router.call("memory", {}, _MEMORY_SECONDS)
+    except ServingError:
+        return {}
+    return {int(pid): nbytes for pid, nbytes in found.items()}
+
+
+def _add_processes(samples: Samples, collected: Collected, memory: Mapping[int, int]) -> None:
+    for process in collected.processes:
+        resident = resident_bytes(process.pid)
+        if resident is None:
+            continue
+        labels = (process.role, process.model, process.version)
+        _add(samples, catalogue.PROCESSES, (process.role,), 1)
+        _add(samples, catalogue.RESIDENT_MEMORY, labels, resident)
+        if process.pid in memory:
+            _add(samples, catalogue.PROPORTIONAL_MEMORY, labels, memory[process.pid])
+        if process.role == "supervisor":
+            samples[catalogue.START_TIME.name] = {(): (process.started,)}
 
 
 def _add_models(samples: Samples, snapshot: Snapshot) -> None:
@@ -85,6 +102,8 @@ def _add_models(samples: Samples, snapshot: Snapshot) -> None:
     for model in snapshot.models.values():
         for version in model.versions:
             _add(samples, catalogue.VERSIONS, (model.name, str(version.version), version.state), 1)
+            for what in version.confined_by:
+                _add(samples, catalogue.CONFINED, (model.name, str(version.version), what.partition(" ")[0]), 1)
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:

@@ -19,6 +19,7 @@ from uvicorn_worker import UvicornWorker
 
 from appliance.config.front_settings import FrontSettings
 from appliance.host import logs
+from appliance.host.confinement import close_to_others
 from appliance.host.descriptors import connections_within, raise_descriptor_limit
 from appliance.host.processes import die_with_parent, set_name, take_argument
 from appliance.rest.app import App, make_app
@@ -98,6 +99,8 @@ def main() -> None:
     settings = take_argument(FrontSettings)
     options = settings.options
     set_name("ds-rest-master")
+    if options.sandbox != "off":
+        close_to_others()  # and so are the processes that it forks
     logs.configure(options.log_format, options.log_level)
     BoundedProtocol.header_timeout_seconds = options.header_timeout_seconds
     BoundedProtocol.max_connections = min(options.max_connections, connections_within(raise_descriptor_limit()))

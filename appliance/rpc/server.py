@@ -24,7 +24,9 @@ from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError, as_utf8, truncated
 from appliance.core.routes import Snapshot, VersionRoute
 from appliance.host import logs
+from appliance.host.confinement import close_to_others
 from appliance.host.descriptors import connections_within, raise_descriptor_limit
+from appliance.host.memory import proportional_bytes
 from appliance.host.processes import set_name, take_argument
 from appliance.inference.accounting import Access, Accounting, Exchange
 from appliance.inference.examples import Inference
@@ -83,6 +85,7 @@ class _GrpcFront:
             settings.control_path,
             f"grpc {settings.index}",
             settings.max_inflight_bytes,
+            {"memory": proportional_bytes},
         )
         counts = RequestMetrics(Recorder(settings.metrics_directory, "grpc"), "grpc")
         self.accounting = Accounting(counts, self.router, "grpc", settings.options.access_log)
@@ -401,6 +404,8 @@ def main() -> None:
     """Run one gRPC process."""
     settings = take_argument(FrontSettings)
     set_name("ds-grpc")
+    if settings.options.sandbox != "off":
+        close_to_others()
     logs.configure(settings.options.log_format, settings.options.log_level)
     quiet_lost_clients()
     # Measured end to end with 8 callers (2026-11, grpcio 1.85, alternated runs): asyncio's own loop costs as much CPU a

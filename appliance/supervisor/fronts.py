@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.questions import Questions
 from appliance.core.route_updates import RouteUpdate, encoded, update
 from appliance.core.routes import Snapshot
+from appliance.host.processes import peer_pid
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.watch import Watch, Watched
 
@@ -26,7 +27,6 @@ _HELLO_SECONDS = 10.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
 _BEHIND_BYTES = 1 << 20  # a front that has more to read gets what is new together, once it has read
 _MAX_UNREAD_BYTES = 16 << 20  # a front that has more to read is not asked for a sign of life
-_PEER = struct.Struct("3i")  # struct ucred: process, user, group
 
 Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
@@ -36,8 +36,10 @@ class _Front:
     """A connected front: the snapshot that it has been sent, and the serial of the one that it has adopted."""
 
     role: str
+    pid: int
     writer: asyncio.StreamWriter
     watched: Watched
+    questions: Questions
     sent: Snapshot = field(default_factory=Snapshot)
     is_lost: bool = False  # it does not have what `sent` says: it gets the whole snapshot
     is_fed: bool = False  # it is being sent what is new, piece by piece
@@ -47,7 +49,8 @@ class _Front:
 
 class Fronts:
     """All connected fronts. `call(method, params)` answers what they ask; `on_serving(role)` hears that one takes
-    requests, `on_gone()` that one has ended."""
+    requests, `on_gone()` that one has ended. `is_ours(pid)` says whether the supervisor has started a process: no other
+    may connect."""
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class Fronts:
         on_serving: Callable[[str], None],
         on_gone: Callable[[], None],
         watch: Watch,
+        is_ours: Callable[[int], bool],
     ) -> None:
         self._watch = watch
+        self._is_ours = is_ours
         self._tasks = tasks
         self._call = call
         self._on_serving = on_serving
@@ -104,9 +109,14 @@ class Fronts:
     async def _on_front(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front: _Front | None = None
         feeding: asyncio.Task[None] | None = None
+        pid = peer_pid(writer.get_extra_info("socket"))
+        if not self._is_ours(pid):
+            logger.warning("process %d, which is none of the server's, connected to its control socket: refused", pid)
+            writer.close()
+            return
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS))
-            front = _Front(hello["role"], writer, _watched(hello["role"], writer))
+            front = _front(hello["role"], pid, writer)
             self._fronts.add(front)
             self._watch.add(front.watched)
             front.news.set()
@@ -122,6 +132,8 @@ class Fronts:
                     front.news.set()
                 elif "serving" in message:
                     self._on_serving(front.role)
+                elif "answer_to" in message:
+                    front.questions.answered(message)
                 elif "ask" in message:
                     self._tasks.start(self._answer(front, message))
         except (OSError, ValueError, KeyError, TimeoutError) as error:
@@ -132,9 +144,15 @@ class Fronts:
             if front is not None:
                 self._fronts.discard(front)
                 self._watch.remove(front.watched)
+                front.questions.fail(f"the {front.role} process has ended")
                 self._acked.set()
                 self._on_gone()
             writer.close()
+
+    def questions(self, method: str, seconds: float) -> dict[int, Callable[[], Awaitable[Any]]]:
+        """Return how to ask each front to do `method`, by process number. What is returned raises ServingError, also
+        after `seconds`."""
+        return {front.pid: partial(front.questions.ask, method, {}, seconds) for front in self._fronts}
 
     async def _feed(self, front: _Front) -> None:
         """Send a front what it does not have yet, whenever there is something, and no faster than it reads. What has
@@ -184,12 +202,13 @@ class Fronts:
         front.writer.write(data)
 
 
-def _watched(role: str, writer: asyncio.StreamWriter) -> Watched:
-    """Return the front at the other end, whose process number the kernel tells."""
-    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-
-    def ask() -> None:
+def _front(role: str, pid: int, writer: asyncio.StreamWriter) -> _Front:
+    def ask_for_life() -> None:
         if writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
             writer.write(b'{"ping": true}\n')
 
-    return Watched(f"the {role} process", role.partition(" ")[0], _PEER.unpack(peer)[0], ask)
+    def ask(question: dict[str, Any]) -> None:
+        writer.write(json.dumps(question).encode() + b"\n")
+
+    watched = Watched(f"the {role} process", role.partition(" ")[0], pid, ask_for_life)
+    return _Front(role, pid, writer, watched, Questions(ask, f"the {role} process"))

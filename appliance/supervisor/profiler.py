@@ -75,19 +75,16 @@ class Profiler:
             return
         running.wanted = running.wanted and wanted
         answers = [
-            self._workers.ask(number, "end_profile", {"path": running.path(number)}, _END_SECONDS)
+            self._workers.ask(number, "end_profile", {"trace": running.folder}, _END_SECONDS)
             for number in running.workers
         ]
         await asyncio.gather(*answers, return_exceptions=True)
 
     async def _ask_all(self, running: _Trace, seconds: float, levels: Mapping[str, int]) -> list[dict[str, Any]]:
         logger.info("tracing %d workers for %g s", len(running.workers), seconds)
-        asked = {"seconds": seconds, "levels": levels}
+        asked = {"seconds": seconds, "levels": levels, "trace": running.folder}
         answers = await asyncio.gather(
-            *(
-                self._workers.ask(number, "profile", asked | {"path": running.path(number)}, seconds + _COLLECT_SECONDS)
-                for number in running.workers
-            ),
+            *(self._ask(number, running.path(number), asked, seconds) for number in running.workers),
             return_exceptions=True,
         )
         traces: list[dict[str, Any]] = []
@@ -111,6 +108,14 @@ class Profiler:
                 "trace for a shorter time, or with a lower host_tracer_level",
             )
         return traces
+
+    async def _ask(self, number: int, path: str, asked: Mapping[str, Any], seconds: float) -> Any:
+        """Have a worker write its trace to the new file `path`, and return its answer. Raise ServingError, OSError."""
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return await self._workers.ask(number, "profile", asked, seconds + _COLLECT_SECONDS, file)
+        finally:
+            os.close(file)
 
 
 async def _remove(folder: str, seconds: float) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from appliance.host.processes import Reaper, argument_file, describe_status, spawn
+from appliance.host.processes import Reaper, argument_file, describe_status, parent_of, spawn
 from appliance.worker.task import WorkerTask
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,11 @@ class Programs:
     @property
     def names(self) -> set[str]:
         return {program.name for program in self._programs}
+
+    def has_started(self, pid: int) -> bool:
+        """Return whether `pid` is a process of one of them, or was started by one."""
+        pids = {program.pid for program in self._programs} - {None}
+        return pid in pids or parent_of(pid) in pids
 
     def keep(self, program: Program) -> None:
         self._programs.append(program)

@@ -19,6 +19,7 @@ from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
 from appliance.gpu.client import GpuClient
 from appliance.gpu.values import GpuStatus
+from appliance.host.confinement import close_to_others
 from appliance.host.ports import check_socket_path, hold_port, instance_directory, listen, remove_socket
 from appliance.host.processes import Reaper, become_subreaper, set_name
 from appliance.host.service_manager import Notifier
@@ -33,9 +34,10 @@ from appliance.supervisor.fronts import Fronts
 from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
+from appliance.supervisor.process_memory import ProcessMemory
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
-from appliance.supervisor.start_checks import check_files
+from appliance.supervisor.start_checks import check_files, log_sandbox
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.verification import Verification
 from appliance.supervisor.watch import Watch
@@ -46,6 +48,7 @@ from appliance.supervisor.workers import Workers
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
+_MEMORY_SECONDS = 2.0  # that a process has to tell its memory
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
@@ -69,7 +72,9 @@ class Supervisor:
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
         self._watch = Watch(options.hang_seconds, self._hung, self.decided)
-        self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics, self._watch)
+        self._fronts = Fronts(
+            self._tasks, self._call, self._announce, self._fold_metrics, self._watch, self._programs.has_started
+        )
         self._acceleration = Acceleration(
             self._controller,
             self._models.options_of,
@@ -100,6 +105,8 @@ class Supervisor:
         log_warnings(self._settings)
         become_subreaper()
         set_name("dropserve")
+        if options.sandbox != "off":
+            close_to_others()
         self._reaper.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,6 +119,7 @@ class Supervisor:
             check_socket_path(options.grpc_socket_path)
         directory, lock = instance_directory(options.runtime_dir)
         try:
+            log_sandbox(options.sandbox)
             self._metrics_directory = os.path.join(directory, "metrics")
             os.mkdir(self._metrics_directory, 0o700)
             self._metrics = MetricsKeeper(self._metrics_directory)
@@ -127,6 +135,12 @@ class Supervisor:
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
+            self._memory = ProcessMemory(
+                lambda: {
+                    **self._workers.questions("memory", _MEMORY_SECONDS),
+                    **self._fronts.questions("memory", _MEMORY_SECONDS),
+                }
+            )
             self._profiler = Profiler(self._workers, self._tasks, directory)
             self._verification = Verification(
                 self._controller,
@@ -334,6 +348,8 @@ class Supervisor:
             return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
         if method == "gpu":
             return msgspec.to_builtins(await self._gpus.status(params["seconds"]))
+        if method == "memory":
+            return await self._memory.proportional()
         if method == "profile":
             return await self._profiler.trace(**params)
         if method == "end_profile":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 from appliance.config.batching_parameters import check_batching
 from appliance.config.models import ConfiguredModel
 from appliance.config.monitoring_config import read_monitoring_config
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
+from appliance.host.confinement import supported
 from appliance.supervisor.models import first_models
 
-__all__ = ["check_files", "check_start"]
+__all__ = ["check_files", "check_start", "log_sandbox"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
@@ -35,3 +40,11 @@ def check_files(settings: Settings) -> str:
         load_ssl_config(options.ssl_config_file)
     # As in TensorFlow Serving, the file is not read without REST, which alone serves these metrics.
     return read_monitoring_config("" if options.rest_api_port < 0 else options.monitoring_config_file)
+
+
+def log_sandbox(mode: str) -> None:
+    """Log what will confine the processes that run models; `mode` is the server's option `sandbox`."""
+    if mode == "off":
+        logger.warning("models are not confined (sandbox = off): each can read and change what this user can")
+    else:
+        logger.info("models are confined by %s", supported())

@@ -36,6 +36,7 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from appliance.worker.trials import check_memory
 from backends.contract import BackendError
+from backends.samples import new_file
 from converters.cache import files_below
 from converters.live import LiveReport
 from converters.verifying import VerifyingSpec
@@ -154,7 +155,11 @@ class Verification:
         work_dir = tempfile.mkdtemp(prefix="verify-", dir=self._directory)
         try:
             samples = os.path.join(work_dir, "samples")
-            taken = await self._ask(form, "samples", {"path": samples}, _ANSWER_SECONDS)
+            file = new_file(samples)
+            try:
+                taken = await self._ask(form, "samples", {}, _ANSWER_SECONDS, file)
+            finally:
+                os.close(file)
             try:
                 report = await self._run(form, record, work_dir, samples)
             except (OSError, ValueError, TimeoutError):
@@ -222,10 +227,12 @@ class Verification:
             self._controller.post(lambda manager, now: manager.demote(servable, why, now, form.form), lasting=True)
             await asyncio.sleep(self._options_of(servable.model).load_timeout_seconds + _AGAIN_SECONDS)
 
-    async def _ask(self, form: ServedForm, method: str, params: Mapping[str, Any], seconds: float) -> Any:
+    async def _ask(
+        self, form: ServedForm, method: str, params: Mapping[str, Any], seconds: float, file: int | None = None
+    ) -> Any:
         """Ask the worker of `form`. Raise ServingError if it has ended, ValueError for what else goes wrong."""
         try:
-            return await self._workers.ask(form.worker, method, params, seconds)
+            return await self._workers.ask(form.worker, method, params, seconds, file)
         except ServingError as error:
             if error.code is Code.UNAVAILABLE:  # it has ended
                 raise

@@ -46,6 +46,7 @@ class WorkerProcess:
     socket_path: str = ""
     record_path: str = ""
     writer: asyncio.StreamWriter | None = None
+    control: socket.socket | None = None  # the same connection, for what is told to it
     progress: Progress = field(default_factory=Progress)
     last_words: LastWords = field(default_factory=LastWords)
     failure: Failure | None = None  # why it has not loaded, until that is told
@@ -66,11 +67,13 @@ class WorkerProcess:
             return self.form.backend
         return backend_for(self.action.names, self.options.prefer_tflite_model)
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Send `message` to it, if it has come that far and has not ended."""
-        if self.writer is not None:
+    def tell(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+        """Send `message` to it, with `descriptor`, if it has come that far and has not ended. A worker that has not
+        read a hundred kilobytes of messages gets no more of them."""
+        if self.control is not None:
+            data = json.dumps(message).encode() + b"\n"
             with contextlib.suppress(OSError):
-                self.writer.write(json.dumps(message).encode() + b"\n")
+                socket.send_fds(self.control, [data], [] if descriptor is None else [descriptor])
 
     def ask_for_life(self) -> None:
         """Ask it for a sign of life, unless it has not read the last such question."""

@@ -16,6 +16,7 @@ from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial, Trials
 from appliance.core.servable import ServableId
 from appliance.core.signature_limit import why_too_large
+from appliance.host.confinement import Confined
 from appliance.lifecycle.replicas import Loaded
 from backends.contract import Signature
 
@@ -47,9 +48,13 @@ class Progress:
     def __init__(self) -> None:
         self.attempt: tuple[str, int] | None = None
         self.stage = "loading"
+        self.confined = Confined()
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take in a message of event "progress"."""
+        """Take in a message of event "progress", or "confined", which comes before the model is loaded."""
+        if message["event"] == "confined":
+            self.confined = Confined(tuple(message["by"]), tuple(message["missing"]))
+            return
         self.stage = message["stage"]
         self.attempt = None
         if "attempt" in message:
@@ -76,7 +81,7 @@ async def next_report(reader: asyncio.StreamReader, servable: ServableId, progre
             if not line.result():
                 return None
             message: dict[str, Any] = json.loads(line.result())
-            if message["event"] != "progress":
+            if message["event"] not in ("progress", "confined"):
                 progress.attempt = None
                 return message
             progress.hear(message)
@@ -85,7 +90,9 @@ async def next_report(reader: asyncio.StreamReader, servable: ServableId, progre
         line.cancel()
 
 
-def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str) -> Loaded | Failure:
+def loaded_of(
+    report: Mapping[str, Any], servable: ServableId, socket_path: str, confined_by: tuple[str, ...]
+) -> Loaded | Failure:
     """Return what a worker's report says. What is for the operator alone is logged.
 
     All that it says goes to every front, and its process may do what its model wants: so all is bounded here too.
@@ -111,6 +118,7 @@ def loaded_of(report: Mapping[str, Any], servable: ServableId, socket_path: str)
         tuple(remark[:_MAX_REASON] for remark in report["remarks"][:_MAX_REMARKS]),
         report["unsupported"],
         failed[0] if failed else "",
+        confined_by,
     )
 
 

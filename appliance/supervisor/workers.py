@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from appliance.config.model_options import ModelOptions
@@ -83,6 +84,7 @@ class Workers:
         self._watch = watch
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
+        self._missing: tuple[str, ...] = ()  # of what confines a process: what was logged last
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
         self.fork_server = ForkServer(reaper, self._relay_fork_server)
         self._starter = Starter(
@@ -130,14 +132,19 @@ class Workers:
             logger.warning("%s: requests still ran %g s after its unloading began; it is killed", servable, seconds)
             self._reaper.kill(worker.pid)
 
-    async def ask(self, number: int, method: str, params: Mapping[str, Any], seconds: float) -> Any:
-        """Ask a worker that serves, and return its answer; plain JSON values both ways.
+    async def ask(
+        self, number: int, method: str, params: Mapping[str, Any], seconds: float, file: int | None = None
+    ) -> Any:
+        """Ask a worker that serves, and return its answer; plain JSON values both ways. It writes what is long to
+        `file`, a descriptor that the caller closes.
 
         Raises ServingError: what the worker answers, UNAVAILABLE if it ends, DEADLINE_EXCEEDED after `seconds`.
         """
         worker = self._workers.get(number)
         if worker is None or not worker.serving:
             raise ServingError(Code.UNAVAILABLE, "the worker does not serve any more", "try again")
+        if file is not None:
+            worker.tell({"do": "file"}, file)  # for the question that follows at once
         return await worker.questions.ask(method, params, seconds)
 
     def serving(self) -> dict[int, tuple[ServableId, int]]:
@@ -147,6 +154,11 @@ class Workers:
             for number, worker in self._workers.items()
             if worker.serving and worker.pid is not None
         }
+
+    def questions(self, method: str, seconds: float) -> dict[int, Callable[[], Awaitable[Any]]]:
+        """Return how to ask each worker that serves to do `method`, by process number. What is returned raises
+        ServingError, also after `seconds`."""
+        return {pid: partial(self.ask, number, method, {}, seconds) for number, (_, pid) in self.serving().items()}
 
     def by_pid(self) -> dict[int, ServableId]:
         """Return what each living worker is for, by process number."""
@@ -234,12 +246,14 @@ class Workers:
         assert worker.pid is not None
         if worker.killed:
             self._reaper.kill(worker.pid)
+        worker.control = ours.dup()
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
         await self._hear(worker, reader)
         worker.serving = False
         if worker.watched is not None:
             self._watch.remove(worker.watched)
         worker.writer.close()
+        worker.control.close()
         worker.questions.fail(f"{worker.action.servable}: its worker ended")
         for _ in range(2):  # by itself, or because it is killed
             done, _ = await asyncio.wait([exited], timeout=_KILL_SECONDS)
@@ -259,7 +273,8 @@ class Workers:
                 report = await next_report(reader, servable, worker.progress)
             if report is None:
                 return
-            loaded = loaded_of(report, servable, worker.socket_path)
+            self._tell_what_is_missing(worker.progress.confined.missing, worker.options.sandbox)
+            loaded = loaded_of(report, servable, worker.socket_path, worker.progress.confined.by)
             if isinstance(loaded, Failure):
                 worker.failure = loaded
                 return
@@ -296,6 +311,12 @@ class Workers:
     def _heard(self, worker: WorkerProcess, message: Mapping[str, Any]) -> None:
         if worker.watched is not None:
             self._watch.heard(worker.watched, int(message["overdue"]))
+
+    def _tell_what_is_missing(self, missing: tuple[str, ...], sandbox: str) -> None:
+        """Log once what does not confine workers, unless the operator wants it so."""
+        if sandbox != "off" and missing and missing != self._missing:
+            self._missing = missing
+            logger.warning("models are not fully confined: %s", "; ".join(missing))
 
     def _tell_failure(self, worker: WorkerProcess) -> None:
         failure, worker.failure = worker.failure, None

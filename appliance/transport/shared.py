@@ -4,7 +4,8 @@ The writer keeps its segments in a `SegmentPool`, the reader those of its peer i
 
 They have no names, so a killed process leaves nothing behind. Segments are reused, because the kernel must clear each
 fresh page (a round trip of 8 MiB took 0.54 ms through the socket, and 0.15 ms through existing pages). Space is
-allocated before use: writing to a full tmpfs would kill the writer with SIGBUS. Segments are written by pwrite, and
+allocated before use: writing to a full tmpfs would kill the writer with SIGBUS. A process that may not make files later
+makes empty ones beforehand (`make_files`), and uses them again. Segments are written by pwrite, and
 read by pread if the peer is not trusted: a peer that shrinks a file kills any process that has it mapped, and Linux
 3.10 has no seals.
 """
@@ -12,6 +13,7 @@ read by pread if the peer is not trusted: a peer that shrinks a file kills any p
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import secrets
@@ -22,6 +24,21 @@ from appliance.transport.wire import Buffer, WireError
 
 THRESHOLD_BYTES = 1024 * 1024  # smaller payloads go through the socket: the copy costs little beside running a model
 _DIRECTORY = "/dev/shm"  # noqa: S108 - the kernel's shared memory, no temporary file
+_spare: list[int] | None = None  # empty files for segments to come; None: they are made when they are needed
+
+
+def make_files(count: int) -> None:
+    """Make the files of `count` segments now: from now on this process makes no others, whose payloads then go through
+    the socket. Raise OSError."""
+    global _spare  # noqa: PLW0603 - as descriptors are, they are the process's
+    made: list[int] = []
+    try:
+        made.extend(_new_file() for _ in range(count))
+    except OSError:
+        for descriptor in made:
+            os.close(descriptor)
+        raise
+    _spare = made
 
 
 @dataclass(slots=True, eq=False)
@@ -97,13 +114,19 @@ class SegmentPool:
 
     def close(self) -> None:
         """Close all segments."""
-        for segment in [*self._free, *self._used.values()]:
+        for segment in self._free:
             self._close(segment)
+        for segment in self._used.values():  # the peer may read it yet, so its file is not used again
+            self._forget(segment)
+            os.close(segment.descriptor)
         self._free.clear()
         self._used.clear()
 
     def _close(self, segment: Segment) -> None:
-        os.close(segment.descriptor)
+        self._forget(segment)
+        _give_back(segment.descriptor)
+
+    def _forget(self, segment: Segment) -> None:
         self._total_bytes -= segment.size
         if segment.announced:
             self.forgotten.append(segment.number)
@@ -157,6 +180,33 @@ class PeerSegments:
 
 
 def _create(size: int) -> int:
+    """Return the descriptor of a file of `size` bytes. Raise OSError if there is no room, or no file is left."""
+    if _spare is None:
+        descriptor = _new_file()
+    elif _spare:
+        descriptor = _spare.pop()
+    else:
+        raise OSError(errno.EMFILE, "no file is left for a shared segment")
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        with contextlib.suppress(OSError):
+            _give_back(descriptor)
+        raise
+    return descriptor
+
+
+def _give_back(descriptor: int) -> None:
+    """Close a file that is not needed any more; keep it, empty, if no others can be made. The peer has been told to
+    forget it."""
+    if _spare is None:
+        os.close(descriptor)
+        return
+    os.ftruncate(descriptor, 0)
+    _spare.append(descriptor)
+
+
+def _new_file() -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         descriptor = os.open(_DIRECTORY, flags | os.O_TMPFILE, 0o600)
@@ -164,10 +214,4 @@ def _create(size: int) -> int:
         path = f"{_DIRECTORY}/dropserve-{secrets.token_hex(16)}"
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(path)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-        raise
     return descriptor

@@ -1,4 +1,8 @@
-"""Commands and questions of the supervisor to a worker that serves: lines of JSON on their control socket."""
+"""Commands and questions of the supervisor to a worker that serves: lines of JSON on their control socket.
+
+A question whose answer is long comes after {"do": "file"} with the descriptor of an open file for it, which `do` gets
+as the parameter "file": a worker makes no files.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ import os
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from backends.contract import BackendError, Code
 
 __all__ = ["Commands"]
+
+_MAX_FILES = 16  # in one read
 
 
 class Commands:
@@ -31,18 +38,26 @@ class Commands:
         self._overdue = overdue
         self._lock = threading.Lock()  # guards the sending side
         self._rest = b""  # the start of a line
+        self._files: deque[int] = deque()  # descriptors that have come, in the order of their commands
+        self._file: int | None = None  # that of the next question
 
     def told_to_drain(self) -> bool:
         """Read what has come, and return whether the worker is to drain. End the process if the supervisor is gone."""
-        data = self._control.recv(65536)
+        data, files, _, _ = socket.recv_fds(self._control, 65536, _MAX_FILES)
         if not data:
             os._exit(1)
+        self._files.extend(files)
         *lines, self._rest = (self._rest + data).split(b"\n")
         commands = [json.loads(line) for line in lines]
         if any(command["do"] == "ping" for command in commands):
             self._show_life()
         for command in commands:
-            if command["do"] == "answer":
+            if command["do"] == "file":
+                self._file = self._files.popleft()
+            elif command["do"] == "answer":
+                file, self._file = self._file, None
+                if file is not None:
+                    command["params"]["file"] = file
                 threading.Thread(target=self._answer, args=(command,), daemon=True, name="answer").start()
         return any(command["do"] == "drain" for command in commands)
 
@@ -66,6 +81,9 @@ class Commands:
             answer.update(code=int(error.code), message=error.message)
         except Exception as error:  # noqa: BLE001 - the outer loop of this thread
             answer.update(code=int(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
+        finally:
+            if "file" in command["params"]:
+                os.close(command["params"]["file"])
         data = json.dumps(answer).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):
             while data:

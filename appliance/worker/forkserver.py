@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import NoReturn
 
+from appliance.host.confinement import FORKED_SCORE, close_to_others, give_way_when_memory_is_short
 from appliance.host.processes import set_name, take_argument
 from appliance.worker import process
 
@@ -32,6 +33,8 @@ def main() -> None:
     """Import TensorFlow, then fork a worker for each request until the supervisor closes the socket."""
     take_argument(NoneType)
     set_name("ds-forkserver")
+    give_way_when_memory_is_short(FORKED_SCORE)
+    close_to_others()
     supervisor = os.getppid()
     control = socket.socket(fileno=_CONTROL_DESCRIPTOR)
     importlib.import_module("backends.tensorflow_backend")  # here alone: whoever starts this process loads no framework

@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
+from appliance.core.errors import ConfigError
+from appliance.host.confinement import give_way_when_memory_is_short
 from appliance.worker.run_record import RunRecord
 from appliance.worker.running import Running
+from appliance.worker.sandbox import enter_sandbox
 from appliance.worker.task import WorkerTask, loader_of
 from appliance.worker.trials import by_importance, changing, check_memory
 from backends.contract import BackendError, Code, Signature, TensorSpec
@@ -34,7 +37,7 @@ _MAX_INPUTS = 16  # of one signature
 _SECONDS = 20.0  # for all of them, once the model is loaded
 _RUN_SECONDS = 5.0
 _OWN_BYTES = 200 << 20  # of a process with TensorFlow, besides the model
-_OUT_OF_MEMORY_SCORE = "900"
+_OUT_OF_MEMORY_SCORE = 900
 
 
 def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
@@ -48,17 +51,22 @@ def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
         control.sendall(json.dumps({"event": event, **details}).encode() + b"\n")
 
     _yield_to_others()
+    record = RunRecord(task.record_path, 1)
     try:
         check_memory(_folder_bytes(task.path) + _OWN_BYTES)
+        enter_sandbox(task)
         backend = loader_of(task)()
     except BackendError as error:
         report("skipped", code=int(error.code), message=error.message)
         return 0
+    except ConfigError as error:
+        report("skipped", code=int(Code.INVALID_ARGUMENT), message=str(error))
+        return 0
+    record.begins(backend.signatures)
     names = by_importance(backend.signatures.keys() - changing(backend))[:_MAX_SIGNATURES]
     inputs = itertools.chain.from_iterable(
         zip(itertools.repeat(name), odd_inputs(backend.signatures[name])) for name in names
     )
-    record = RunRecord(task.record_path, 1, backend.signatures)
     deadline = time.monotonic() + _SECONDS
     for index, (name, arrays) in enumerate(inputs):
         if index < (task.odd_shapes_from or 0):
@@ -129,5 +137,4 @@ def _yield_to_others() -> None:
         os.nice(19)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(_OUT_OF_MEMORY_SCORE)
+    give_way_when_memory_is_short(_OUT_OF_MEMORY_SCORE)

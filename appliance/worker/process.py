@@ -1,4 +1,5 @@
-"""The process of one model version: loads it, tries and warms it up, reports to the supervisor, and serves.
+"""The process of one model version: confines itself, loads it, tries and warms it up, reports to the supervisor, and
+serves.
 
 `python -m appliance.worker.process` begins with an empty interpreter, and is ready in 0.2 s; the fork server's children
 call the same `main`, with TensorFlow imported.
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import msgspec
@@ -26,7 +28,9 @@ from appliance.host.memory import resident_bytes
 from appliance.host.processes import set_name, take_argument
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.worker.odd_shape_trial import try_odd_shapes
-from appliance.worker.serving import Worker
+from appliance.worker.run_record import RunRecord
+from appliance.worker.sandbox import enter_sandbox
+from appliance.worker.serving import Worker, concurrency_of
 from appliance.worker.task import WorkerTask, loader_of
 from appliance.worker.trials import Fatal, check_memory
 from appliance.worker.warmup import source_of, try_others, warm_up
@@ -74,14 +78,14 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
     recorder = Recorder(task.metrics_directory, "worker", task.model, str(task.version))
     metrics = WorkerMetrics(recorder, task.model, task.version)
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(task.socket_path)
-        listener.listen(64)
-        watch.start()
+        listener = _listener(task.socket_path)
         os.environ.update(gpu_environment(task.options.device, task.options.gpu_devices))
         loaded_from = task.form_path or task.path
         incomplete = _check(task, loaded_from)
         batching = of_version(task.options, task.path)
+        record = RunRecord(task.record_path, concurrency_of(task, batching) + 1, is_watched=task.is_watched)
+        report("confined", **asdict(enter_sandbox(task)))
+        watch.start()
         load_model = loader_of(task)
         bytes_before = resident_bytes(os.getpid()) or 0
         loaded = load_model()
@@ -121,7 +125,16 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
             remarks=[*(f"it is served, and its folder looks incomplete: {text}" for text in incomplete), *remarks],
             **({"device": loaded.device} if isinstance(loaded, Placed) else {}),
         )
-        worker = Worker(task, backend, control, listener, batching=batching, mergeable=warm.mergeable, metrics=metrics)
+        worker = Worker(
+            task,
+            backend,
+            control,
+            listener,
+            batching=batching,
+            mergeable=warm.mergeable,
+            metrics=metrics,
+            record=record,
+        )
         worker.note_answered(warm.answered)
     except IncompleteError as error:
         report("incomplete", message=str(error))
@@ -140,6 +153,13 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
         return 1
     worker.run()
     return 0
+
+
+def _listener(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(64)
+    return listener
 
 
 def _bounded(backend: Backend, task: WorkerTask) -> Backend:

@@ -66,7 +66,8 @@ _WAIT_SECONDS = 5.0  # for a run to end, which may hang: then others run beside 
 
 
 class RunRecord:
-    """The record of one worker, whose threads have a row each.
+    """The record of one worker, whose threads have a row each. It is made before the model is loaded, when the process
+    may still make files, and is used from `begins` on.
 
     `is_watched` tells that a request has killed a process of this version. `clock` returns monotonic seconds.
     """
@@ -75,11 +76,11 @@ class RunRecord:
         self,
         path: str,
         rows: int,
-        signatures: Mapping[str, Signature],
+        signatures: Mapping[str, Signature] | None = None,
         is_watched: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._signatures = signatures
+        self._signatures = signatures or {}
         self._ring_at = _HEADER_WORDS + rows * _ROW_WORDS
         self._slots_at = self._ring_at + _RING_WORDS
         self._words = _mapped(path, self._slots_at + (_SLOTS + 1) * _SLOT_WORDS)
@@ -92,9 +93,14 @@ class RunRecord:
         self._survived = itertools.count()
         self._alone = threading.Lock()
         self._clock = clock
-        self._alone_until = clock() + _ALONE_SECONDS
-        self._digest_until = clock() + _DIGEST_SECONDS
         self.is_watching = is_watched
+        self.begins(self._signatures)
+
+    def begins(self, signatures: Mapping[str, Signature]) -> None:
+        """Take requests for these signatures from now on."""
+        self._signatures = signatures
+        self._alone_until = self._clock() + _ALONE_SECONDS
+        self._digest_until = self._clock() + _DIGEST_SECONDS
 
     def number_of(self, signature: str, inputs: Mapping[str, np.ndarray]) -> int:
         """Return the number of a request's kind; 0 if there is no room, or its text is too long (hundreds of inputs).

@@ -6,7 +6,6 @@ is encoded by https://protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -43,10 +42,10 @@ class RunTracer:
         self._merging = merging
         self._one = threading.Lock()  # one trace at a time, as in TensorFlow's profiler
         self._ending = threading.Condition()
-        self._ended: deque[str] = deque(maxlen=1)  # the path of the last trace that was ended, perhaps before it began
+        self._ended: deque[str] = deque(maxlen=1)  # the last trace that was ended, perhaps before it began
 
-    def profile(self, seconds: float, path: str) -> dict[str, Any]:
-        """Trace for `seconds` or until `end(path)`, and write the XSpace to the new file `path`.
+    def profile(self, seconds: float, trace: str, file: int) -> dict[str, Any]:
+        """Trace for `seconds` or until `end(trace)`, and write the XSpace to the open `file`.
 
         Return its size as "bytes" and whether it "has_events". Raise BackendError (ALREADY_EXISTS) if another trace
         runs, and OSError if the file cannot be written.
@@ -65,20 +64,20 @@ class RunTracer:
             self._merging.on_run = on_run
             try:
                 with self._ending:
-                    self._ending.wait_for(lambda: path in self._ended, seconds)
+                    self._ending.wait_for(lambda: trace in self._ended, seconds)
             finally:
                 self._merging.on_run = counted
             data = _xspace(list(runs))
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
+            with open(file, "wb", closefd=False) as target:
+                target.write(data)
         finally:
             self._one.release()
         return {"bytes": len(data), "has_events": bool(runs)}
 
-    def end(self, path: str) -> None:
-        """End the trace to `path`, which keeps the events that it has."""
+    def end(self, trace: str) -> None:
+        """End the trace, which keeps the events that it has."""
         with self._ending:
-            self._ended.append(path)
+            self._ended.append(trace)
             self._ending.notify_all()
 
 

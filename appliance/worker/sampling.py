@@ -257,14 +257,14 @@ class Sampler:
                     return due == 0.0
                 self._changed.wait(ends - now if due is None else min(due, ends - now))
 
-    def take(self, path: str) -> dict[str, int]:
-        """Write what waits to a new file; return how many samples it has and of how many requests, how many were
+    def take(self, file: int) -> dict[str, int]:
+        """Write what waits to an open file; return how many samples it has and of how many requests, how many were
         dropped, and how many answers were given so far. Raise OSError."""
         with self._changed:
             dropped = self._waiting.dropped
             samples = self._waiting.take()
             answered = self._answered
-        write_samples(path, samples)
+        write_samples(file, samples)
         requests = sum(sample.requests for sample in samples)
         return {"count": len(samples), "requests": requests, "dropped": dropped, "answered": answered}
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.config.batching_parameters import BatchingParameters
+from appliance.host.memory import proportional_bytes
 from appliance.metrics.recording import WorkerMetrics
 from appliance.transport.wire import (
     FLAG_DRAINING,
@@ -43,16 +44,25 @@ from appliance.worker.task import WorkerTask
 from backends.contract import Backend, BackendError, Code
 from backends.registry import end_profile, has_profiler, profile
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "concurrency_of"]
 
 _MAX_QUEUE_BYTES = 256 << 20
+
+
+def concurrency_of(task: WorkerTask, batching: BatchingParameters | None) -> int:
+    """Return how many runs there are at once. A worker has one thread more, which leads while the others run."""
+    if batching is None:
+        return task.max_concurrent_requests
+    threads = batching.num_batch_threads or len(os.sched_getaffinity(0))
+    return min(threads, task.options.max_concurrent_requests or threads)
 
 
 class Worker:
     """Serves a loaded backend until it is drained.
 
     With `batching`, requests wait for each other. Without, requests of the signatures in `mergeable` are merged if they
-    wait anyway. `control` is the worker's end of the supervisor's socket; `listener` listens for fronts.
+    wait anyway. `control` is the worker's end of the supervisor's socket; `listener` listens for fronts. `record` has a
+    row for each of its threads.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class Worker:
         batching: BatchingParameters | None = None,
         mergeable: frozenset[str] = frozenset(),
         metrics: WorkerMetrics,
+        record: RunRecord,
     ) -> None:
         self._task = task
         self._metrics = metrics
@@ -78,19 +89,16 @@ class Worker:
         options = task.options
         self._queue: RequestQueue[Request] = RequestQueue(options.max_queue_requests, _MAX_QUEUE_BYTES)
         self._batches: BatchQueue[Request] | None = None  # instead of the queue, with batching
-        self._concurrency = task.max_concurrent_requests
+        self._concurrency = concurrency_of(task, batching)
         if batching is not None:
             self._batches = BatchQueue(batching, options.max_queue_requests, _MAX_QUEUE_BYTES)
-            self._concurrency = batching.num_batch_threads or len(os.sched_getaffinity(0))
-            if options.max_concurrent_requests:
-                self._concurrency = min(self._concurrency, options.max_concurrent_requests)
         self._merging = Merging(backend, mergeable if options.merge_waiting_requests else frozenset(), batching)
         methods = {name: signature.method_name for name, signature in backend.signatures.items()}
         self._merging.on_run = lambda signature, *of_run: metrics.ran(methods[signature], *of_run)
         self._tracer = RunTracer(self._merging)
         self._deadlines = [0] * (self._concurrency + 1)  # of what each thread runs, in ns; 0: none
-        # One thread leads while the others run.
-        self._record = RunRecord(task.record_path, self._concurrency + 1, backend.signatures, task.is_watched)
+        self._record = record
+        record.begins(backend.signatures)
         self._sampler: Sampler | None = None
         if task.form_path and (options.verify_first or options.verify_fraction):
             chances = Chances(options.verify_first, options.verify_fraction)
@@ -225,10 +233,12 @@ class Worker:
         if method == "profile":
             if has_profiler(self._task.backend):
                 return profile(self._task.backend, **params)
-            return self._tracer.profile(params["seconds"], params["path"])
+            return self._tracer.profile(params["seconds"], params["trace"], params["file"])
         if method == "end_profile":
             self._tracer.end(**params)
             return end_profile(self._task.backend, **params)
+        if method == "memory":
+            return proportional_bytes()
         if self._sampler is not None:
             if method == "samples_due":
                 return self._sampler.wait_until_due(**params)

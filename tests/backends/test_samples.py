@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from backends.samples import Sample, read_samples, write_samples
+from backends.samples import Sample, new_file, read_samples, write_samples
+
+
+def write(path: Path, samples: Sequence[Sample]) -> None:
+    file = new_file(str(path))
+    write_samples(file, samples)
+    os.close(file)
 
 
 def same(one: Sample, other: Sample) -> bool:
@@ -37,7 +45,7 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
         Sample(13, 1, "nothing", {}, {}),
     ]
     path = tmp_path / "samples"
-    write_samples(str(path), samples)
+    write(path, samples)
     found = list(read_samples(str(path)))
     assert all(map(same, found, samples))
     assert len(found) == len(samples)
@@ -45,15 +53,15 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_nobody_else_can_read_what_clients_have_sent(tmp_path: Path) -> None:
     path = tmp_path / "samples"
-    write_samples(str(path), [])
+    write(path, [])
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):  # nor has somebody else made the file before
-        write_samples(str(path), [])
+        write(path, [])
 
 
 def test_a_damaged_file_says_so(tmp_path: Path) -> None:
     path = tmp_path / "samples"
-    write_samples(str(path), [Sample(1, 1, "s", {"x": np.ones(100)}, {})])
+    write(path, [Sample(1, 1, "s", {"x": np.ones(100)}, {})])
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="has no samples: the peer ended 8 bytes before the end of a frame"):
         list(read_samples(str(path)))

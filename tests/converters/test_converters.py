@@ -326,7 +326,7 @@ def test_children_die_with_their_job() -> None:
     program = """
 import sys
 from converters.child import Limits, start
-child = start("a runner", "converters.runner", "/dev/null", Limits(600.0, 1 << 30))
+child = start("a runner", "/dev/null", Limits(600.0, 1 << 30))
 print(child.pid, flush=True)
 sys.stdin.read()
 """

@@ -15,7 +15,7 @@ import pytest
 from appliance.host.processes import spawn
 from backends.contract import Signature, TensorSpec
 from backends.form import FormDescription, FormSignature, write_form
-from backends.samples import Sample, read_samples, write_samples
+from backends.samples import Sample, new_file, read_samples, write_samples
 from converters import counterexamples
 from converters.identity import content_hash
 from converters.live import LiveReport
@@ -42,7 +42,9 @@ def verified(zoo: Path, tmp_path: Path) -> Verified:
         path, work_dir = tmp_path / "samples", tmp_path / "work"
         path.unlink(missing_ok=True)
         work_dir.mkdir(exist_ok=True)
-        write_samples(str(path), samples)
+        file = new_file(str(path))
+        write_samples(file, samples)
+        os.close(file)
         job = JobSpec(str(zoo / model), str(work_dir), cache_dir=str(tmp_path / "cache"), yielding=False)
         spec = VerifyingSpec(job, str(form), str(path), cpu_seconds)
         output, theirs = os.pipe()

@@ -26,6 +26,7 @@ from appliance.doctor.findings import Finding, Level
 from appliance.doctor.machine import Machine
 from appliance.doctor.report import exit_status, page, to_json
 from appliance.gpu.values import Gpu, GpuStatus
+from appliance.host.confinement import Confined
 from tests.support.nvml_stub import NvmlStub
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +50,14 @@ MACHINE = Machine(
     english_locale=True,
     locale_source="",
     foreign_libraries=(),
+    confined=Confined(("seccomp", "landlock 6")),
     uid=990,
     service_user=True,
 )
+
+
+NO_LANDLOCK = Confined(("seccomp",), ("no Landlock here",))
+OLD = replace(MACHINE, confined=NO_LANDLOCK)
 
 
 def folder(option: str, path: str, **changes: Any) -> Folder:
@@ -216,6 +222,9 @@ WRONG: list[tuple[str, Facts, Level, str]] = [
         Level.WARNING,
         "GPU 0: GPU is lost",
     ),
+    ("sandbox", options(sandbox="off"), Level.WARNING, "sandbox is off"),
+    ("sandbox", machine(confined=NO_LANDLOCK), Level.WARNING, "confined by seccomp; no Landlock here"),
+    ("sandbox", replace(options(sandbox="required"), machine=OLD), Level.FAILED, "no model will be loaded"),
     ("cuda", replace(WELL, graphics=replace(GPU, cuda_problem="no libcudnn.so.9")), Level.WARNING, "dropserve-cuda"),
 ]
 

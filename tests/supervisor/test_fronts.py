@@ -39,7 +39,7 @@ def play(scene: Callable[[Fronts, str], Awaitable[None]]) -> None:
     """Runs `scene` with the fronts of a supervisor that listens at a path."""
 
     async def in_time() -> None:
-        fronts = Fronts(Tasks(), nothing, lambda _: None, lambda: None, Watch(0.0, print, lambda: None))
+        fronts = Fronts(Tasks(), nothing, lambda _: None, lambda: None, Watch(0.0, print, lambda: None), lambda _: True)
         with tempfile.TemporaryDirectory(prefix="ds-") as directory:
             path = str(Path(directory) / "control")
             server = await fronts.listen(path)

@@ -18,10 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.support.hostile_models import export_hostile
+
 Exporter = Callable[[Any, str], None]
 """Takes the tensorflow module and the folder to write."""
 
-MODELS: dict[str, Exporter] = {}
+MODELS: dict[str, Exporter] = {"hostile": export_hostile}
 
 _CACHE = Path(__file__).resolve().parents[2] / "build" / "test-models"
 
@@ -41,8 +43,10 @@ def _lite_model(export: Exporter) -> Exporter:
 
 
 def model_zoo() -> Path:
-    """The folder that holds every model of `MODELS`, built on the first call after this file or TensorFlow changed."""
-    key = hashlib.sha256(Path(__file__).read_bytes() + version("tensorflow").encode()).hexdigest()[:16]
+    """The folder that holds every model of `MODELS`, built on the first call after they or TensorFlow changed."""
+    sources = [Path(__file__), Path(__file__).with_name("hostile_models.py")]
+    content = b"".join(path.read_bytes() for path in sources)
+    key = hashlib.sha256(content + version("tensorflow").encode()).hexdigest()[:16]
     zoo = _CACHE / key
     if zoo.is_dir():
         return zoo

@@ -154,3 +154,25 @@ def test_reading_a_segment_that_its_writer_has_shrunk_raises(pool: SegmentPool) 
     with pytest.raises(OSError, match="ends after 1,048,576 of 2,097,152 bytes"):
         read(segment.descriptor, 2 * MIB)
     assert len(read(segment.descriptor, MIB)) == MIB
+
+
+def test_a_process_that_made_its_files_beforehand_uses_them_again_and_makes_no_others() -> None:
+    program = (
+        "import os\n"
+        "from appliance.transport import shared\n"
+        "shared.make_files(2)\n"
+        "held = sorted(os.listdir('/proc/self/fd'))\n"
+        "pool = shared.SegmentPool(1 << 30)\n"
+        "first, second = pool.acquire(1 << 20), pool.acquire(1 << 20)\n"
+        "assert pool.acquire(1 << 20) is None\n"
+        "assert sorted(os.listdir('/proc/self/fd')) == held\n"
+        "second.write([(0, b'of one front')])\n"
+        "pool.release(second.number)\n"
+        "pool.close()\n"
+        "another = shared.SegmentPool(1 << 30)\n"
+        "found = another.acquire(1 << 20)\n"
+        "assert found.descriptor == second.descriptor\n"
+        "assert shared.read(found.descriptor, 12) == bytes(12), 'nothing is left of what another front was sent'\n"
+        "assert another.acquire(1 << 20) is None, 'what the peer may read yet is not used again'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

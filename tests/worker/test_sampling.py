@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from appliance.worker.sampling import DUE_COUNT, DUE_SECONDS, Chances, Sampler, Waiting
-from backends.samples import Sample, read_samples
+from backends.samples import Sample, new_file, read_samples
 
 NEVER, ALWAYS = (lambda: 1.0), (lambda: 0.0)
 
@@ -143,7 +144,9 @@ class Form:
         self.sampler.look()
 
     def taken(self, path: Path) -> tuple[dict[str, int], list[Sample]]:
-        about = self.sampler.take(str(path))
+        file = new_file(str(path))
+        about = self.sampler.take(file)
+        os.close(file)
         return about, list(read_samples(str(path)))
 
 

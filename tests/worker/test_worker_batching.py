@@ -32,12 +32,12 @@ from appliance.transport.wire import (
     predict_meta,
     unpack_arrays,
 )
-from appliance.worker.run_record import read_record
-from appliance.worker.serving import Worker
+from appliance.worker.run_record import RunRecord, read_record
+from appliance.worker.serving import Worker, concurrency_of
 from appliance.worker.task import WorkerTask
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.domain import FINITE, Bounded
-from backends.samples import read_samples
+from backends.samples import new_file, read_samples
 from tests.support.server import eventually
 
 SECONDS = 30.0
@@ -138,6 +138,7 @@ class Harness:
             batching=batching,
             mergeable=frozenset({"s"} if mergeable else ()),
             metrics=WorkerMetrics(Recorder(directory, "worker", "m", "1"), "m", 1),
+            record=RunRecord(task.record_path, concurrency_of(task, batching) + 1, is_watched=is_watched),
         )
         self._thread = threading.Thread(target=self.worker.run)
         self._thread.start()
@@ -145,8 +146,10 @@ class Harness:
         self.front = Front(path)
         self._held = (listener, theirs)
 
-    def ask(self, method: str, **params: Any) -> Any:
+    def ask(self, method: str, file: int | None = None, **params: Any) -> Any:
         """The worker's answer to a question of the supervisor."""
+        if file is not None:
+            socket.send_fds(self._control, [b'{"do": "file"}\n'], [file])
         question = {"do": "answer", "ask": 1, "method": method, "params": params}
         self._control.sendall(json.dumps(question).encode() + b"\n")
         self._control.settimeout(SECONDS)
@@ -528,7 +531,9 @@ def test_a_request_without_rows_does_not_wait(start: Start) -> None:
 
 def taken(harness: Harness, path: Path) -> list[tuple[int, int, list[float], list[float]]]:
     """Number, requests, x and y of the samples that wait."""
-    answer = harness.ask("samples", path=str(path))
+    file = new_file(str(path))
+    answer = harness.ask("samples", file)
+    os.close(file)
     found = list(read_samples(str(path)))
     assert answer["result"]["count"] == len(found)
     return [(s.number, s.requests, s.inputs["x"].tolist(), s.outputs["y"].tolist()) for s in found]
@@ -574,7 +579,7 @@ def test_without_a_form_or_the_options_there_are_no_samples(
     start: Start, tmp_path: Path, is_form: bool, options: dict[str, Any]
 ) -> None:
     harness = start(is_form=is_form, **options)
-    answer = harness.ask("samples", path=str(tmp_path / "samples"))
+    answer = harness.ask("samples", new_file(str(tmp_path / "samples")))
     assert answer["code"] == Code.UNIMPLEMENTED
 
 

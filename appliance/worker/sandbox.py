@@ -1,0 +1,49 @@
+"""What a worker may do: the profile by which it confines itself once it has its files, before it loads its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from appliance.core.limits import SHARED_MEMORY_BYTES
+from appliance.host.confinement import Confined, Profile, confine
+from appliance.host.links import trusted_targets
+from appliance.transport.shared import make_files
+from appliance.worker.task import WorkerTask
+from backends.registry import prepare, uses_gpu
+
+__all__ = ["enter_sandbox"]
+
+_SEGMENTS = (
+    128  # the most that all fronts of a worker together have, and their free ones; others go through the sockets
+)
+
+
+def enter_sandbox(task: WorkerTask) -> Confined:
+    """Make what can only be made before, confine this process, and return what is in force.
+
+    Call it when the process has its sockets and files, and before it has a second thread. Raise ConfigError if
+    something is missing that `sandbox` requires.
+    """
+    if task.options.sandbox == "off":
+        return confine(Profile(), "off")
+    make_files(_SEGMENTS)
+    prepare(task.backend)
+    return confine(_profile(task), task.options.sandbox)
+
+
+def _profile(task: WorkerTask) -> Profile:
+    options = task.options
+    paths = [
+        *trusted_targets(task.path),
+        *(trusted_targets(task.form_path) if task.form_path else ()),
+        *filter(None, [options.tensorflow_session_config_file]),
+        *_folders(options.op_libraries),
+    ]
+    gpu = uses_gpu(task.backend, options.device)
+    return Profile(reads=tuple(paths), gpu=gpu, file_bytes=SHARED_MEMORY_BYTES)
+
+
+def _folders(libraries: Sequence[str]) -> list[str]:
+    """Return the folders of `libraries`, which may need others beside them."""
+    return [os.path.dirname(os.path.realpath(path)) for path in libraries]

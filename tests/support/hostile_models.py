@@ -1,0 +1,114 @@
+"""Models that do harm, of TensorFlow's stock operators: what a deployer could drop.
+
+`hostile` does what its clients say, so that one server stands many attacks: each signature is one, on paths, addresses
+and numbers that a test names. Nothing is done on what a warm-up makes up.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for each attack
+    """Save the model to the folder `out`."""
+    text = tf.TensorSpec([], tf.string)
+    number = tf.TensorSpec([], tf.int64)
+    nothing = tf.constant("")
+
+    def named(path: Any) -> Any:
+        return tf.strings.regex_full_match(path, "/.+")
+
+    def read(path: Any) -> Any:
+        return {"content_bytes": tf.cond(named(path), lambda: tf.io.read_file(path), lambda: nothing)}
+
+    def glob(pattern: Any) -> Any:
+        empty = tf.zeros([0], tf.string)
+        return {"paths_bytes": tf.cond(named(pattern), lambda: tf.io.matching_files(pattern), lambda: empty)}
+
+    def write(path: Any, content: Any) -> Any:
+        def do() -> Any:
+            with tf.control_dependencies([tf.io.write_file(path, content)]):
+                return tf.identity(path)
+
+        return {"written": tf.cond(named(path), do, lambda: nothing)}
+
+    def save(path: Any) -> Any:
+        def do() -> Any:
+            saved = tf.raw_ops.SaveV2(prefix=path, tensor_names=["x"], shape_and_slices=[""], tensors=[tf.zeros([4])])
+            with tf.control_dependencies([saved]):
+                return tf.identity(path)
+
+        return {"written": tf.cond(named(path), do, lambda: nothing)}
+
+    def print_lines(lines: Any) -> Any:
+        def body(line: Any) -> tuple[Any]:
+            with tf.control_dependencies([tf.print("a line of a model that says much")]):
+                return (line + 1,)
+
+        (said,) = tf.while_loop(lambda line: line < tf.where(lines > 1000, lines, 0), body, [tf.constant(0, tf.int64)])
+        return {"said": said}
+
+    def allocate(megabytes: Any) -> Any:
+        count = tf.where(megabytes > 1000, megabytes, 1) * (1 << 18)
+        return {"sum": tf.reduce_sum(tf.random.uniform([count]))}
+
+    def abort(wanted: Any) -> Any:
+        def do() -> Any:
+            with tf.control_dependencies([tf.raw_ops.Abort(error_msg="as was wanted", exit_without_error=False)]):
+                return tf.identity(wanted)
+
+        return {"wanted": tf.cond(wanted > 1000, do, lambda: wanted)}
+
+    def hang(wanted: Any) -> Any:
+        return {"wanted": tf.while_loop(lambda x: x > 1000, lambda x: (x + 1,), [wanted])[0]}
+
+    def connect(address: Any) -> Any:
+        def do() -> Any:
+            dataset = tf.data.Dataset.range(1)._variant_tensor
+            asked = tf.raw_ops.RegisterDatasetV2(
+                dataset=dataset,
+                address=address,
+                protocol="grpc",
+                external_state_policy=0,
+                requested_dataset_id="",
+                element_spec="",
+                metadata="",
+            )
+            with tf.control_dependencies([asked]):
+                return tf.identity(address)
+
+        return {"asked": tf.cond(tf.strings.regex_full_match(address, r"127\.0\.0\.1:\d+"), do, lambda: nothing)}
+
+    attacks = {
+        "read": (read, [text]),
+        "glob": (glob, [text]),
+        "write": (write, [text, text]),
+        "save": (save, [text]),
+        "print_lines": (print_lines, [number]),
+        "allocate": (allocate, [number]),
+        "abort": (abort, [number]),
+        "hang": (hang, [number]),
+        "connect": (connect, [text]),
+    }
+    signatures = {name: tf.function(do).get_concrete_function(*specs) for name, (do, specs) in attacks.items()}
+    tf.saved_model.save(tf.Module(), out, signatures=signatures)
+
+
+def export_writes_at_load(tf: Any, out: str, path: str) -> None:
+    """Save y = x / 2 that writes the file `path` when it is loaded."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 1], name="x")
+        y = tf.multiply(x, 0.5, name="y")
+        harm = tf.io.write_file(path, "harm")
+        builder = v1.saved_model.Builder(out)
+        signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature}, main_op=harm)
+        builder.save()
+
+
+if __name__ == "__main__":
+    import tensorflow as tf
+
+    export_writes_at_load(tf, *sys.argv[1:])
