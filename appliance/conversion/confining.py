@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.host.confinement import Profile, close_to_others, confine
-from appliance.host.links import trusted_targets
+from appliance.host.links import follow_links
 from converters.child import Access, Sandbox, confine_children
 
 __all__ = ["ENVIRONMENT", "confine_child", "confine_job"]
@@ -43,5 +43,5 @@ def confine_child(access: Access, mode: str) -> None:
         os.makedirs(access.scratch, mode=0o700, exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = access.scratch
     writes = tuple(filter(None, (*access.writes, access.scratch)))
-    reads = tuple(target for path in access.reads for target in trusted_targets(path))
+    reads = tuple(target for path in access.reads for target in follow_links(path).targets)
     confine(Profile(reads, writes, access.gpu, None if writes else SHARED_MEMORY_BYTES), mode)

@@ -68,7 +68,7 @@ _SYSTEM = (
     "/dev/random",
     "/dev/urandom",
 )
-# NVIDIA's driver and CUDA: their libraries, and the settings that they read.
+# NVIDIA's driver and CUDA: their libraries, and the settings that they read; of the package too, beside its runtime.
 _GPU_FILES = ("/usr/share/nvidia", "/etc/nvidia", "/usr/local/cuda", "/run/nvidia-persistenced")
 _GPU_DEVICES = ("/dev/nvidia", "/dev/dri")  # the start of their names
 
@@ -165,7 +165,7 @@ def _rules(profile: Profile) -> list[Rule]:
     found = [Rule(path, READ) for path in (*_SYSTEM, *_runtime(), *profile.reads)]
     found += [Rule("/dev/null", DEVICE), *(Rule(path, WRITE) for path in profile.writes)]
     if profile.gpu:
-        found += [Rule(path, READ) for path in (*_GPU_FILES, *_library_folders())]
+        found += [Rule(path, READ) for path in (*_GPU_FILES, os.path.join(os.path.dirname(sys.base_prefix), "driver"))]
         found += [Rule(path, DEVICE) for path in _devices()]
     return found
 
@@ -179,16 +179,8 @@ def _runtime() -> Iterable[str]:
     beside = {os.path.dirname(package) for package in packages} | {os.getcwd()}
     folders = [path for path in sys.path if os.path.isabs(path) and path not in beside]
     site = [path for path in beside if os.path.basename(path) in ("site-packages", "dist-packages")]
-    return dict.fromkeys([sys.prefix, sys.base_prefix, *packages, *folders, *site])
-
-
-def _library_folders() -> Iterable[str]:
-    beside = os.path.join(os.path.dirname(sys.base_prefix), "driver")  # the package's links to the driver's libraries
-    return [beside, *filter(os.path.isabs, _paths("LD_LIBRARY_PATH"))]
-
-
-def _paths(variable: str) -> list[str]:
-    return os.environ.get(variable, "").split(os.pathsep)
+    libraries = filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    return dict.fromkeys([sys.prefix, sys.base_prefix, *packages, *folders, *site, *libraries])
 
 
 def _devices() -> list[str]:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass, field
 
-__all__ = ["trusted_targets"]
+__all__ = ["Followed", "follow_links"]
 
 _MAX_ENTRIES = 10_000
 
 
-def trusted_targets(folder: str) -> list[str]:
-    """Return where `folder` lies and where links in it lead, of other folders too that they lead to; without the links
-    that somebody else made than the owner of the target, or root: nobody gives others what is not theirs.
+@dataclass(slots=True)
+class Followed:
+    """Where a folder lies and where the links in it lead, also those in folders that they lead to. `refused` are links
+    that somebody else made than the owner of the target, or root: nobody gives others what is not theirs."""
 
-    At most 10,000 entries are looked at. Raise nothing: what cannot be looked at is left out.
-    """
-    found: list[str] = []
+    targets: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def follow_links(folder: str) -> Followed:
+    """Return where the links in `folder` lead. At most 10,000 entries are looked at. Raise nothing: what leads nowhere
+    is left out."""
+    found = Followed()
     waiting = [folder]
     left = _MAX_ENTRIES
     while waiting and left > 0:
         place = waiting.pop()
         real = os.path.realpath(place)
-        is_new = not any(real == known or real.startswith(f"{known}/") for known in found)
-        if not (_is_trusted(place) and is_new):
+        if not os.path.exists(real) or any(real == known or real.startswith(f"{known}/") for known in found.targets):
             continue
-        found.append(real)
+        if not _is_trusted(place):
+            found.refused.append(f"{place} -> {real}")
+            continue
+        found.targets.append(real)
         for root, folders, files in os.walk(real):
             left -= len(folders) + len(files)
             if left <= 0:

@@ -56,6 +56,9 @@ _MAX_PASSING_SERIES = 1_000
 _MAX_ATTEMPTS = 10
 _STALE_SECONDS = 60.0
 
+# Nobody opens it for writing again: whoever shortened a file that is mapped would end its process by SIGBUS.
+_MODE = 0o400
+
 _CHUNK_MAGIC = b"DSMETRIC"
 _BASE_MAGIC = b"DSMFOLD1"
 _CHUNK_HEAD = struct.Struct("=8sQ")
@@ -114,7 +117,7 @@ class MetricsFile:
         unique = f"{name}-{os.getpid()}-{time.monotonic_ns()}{_SUFFIX}"
         begun = os.path.join(directory, _BEGUN + unique)
         self._maps: list[mmap.mmap] = []
-        self._file = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)  # no other process knows the file yet, so this does not wait
             self._add_chunk()

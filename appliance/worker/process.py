@@ -29,7 +29,7 @@ from appliance.host.processes import set_name, take_argument
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.worker.odd_shape_trial import try_odd_shapes
 from appliance.worker.run_record import RunRecord
-from appliance.worker.sandbox import enter_sandbox
+from appliance.worker.sandbox import enter_sandbox, unreadable
 from appliance.worker.serving import Worker, concurrency_of
 from appliance.worker.task import WorkerTask, loader_of
 from appliance.worker.trials import Fatal, check_memory
@@ -141,7 +141,7 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
         return 0
     except BackendError as error:
         metrics.load_failed(task.path)
-        report("failed", code=int(error.code), message="; ".join([error.message, *incomplete]))
+        report("failed", code=int(error.code), message="; ".join([error.message, *incomplete, *unreadable(task)]))
         return 0
     except ConfigError as error:
         metrics.load_failed(task.path)

@@ -258,7 +258,7 @@ class RunRecord:
 def _mapped(path: str, words: int) -> memoryview[int]:
     """Return zeros in a new file at `path`, mapped; in memory of our own if the file cannot be made."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)  # no other writes it
         try:
             os.posix_fallocate(descriptor, 0, 4 * words)  # a write to a full tmpfs would be a SIGBUS
             return memoryview(mmap.mmap(descriptor, 4 * words)).cast("I")

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 
 from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.host.confinement import Confined, Profile, confine
-from appliance.host.links import trusted_targets
+from appliance.host.links import follow_links
 from appliance.transport.shared import make_files
 from appliance.worker.task import WorkerTask
 from backends.registry import prepare, uses_gpu
 
-__all__ = ["enter_sandbox"]
+__all__ = ["enter_sandbox", "unreadable"]
 
-_SEGMENTS = (
-    128  # the most that all fronts of a worker together have, and their free ones; others go through the sockets
-)
+_MAX_SHOWN = 3
+_SEGMENTS = 128  # of all fronts together, free ones included; what has none goes through the sockets
 
 
 def enter_sandbox(task: WorkerTask) -> Confined:
@@ -32,11 +31,23 @@ def enter_sandbox(task: WorkerTask) -> Confined:
     return confine(_profile(task), task.options.sandbox)
 
 
+def unreadable(task: WorkerTask) -> list[str]:
+    """Return why files of a version that has not loaded may not be read, for the operator; nothing if they may."""
+    refused = [] if task.options.sandbox == "off" else follow_links(task.path).refused
+    if not refused:
+        return []
+    shown = ", ".join(refused[:_MAX_SHOWN]) + (" and others" if len(refused) > _MAX_SHOWN else "")
+    why = (
+        "a link is followed only if whoever made it owns what it leads to; copy the files, or set sandbox = off for it"
+    )
+    return [f"not readable: {shown} ({why})"]
+
+
 def _profile(task: WorkerTask) -> Profile:
     options = task.options
     paths = [
-        *trusted_targets(task.path),
-        *(trusted_targets(task.form_path) if task.form_path else ()),
+        *follow_links(task.path).targets,
+        *(follow_links(task.form_path).targets if task.form_path else ()),
         *filter(None, [options.tensorflow_session_config_file]),
         *_folders(options.op_libraries),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +81,22 @@ def test_a_worker_gives_way_before_the_server_when_memory_is_short(server: Serve
     scores = {name: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid, name in server.processes().items()}
     assert scores["ds-worker"] >= scores["dropserve"] + 500
     assert scores["ds-rest"] == scores["ds-grpc"] == scores["dropserve"]
+
+
+def test_no_process_of_its_user_can_shorten_what_another_has_mapped(server: Server) -> None:
+    """Also if nothing confines it: a process whose mapped file is shortened dies of it."""
+    program = (
+        "import sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        open(path, 'w')\n"
+        "    except PermissionError:\n"
+        "        print('refused')\n"
+    )
+    found = [*Path(server.runtime_dir, "run").glob("server-*/metrics/*.metrics")]
+    found += Path(server.runtime_dir, "run").glob("server-*/*.runs")
+    assert len(found) >= 6
+    command = [*OfAnotherUser.prefix, sys.executable, "-c", program, *map(str, found)]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["refused"] * len(found)
+    assert server.predict("good", {"instances": [2.0]}) == (200, {"predictions": [3.0]})
