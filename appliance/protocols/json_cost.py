@@ -20,6 +20,7 @@ _STEP_BYTES = 1 << 17  # of the text at a time, so that what numpy compares stay
 
 _INDEX_TEXT = 12  # for each byte of a text: more tokens than bytes cannot be
 _INDEX_NUMBER, _INDEX_BRACKET = 48, 28  # for a number and its comma: tape, tokens, its 64 bits, the input's own bits
+_INDEX_MOST = _INDEX_TEXT + _INDEX_NUMBER // 2  # for each byte of `0,0,0`
 _TEXT, _WIDE_TEXT = 1, 4  # for each byte of strings: one character that is not Latin makes a string four times as wide
 _VALUE = 40  # a float and its place in a list that grows
 _LIST, _OBJECT = 88, 240
@@ -45,7 +46,7 @@ class TooCostlyError(ServingError):
 
 def check_index(text: bytes, room: int) -> None:
     """Raise TooCostlyError if simdjson's index of `text`, and the numbers in it, may take more than `room` bytes."""
-    if room >= UNBOUNDED:
+    if _INDEX_MOST * len(text) <= room:
         return
     numbers = _INDEX_NUMBER * _count(text, b",")
     cost = numbers + _INDEX_TEXT * len(text)
