@@ -47,6 +47,16 @@ Action = StartWorker | DrainWorker | KillWorker
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The form of `servable` is served no more, or never was. `is_failure`: it has failed in service; else it could not
+    be loaded, for which the machine may be to blame."""
+
+    servable: ServableId
+    why: str
+    is_failure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class StateChange:
     """A line for the log."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from appliance.config.version_policy import Latest, VersionPolicy
 from appliance.core.routes import ModelRoute, VersionRoute
 from appliance.core.servable import Form, ServableId
-from appliance.lifecycle.actions import Action, StateChange
+from appliance.lifecycle.actions import Action, GivenUp, StateChange
 from appliance.lifecycle.loads import Loads
 from appliance.lifecycle.models import Model
 from appliance.lifecycle.observations import Observations
@@ -151,7 +151,7 @@ class Manager:
         actions = self._successors.demote(version, why, now)
         return actions + self._reconciler.reconcile(self._servables.model_of(version), now)
 
-    def take_demotions(self) -> list[tuple[ServableId, str]]:
+    def take_demotions(self) -> list[GivenUp]:
         """Return the forms that have failed since this was last asked, and why."""
         return self._successors.take_demotions()
 

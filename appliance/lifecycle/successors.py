@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.core.servable import Form, ServableId
-from appliance.lifecycle.actions import Action, DrainWorker, KillWorker, StartWorker
+from appliance.lifecycle.actions import Action, DrainWorker, GivenUp, KillWorker, StartWorker
 from appliance.lifecycle.models import Model, Replacement, Version
 from appliance.lifecycle.replicas import Attempt, Files, Replica, Role
 from appliance.lifecycle.servables import Servables
@@ -32,10 +32,10 @@ class Successors:
 
     def __init__(self, servables: Servables) -> None:
         self._servables = servables
-        self._demotions: list[tuple[ServableId, str]] = []
+        self._demotions: list[GivenUp] = []
 
-    def take_demotions(self) -> list[tuple[ServableId, str]]:
-        """Return the forms that have failed since this was last asked, and why."""
+    def take_demotions(self) -> list[GivenUp]:
+        """Return the forms that have been given up since this was last asked."""
         demotions, self._demotions = self._demotions, []
         return demotions
 
@@ -61,7 +61,7 @@ class Successors:
         """Serve the version's own model again, instead of a form."""
         if version.form is None or version.state is not State.AVAILABLE:
             return []
-        self._demotions.append((version.id, why))
+        self._demotions.append(GivenUp(version.id, why))
         second = version.second
         if second is None or second.role is not Role.STANDING_BY:
             return self._succeed(version, version.files)
@@ -71,7 +71,7 @@ class Successors:
     def form_died(self, version: Version, how: str) -> None:
         """Give up a form whose worker has died: a request outside of what was proven may have killed it."""
         if version.form is not None:
-            self._demotions.append((version.id, f"its worker on {version.form.backend} died: {how}"))
+            self._demotions.append(GivenUp(version.id, f"its worker on {version.form.backend} died: {how}"))
             version.form = None
 
     def expire(self, model: Model, now: float) -> list[Action]:
@@ -162,6 +162,8 @@ class Successors:
         else:
             what = "TensorFlow, standing by," if second.form is None else f"its form for {second.form.backend}"
             self._servables.say(version, f"{what} does not load: {reason}")
+            if second.form is not None:
+                self._demotions.append(GivenUp(version.id, f"{what} does not load: {reason}", is_failure=False))
         return actions
 
     def dismiss(self, version: Version) -> list[Action]:
@@ -179,6 +181,8 @@ class Successors:
         assert replica.form is not None
         text = f"its form for {replica.form.backend} does not load ({reason}): its own model is loaded instead"
         self._servables.say(version, text, is_warning=True)
+        why = f"its form for {replica.form.backend} does not load: {reason}"
+        self._demotions.append(GivenUp(version.id, why, is_failure=False))
         version.form = None
         return self._instead_of(version, replica, None, replica.left_out)
 

@@ -124,7 +124,7 @@ HANGS = Metric(
 DEMOTIONS = Metric(
     "dropserve_demotions_total",
     Type.COUNTER,
-    "Accelerated forms that failed, so that TensorFlow serves again.",
+    "Accelerated forms that failed or did not load, so that TensorFlow serves.",
     ("model",),
 )
 UNPROVEN = Metric(

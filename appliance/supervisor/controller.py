@@ -57,8 +57,8 @@ class Controller:
             _log(change)
             if (change.old, change.new) == ("available", "restarting"):
                 self._effects.restarting(change.servable)
-        for servable, why in self.manager.take_demotions():
-            self._effects.demoted(servable, why, lasting)
+        for given_up in self.manager.take_demotions():
+            self._effects.demoted(given_up.servable, given_up.why, lasting and given_up.is_failure)
         for action in actions:
             match action:
                 case StartWorker():

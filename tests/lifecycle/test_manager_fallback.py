@@ -86,6 +86,9 @@ def test_where_a_form_does_not_load_the_model_itself_is_loaded_at_once(prepared:
     assert prepared.states() == {1: "loading"}
     (told,) = said(prepared)
     assert told.startswith("its form for onnx does not load (")
+    (given_up,) = manager.take_demotions()
+    assert given_up.why.startswith("its form for onnx does not load: ")
+    assert not given_up.is_failure
     prepared.ready(1)
     assert prepared.manager.routes()["a"].versions[0].form_backend == ""
     assert prepared.end_all_again() == ["start a/1"]  # of the one that serves

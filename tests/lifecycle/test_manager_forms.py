@@ -6,6 +6,7 @@ import pytest
 
 from appliance.config.version_policy import Latest
 from appliance.core.servable import Form, ServableId
+from appliance.lifecycle.actions import GivenUp
 from tests.support.manager_host import Host
 
 A1 = ServableId("a", 1)
@@ -64,13 +65,16 @@ def test_a_form_that_does_not_load_changes_nothing(host: Host) -> None:
     assert form(host) == ""
     assert host.states() == {1: "available"}
     assert host.reason(1) == ""
+    (given_up,) = host.manager.take_demotions()
+    assert given_up.why.startswith("its form for onnx does not load: ")
+    assert not given_up.is_failure
 
 
 def test_a_form_whose_worker_dies_is_demoted_and_the_version_restarts_with_its_own_model(host: Host) -> None:
     accelerated(host)
     assert host.end(1) == ["start a/1"]
     assert host.states() == {1: "restarting"}
-    assert host.manager.take_demotions() == [(A1, "its worker on onnx died: killed by SIGKILL")]
+    assert host.manager.take_demotions() == [GivenUp(A1, "its worker on onnx died: killed by SIGKILL")]
     host.ready(1)
     assert form(host) == ""
 
@@ -99,7 +103,7 @@ def test_a_demotion_lets_what_stands_by_take_over_at_once(host: Host) -> None:
     host.ready(1)
     assert demote(host) == ["drain a/1"]
     assert form(host) == ""
-    assert host.manager.take_demotions() == [(A1, "it raised")]
+    assert host.manager.take_demotions() == [GivenUp(A1, "it raised")]
     assert demote(host) == []
 
 
@@ -168,4 +172,4 @@ def test_a_form_is_not_given_up_for_what_another_did(host: Host) -> None:
     other = Form("litert", "/cache/2")
     assert host.did(host.manager.demote(A1, "it was wrong", host.now, other)) == []
     assert host.did(host.manager.demote(A1, "it was wrong", host.now, ONNX)) == ["start a/1"]
-    assert host.manager.take_demotions() == [(A1, "it was wrong")]
+    assert host.manager.take_demotions() == [GivenUp(A1, "it was wrong")]
