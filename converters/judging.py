@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -41,6 +42,14 @@ class Runs(Protocol):
         """Return the outputs. Raise BackendError if the framework refuses the inputs, ChildError if the process dies or
         hangs."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """TensorFlow's answers on moved inputs, or with moved weights: if all numbers move, and if simple ones are spared."""
+
+    all: Sequence[Outputs]
+    spared: Sequence[Outputs]
 
 
 class Judge:
@@ -140,52 +149,55 @@ class Judge:
 
     def _is_beyond_roundings(self, case: Case, answer: Outputs) -> bool:
         noise = self.noise(case, answer, self._usual, 0)
-        spared = self._moved(case, spare_plain=True)
-        moved = [*self._moved(case, spare_plain=False), *spared]
-        if not self._is_off(case, answer, noise, moved, spared, moved):
+        near = _Moved(*[self._moved(case, spare_plain=spare_plain) for spare_plain in (False, True)])
+        if not self._is_off(case, answer, noise, near, near):
             return False
-        # Moving weights takes long, so it comes last.
-        spared += self._moved_by_weights(case, spare_plain=True)
-        moved += self._moved_by_weights(case, spare_plain=False)
-        if not self._is_off(case, answer, noise, moved, spared, moved):
+        # Moving weights takes long, so it comes late.
+        by_weights = [self._moved_by_weights(case, spare_plain=spare_plain) for spare_plain in (False, True)]
+        near = _Moved([*near.all, *by_weights[0]], [*near.spared, *by_weights[1]])
+        if not self._is_off(case, answer, noise, near, near):
             return False
-        if not any(array.dtype.kind in "iu" for array in case.outputs.values()):
+        if not any(array.dtype.kind in "iub" for array in case.outputs.values()):
             return True
-        ranked = [*moved, *self._moved(case, spare_plain=False, distances=TIE_STEPS)]
-        return self._is_off(case, answer, noise, moved, spared, ranked)
+        far = [self._moved(case, spare_plain=spare_plain, distances=TIE_STEPS) for spare_plain in (False, True)]
+        return self._is_off(case, answer, noise, near, _Moved([*near.all, *far[0]], [*near.spared, *far[1]]))
 
     def _is_off(
-        self,
-        case: Case,
-        answer: Outputs,
-        noise: Mapping[str, float],
-        moved: Sequence[Outputs],
-        spared: Sequence[Outputs],
-        ranked: Sequence[Outputs],
+        self, case: Case, answer: Outputs, noise: Mapping[str, float], of_floats: _Moved, of_wholes: _Moved
     ) -> bool:
-        """Return whether roundings do not explain `answer`, by TensorFlow's answers on moved inputs."""
+        """Return whether roundings do not explain `answer`, by TensorFlow's answers on moved inputs: those `of_floats`
+        explain floats, those `of_wholes` whole numbers."""
         # If no input can be moved, it is not known how much has cancelled: then the usual size counts.
-        sizes = self._least_sizes if moved else self._sizes
-        if self.difference("", self._nearest(case, moved, ranked, answer), answer, noise, sizes):
+        sizes = self._least_sizes if of_floats.all else self._sizes
+        nearest_of_all = self._nearest(case, of_floats.all, of_wholes.all, of_wholes.all, answer)
+        if self.difference("", nearest_of_all, answer, noise, sizes):
             return True
         if UNITS[self._precision]:  # rounded weights change every number
             return False
-        return bool(self.difference("", self._nearest(case, spared, ranked, answer), answer, noise, self._sizes))
+        nearest_of_spared = self._nearest(case, of_floats.spared, of_wholes.spared, of_wholes.all, answer)
+        return bool(self.difference("", nearest_of_spared, answer, noise, self._sizes))
 
-    def _nearest(self, case: Case, moved: Sequence[Outputs], ranked: Sequence[Outputs], answer: Outputs) -> Outputs:
-        """Return the outputs nearest to `answer` that `moved` explains, or that ties explain, as TensorFlow has them in
+    def _nearest(
+        self,
+        case: Case,
+        of_floats: Sequence[Outputs],
+        of_wholes: Sequence[Outputs],
+        ranked: Sequence[Outputs],
+        answer: Outputs,
+    ) -> Outputs:
+        """Return the outputs nearest to `answer` that moved inputs explain, or ties, as TensorFlow has them in
         `ranked`."""
         tolerances = {
             alias: tolerance_of(self._precision, spec.dtype) for alias, spec in self.signature.outputs.items()
         }
-        near = nearest(case.outputs, moved, answer)
+        near, wholes = nearest(case.outputs, of_floats, answer), nearest(case.outputs, of_wholes, answer)
         ties = with_ties(case.outputs, ranked, answer, tolerances, self._least_sizes)
-        return {
-            alias: np.where(ties[alias] == answer[alias], answer[alias], array)
-            if array.dtype.kind in "iu" and array.shape == answer[alias].shape
-            else array
-            for alias, array in near.items()
-        }
+        found = {}
+        for alias, array in near.items():
+            found[alias] = wholes[alias] if array.dtype.kind in "iub" else array
+            if array.dtype.kind in "iu" and array.shape == answer[alias].shape:
+                found[alias] = np.where(ties[alias] == answer[alias], answer[alias], found[alias])
+        return found
 
     def _moved(self, case: Case, *, spare_plain: bool, distances: Sequence[float] = STEPS) -> list[Outputs]:
         if self._truth is None:

@@ -213,13 +213,42 @@ def deep(x: np.ndarray) -> np.ndarray:
         (FLOATS, lambda x: np.floor(x @ WEIGHTS[:, :4])),
         (FLOATS, lambda x: (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + x.dtype.type(1e-6))),
     ],
-    ids=["a sum near 0", "layers", "the largest", "a threshold", "steps", "a normalisation"],
+    ids=[
+        "a sum near 0",
+        "layers",
+        "the largest",
+        "a threshold",
+        "steps",
+        "a normalisation",
+    ],
 )
 def test_what_roundings_do_is_no_difference(signature: Signature, function: Function) -> None:
     answer = in_doubles(function) if signature is CLASSES else rounded(in_doubles(function))
     search = searching(signature, function, answer, domain=USUAL)
     assert search.run(SHORT) is None
     assert search.tried > 100
+
+
+def is_wrong(limit: float, other: float, value: float) -> bool:
+    """Whether a form with another limit is wrong on a value."""
+
+    def beyond(limit: float) -> Function:
+        return lambda x: (x[:, 0] > np.float32(limit)).astype(np.int64)
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"y": beyond(limit)(**inputs)}
+
+    cases = list(CaseMaker(CLASSES, run).cases())
+    noise = with_medians(noise_of(cases, run, float("inf")), len(cases))
+    judge = Judge(Stand(beyond(other)), "s", CLASSES, run, cases, noise, "float32")
+    return judge.is_wrong({"x": np.array([[value, 0, 0, 0]], np.float32)})
+
+
+def test_whole_numbers_may_be_those_of_either_side_of_a_threshold_within_what_floats_may_differ_by() -> None:
+    assert not is_wrong(3.3, 3.3 * (1 + 4e-6), 3.3 * (1 + 2e-6))  # layers round more than an input does
+    assert not is_wrong(3.3, 3.3 * (1 + 4e-5), 3.3 * (1 + 2e-5))
+    assert is_wrong(3.3, 3.3 * (1 + 4e-3), 3.3 * (1 + 2e-3))
+    assert is_wrong(3.25, 3.25 * (1 - 1e-6), 3.25)  # what is simple is not rounded
 
 
 def test_a_form_of_weights_of_eight_bits_is_not_searched_for_what_those_round() -> None:
