@@ -36,11 +36,12 @@ _SHARE = 3  # one of so many elements gets the odd value
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Inputs that TensorFlow refuses. A form that answers them is proven for the inputs in `without` only."""
+    """Inputs that TensorFlow refuses. A form that answers them is proven for the inputs in `without` only; None: for
+    whole numbers no larger than those of the cases on which it must be right."""
 
     label: str
     inputs: Inputs
-    without: Domain
+    without: Domain | None
 
 
 class HardCases:
@@ -132,8 +133,7 @@ class HardCases:
         try:
             yield Case(label, inputs, self._risk(inputs), hard=True, without=without)
         except BackendError:
-            if without is not None:
-                self.refused.append(Refused(label, inputs, without))
+            self.refused.append(Refused(label, inputs, without))
         except DiedError as error:
             self.deaths.append(f"on {label}, {error}")
             self._domain &= without or ANY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from converters.cases import Inputs
 from converters.edges import FLOAT_LEVELS, ORDINARY, WHOLE_LEVELS
 from converters.mutations import within
 
-__all__ = ["USUAL", "narrowed", "open_sizes", "tamed"]
+__all__ = ["USUAL", "largest_of", "narrowed", "open_sizes", "tamed"]
 
 USUAL = Domain(largest=ORDINARY, subnormal=False, least_whole=0, largest_whole=WHOLE_LEVELS[1])
 """Numbers that any form must be right on."""
@@ -73,6 +73,12 @@ def tamed(signature: Signature, inputs: Inputs, domain: Domain) -> Inputs:
         elif kind in "iu" and signature.inputs[alias].dtype != "uint8":
             found[alias] = np.clip(array, domain.least_whole, domain.largest_whole)
     return found
+
+
+def largest_of(inputs: Iterable[Inputs]) -> Domain:
+    """Return the domain of whole numbers no larger than any in `inputs`."""
+    wholes = [array for one in inputs for array in one.values() if array.dtype.kind in "iu" and array.size]
+    return Domain(largest_whole=max(int(array.max()) for array in wholes)) if wholes else Domain()
 
 
 def open_sizes(signature: Signature, inputs: Sequence[Inputs]) -> set[int]:

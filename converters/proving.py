@@ -18,7 +18,7 @@ from converters.evidence import ENOUGH_CASES, Evidence
 from converters.hard_cases import Refused
 from converters.judging import Judge, Runs
 from converters.mutations import within
-from converters.narrowing import USUAL, narrowed, open_sizes, tamed
+from converters.narrowing import USUAL, largest_of, narrowed, open_sizes, tamed
 from converters.processes import ModelProcess
 from converters.report import Searched, SignatureProof, Verdict
 from converters.search import Search, Suspect
@@ -203,15 +203,16 @@ class Proof:
                 self._comparison.difference = why
 
     def _try_refused(self, refused: Refused) -> None:
-        if self._domain & refused.without == self._domain:
+        without = refused.without or largest_of(case.inputs for case in self._right)
+        if self._domain & without == self._domain or within(without, self._evidence.signature, refused.inputs):
             return
         try:
             self._judge.answer(refused.inputs)
-            self._leave_out(refused.without, f"it answers what TensorFlow refuses, {refused.label}")
+            self._leave_out(without, f"it answers what TensorFlow refuses, {refused.label}")
         except BackendError:
             pass
         except ChildError as error:
-            self._leave_out(refused.without, f"on {refused.label}, which TensorFlow refuses, {error}")
+            self._leave_out(without, f"on {refused.label}, which TensorFlow refuses, {error}")
 
     def _search(self, seconds: float, most: float) -> str:
         """Search for inputs within the domain so far on which the form is wrong, and narrow the domain to leave them
@@ -254,11 +255,10 @@ class Proof:
             if within(self._domain, self._evidence.signature, inputs) and (known := search.again(inputs)) is not None:
                 yield known
         while True:
-            before = search.tried
             while (suspect := search.run(ends)) is not None:
                 yield suspect
             now = time.monotonic()
-            if search.tried >= _ENOUGH_INPUTS or search.tried == before or now >= last:
+            if search.tried >= _ENOUGH_INPUTS or now < ends or now >= last:  # before its end, it cannot go on
                 return
             ends = min(last, now + _MORE_SECONDS)
 

@@ -284,6 +284,18 @@ def test_a_form_that_answers_what_tensorflow_refuses_is_not_proven_for_it() -> N
     assert proven(FLOATS, checked, checked).domain == ANY
 
 
+def test_small_ids_that_tensorflow_refuses_and_a_form_answers_are_left_to_tensorflow() -> None:
+    def of_ten(x: np.ndarray) -> np.ndarray:
+        if x.size and (x.min() < 0 or x.max() > 9):
+            raise BackendError(Code.INVALID_ARGUMENT, "there are ten")
+        return x * 3
+
+    proof = proven(IDS, of_ten, lambda x: np.clip(x, 0, 9) * 3)
+    assert proof.verdict is Verdict.PROVEN
+    assert (proof.domain.least_whole, proof.domain.largest_whole) == (0, 9)
+    assert proven(IDS, of_ten, of_ten).domain.largest_whole is None
+
+
 def test_a_proof_without_time_for_hard_cases_is_one_for_ordinary_inputs() -> None:
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         return {"y": inputs["x"] * 2}
