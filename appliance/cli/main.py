@@ -230,6 +230,7 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
 
 
 def _accelerate(parsed: argparse.Namespace) -> int:
+    from appliance.conversion.form_cache import form_cache  # noqa: PLC0415
     from appliance.conversion.job import accelerate  # noqa: PLC0415
     from appliance.conversion.text import report_text  # noqa: PLC0415 - only this command needs it
 
@@ -242,7 +243,7 @@ def _accelerate(parsed: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
+        report = accelerate(model, parsed.path, form_cache(options), say)
     except KeyboardInterrupt:
         say("dropserve: interrupted; nothing was kept")
         return 130

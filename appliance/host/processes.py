@@ -26,6 +26,7 @@ import msgspec
 _T = TypeVar("_T")
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _CRASHES = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
@@ -43,6 +44,12 @@ def become_subreaper() -> None:
 def set_name(name: str) -> None:
     """Set the name of this process that ps and top show, at most 15 bytes."""
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def forbid_looking_in() -> None:
+    """Let nobody but root look into this process, by ptrace or by its files in /proc. A program that it starts may be
+    looked into again. Call it last of what sets up a process: it may not write to most of those files itself then."""
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from appliance.config.settings import Settings
+from appliance.conversion.form_cache import form_cache
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
@@ -35,7 +36,7 @@ from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
-from appliance.supervisor.start_checks import check_files
+from appliance.supervisor.start_checks import check_files, may_accelerate
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.verification import Verification
 from appliance.supervisor.worker_end import WorkerEnd
@@ -68,13 +69,13 @@ class Supervisor:
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
         self._fronts = Fronts(self._tasks, self._call, self._announce, self._fold_metrics)
+        self._cache = form_cache(options)
         self._acceleration = Acceleration(
             self._controller,
             self._models.options_of,
             self._tasks,
             self._reaper,
-            options.cache_dir,
-            options.cache_max_bytes,
+            self._cache,
         )
         self._odd_shapes = OddShapeTrials(self._controller, self._models.options_of, self._tasks)
         self._published = 0  # the manager's revision that the fronts have
@@ -110,6 +111,8 @@ class Supervisor:
             check_socket_path(options.grpc_socket_path)
         directory, lock = instance_directory(options.runtime_dir)
         try:
+            if may_accelerate(self._settings):
+                await asyncio.to_thread(self._cache.key)
             self._metrics_directory = os.path.join(directory, "metrics")
             os.mkdir(self._metrics_directory, 0o700)
             self._metrics = MetricsKeeper(self._metrics_directory)
@@ -133,8 +136,7 @@ class Supervisor:
                 self._reaper,
                 self._metrics,
                 directory=directory,
-                cache_dir=options.cache_dir,
-                cache_max_bytes=options.cache_max_bytes,
+                cache=self._cache,
             )
             control_path = os.path.join(directory, "control")
             control = await self._fronts.listen(control_path)

@@ -17,6 +17,7 @@ from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Loaded
+from appliance.supervisor.load_checks import Looked, look_again, look_at
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import relay_stderr
@@ -216,9 +217,11 @@ class Workers:
     async def _run(self, worker: WorkerProcess) -> WorkerEnd:
         """Run its process; return how it ended."""
         try:
+            async with asyncio.timeout(worker.options.load_timeout_seconds):
+                looked = await look_at(worker.form)
             async with asyncio.timeout(_SPAWN_SECONDS):
                 ours, exited, stderr = await self._starter.start(worker)
-        except ServingError as error:  # no GPU has room
+        except ServingError as error:  # files are not what they should be, or no GPU has room
             worker.failure = Failure(error.code, str(error))
             return WorkerEnd(str(error))
         except (OSError, TimeoutError) as error:
@@ -229,7 +232,7 @@ class Workers:
         if worker.killed:
             self._reaper.kill(worker.pid)
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
-        await self._hear(worker, reader)
+        await self._hear(worker, reader, looked)
         worker.serving = False
         worker.writer.close()
         worker.questions.fail(f"{worker.action.servable}: its worker ended")
@@ -243,12 +246,13 @@ class Workers:
         await asyncio.wait([stderr], timeout=1)
         return worker.end(status)
 
-    async def _hear(self, worker: WorkerProcess, reader: asyncio.StreamReader) -> None:
+    async def _hear(self, worker: WorkerProcess, reader: asyncio.StreamReader, looked: Looked | None) -> None:
         """Take a worker's report, and while it serves its answers, until it has no more to say."""
         servable, seconds = worker.action.servable, worker.options.load_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
                 report = await next_report(reader, servable, worker.progress)
+                await look_again(looked)
             if report is None:
                 return
             loaded = loaded_of(report, servable, worker.socket_path)
@@ -265,6 +269,8 @@ class Workers:
             worker.failure = Failure(Code.DEADLINE_EXCEEDED, reason)
             assert worker.pid is not None
             self._reaper.kill(worker.pid)
+        except ServingError as error:
+            worker.failure = Failure(error.code, str(error))
         except (OSError, ValueError, KeyError) as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
 

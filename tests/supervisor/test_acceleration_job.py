@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.core.servable import ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
@@ -17,6 +18,7 @@ from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
 from tests.support.effects import Effects
+from tests.support.server import KEY_FILE
 
 
 def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
@@ -27,7 +29,9 @@ def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
 
     async def scene() -> None:
         controller = Controller(Manager(0, 60.0, 1), Effects())
-        acceleration = Acceleration(controller, lambda _: options, Tasks(), Reaper(), str(tmp_path), 1 << 20)
+        acceleration = Acceleration(
+            controller, lambda _: options, Tasks(), Reaper(), FormCache(str(tmp_path), 1 << 20, KEY_FILE)
+        )
         found = acceleration.before(action, options)
         assert found is not None
         before = set(os.listdir("/proc/self/fd"))
