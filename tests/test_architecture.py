@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "transport": set(),
     "metrics": set(),
     "source": set(),
+    "signing": set(),
     "gpu": {"host"},
     "config": {"protocols"},
     "lifecycle": {"config"},
@@ -38,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "supervisor": {
         "config", "conversion", "converters", "gpu", "host", "lifecycle", "metrics", "protocols", "source", "worker"
     },
-    "cli": {"config", "conversion", "converters", "doctor", "gpu", "host", "supervisor"},
+    "cli": {"config", "conversion", "converters", "doctor", "gpu", "host", "signing", "supervisor"},
 }  # fmt: skip
 
 
