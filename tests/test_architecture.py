@@ -26,8 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "transport": set(),
     "metrics": set(),
     "source": set(),
-    "signing": set(),
     "gpu": {"host"},
+    "signing": {"host"},
     "config": {"protocols"},
     "lifecycle": {"config"},
     "conversion": {"config", "converters", "host", "protocols"},
@@ -37,7 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "rpc": {"config", "host", "inference", "metrics", "protocols"},
     "doctor": {"config", "converters", "gpu", "host", "source"},
     "supervisor": {
-        "config", "conversion", "converters", "gpu", "host", "lifecycle", "metrics", "protocols", "source", "worker"
+        "config", "conversion", "converters", "gpu", "host", "lifecycle", "metrics", "protocols", "signing", "source",
+        "worker",
     },
     "cli": {"config", "conversion", "converters", "doctor", "gpu", "host", "signing", "supervisor"},
 }  # fmt: skip

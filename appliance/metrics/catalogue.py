@@ -103,6 +103,12 @@ LOAD_DURATION = Metric(
 WORKER_RESTARTS = Metric(
     "dropserve_worker_restarts_total", Type.COUNTER, "Workers that died while they served.", ("model",)
 )
+SIGNATURES = Metric(
+    "dropserve_signatures_total",
+    Type.COUNTER,
+    'Version folders whose signature was verified before a load; outcome is "valid", "missing" or "invalid".',
+    ("model", "outcome"),
+)
 DEMOTIONS = Metric(
     "dropserve_demotions_total",
     Type.COUNTER,

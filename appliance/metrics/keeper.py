@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from appliance.metrics.catalogue import DEMOTIONS, VERIFIED, WORKER_RESTARTS, is_passing
+from appliance.metrics.catalogue import DEMOTIONS, SIGNATURES, VERIFIED, WORKER_RESTARTS, is_passing
 from appliance.metrics.file import MetricsFileError, fold
 from appliance.metrics.recording import Recorder
 
@@ -29,6 +29,10 @@ class MetricsKeeper:
     def worker_restarted(self, model: str) -> None:
         """Count a worker that died while it served."""
         self._recorder.counter(WORKER_RESTARTS, model).add()
+
+    def signature(self, model: str, outcome: str) -> None:
+        """Count a signature that was verified; `outcome` is "valid", "missing" or "invalid"."""
+        self._recorder.counter(SIGNATURES, model, outcome).add()
 
     def demoted(self, model: str) -> None:
         """Count a form that was given up."""

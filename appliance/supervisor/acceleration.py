@@ -24,6 +24,7 @@ from appliance.core.errors import ConfigError
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
+from appliance.source.scan import fingerprint
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.job_process import run_process
 from appliance.supervisor.tasks import Tasks
@@ -165,8 +166,11 @@ class Acceleration:
                 return  # it has gone while others were converted
             case.state = "running"
             try:
+                await _check_unchanged(path, case)
                 async with asyncio.timeout(_JOB_SECONDS):
-                    case.report = await self._run(servable, path, case, options)
+                    found = await self._run(servable, path, case, options)
+                await _check_unchanged(path, case)
+                case.report = found
             except (OSError, ValueError, KeyError, TimeoutError, ConfigError) as error:
                 case.state, case.progress = "failed", str(error) or "the job took too long"
                 logger.error("%s: its acceleration failed: %s", servable, case.progress)
@@ -265,6 +269,13 @@ class Acceleration:
         proofs = next((form.proofs for form in report.forms if form.name == report.form), ())
         domains = tuple((proof.signature, proof.domain) for proof in proofs)
         return Form(BACKEND_OF[report.chosen], report.folder, report.threads, domains, case.files)
+
+
+async def _check_unchanged(path: str, case: _Case) -> None:
+    """Raise ValueError if the files in the folder `path` are not those that the version has: a form of others must not
+    serve it. Raise OSError if they cannot be read."""
+    if (await asyncio.to_thread(fingerprint, path)).digest != case.digest:
+        raise ValueError("its files were changed since they were loaded; drop a version with another number instead")
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:

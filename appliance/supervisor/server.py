@@ -31,6 +31,7 @@ from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
+from appliance.supervisor.load_checks import LoadChecks
 from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
@@ -124,6 +125,7 @@ class Supervisor:
                 metrics_directory=self._metrics_directory,
                 cores=self._cores,
                 placement=Placement(self._gpu_status),
+                checks=LoadChecks(self._reaper, self._tasks, self._metrics),
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)

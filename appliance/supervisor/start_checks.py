@@ -9,6 +9,7 @@ from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
 from appliance.conversion.form_cache import check_key_file
+from appliance.supervisor.load_checks import check_signing
 from appliance.supervisor.models import first_models
 
 __all__ = ["check_files", "check_start", "may_accelerate"]
@@ -39,6 +40,7 @@ def check_files(settings: Settings) -> str:
     options = settings.options
     check_batching(options, map(settings.of_model, settings.models))
     check_op_libraries([options, *map(settings.of_model, settings.models)])
+    check_signing([options, *map(settings.of_model, settings.models)])
     if may_accelerate(settings):
         check_key_file(options)
     if options.ssl_config_file:

@@ -17,7 +17,7 @@ from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Loaded
-from appliance.supervisor.load_checks import Looked, look_again, look_at
+from appliance.supervisor.load_checks import LoadChecks, look_again, look_at
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import relay_stderr
@@ -74,11 +74,13 @@ class Workers:
         metrics_directory: str,
         cores: int,
         placement: Placement,
+        checks: LoadChecks,
     ) -> None:
         self._reports = reports
         self._reaper = reaper
         self._tasks = tasks
         self._placement = placement
+        self._checks = checks
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
@@ -98,10 +100,11 @@ class Workers:
     def start(
         self, action: StartWorker, options: ModelOptions, prepare: Coroutine[Any, Any, Form | None] | None = None
     ) -> None:
-        """Start a worker; `prepare` finds a form for it first, and may take its time."""
+        """Start a worker, once its folder's signature is verified; `prepare` finds a form for it then, and may take its
+        time."""
         worker = self._workers[action.worker] = WorkerProcess(action, options, action.form)
-        if prepare is not None:
-            worker.preparing = asyncio.create_task(prepare)
+        if prepare is not None or options.model_signing != "off":
+            worker.preparing = asyncio.create_task(self._prepare(worker, prepare))
         self._tasks.start(self._live(worker))
 
     def kill(self, number: int) -> None:
@@ -180,6 +183,16 @@ class Workers:
 
     # -- the life of one -------------------------------------------------------------------------------------
 
+    async def _prepare(self, worker: WorkerProcess, find: Coroutine[Any, Any, Form | None] | None) -> Form | None:
+        """Verify the signature of its folder, and return the form to load, if `find` finds one. Raise ServingError."""
+        action = worker.action
+        try:
+            worker.looked = await self._checks.look_at_version(action.servable, action.path, worker.options)
+            return None if find is None else await find
+        finally:
+            if find is not None:
+                find.close()  # if it was not begun
+
     async def _live(self, worker: WorkerProcess) -> None:
         """Run one worker from its start to its end, which is told whatever happens."""
         number = worker.action.worker
@@ -187,10 +200,9 @@ class Workers:
         try:
             if worker.preparing is not None:
                 await asyncio.wait([worker.preparing])
-                if not worker.preparing.cancelled() and (form := worker.preparing.result()) is not None:
-                    worker.form = form
-                    self._reports.form_found(number, form)
-            if not worker.killed:
+                if not worker.preparing.cancelled():
+                    self._prepared(worker, worker.preparing)
+            if not worker.killed and worker.failure is None:
                 end = await self._run(worker)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
@@ -201,6 +213,15 @@ class Workers:
         del self._workers[number]
         self._placement.release(number)
         self._reports.worker_ended(number, self._with_answers_of_siblings(worker, end))
+
+    def _prepared(self, worker: WorkerProcess, preparing: asyncio.Task[Form | None]) -> None:
+        """Take in what came of the preparations of a worker: a form, or that it must not be loaded."""
+        error = preparing.exception()
+        if isinstance(error, ServingError):
+            worker.failure = Failure(error.code, str(error))
+        elif (form := preparing.result()) is not None:
+            worker.form = form
+            self._reports.form_found(worker.action.worker, form)
 
     def _with_answers_of_siblings(self, worker: WorkerProcess, end: WorkerEnd) -> WorkerEnd:
         """Return `end` with what the other workers of the same files have answered, which counts as much."""
@@ -218,7 +239,7 @@ class Workers:
         """Run its process; return how it ended."""
         try:
             async with asyncio.timeout(worker.options.load_timeout_seconds):
-                looked = await look_at(worker.form)
+                worker.looked += await look_at(worker.form)
             async with asyncio.timeout(_SPAWN_SECONDS):
                 ours, exited, stderr = await self._starter.start(worker)
         except ServingError as error:  # files are not what they should be, or no GPU has room
@@ -232,7 +253,7 @@ class Workers:
         if worker.killed:
             self._reaper.kill(worker.pid)
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
-        await self._hear(worker, reader, looked)
+        await self._hear(worker, reader)
         worker.serving = False
         worker.writer.close()
         worker.questions.fail(f"{worker.action.servable}: its worker ended")
@@ -246,21 +267,22 @@ class Workers:
         await asyncio.wait([stderr], timeout=1)
         return worker.end(status)
 
-    async def _hear(self, worker: WorkerProcess, reader: asyncio.StreamReader, looked: Looked | None) -> None:
+    async def _hear(self, worker: WorkerProcess, reader: asyncio.StreamReader) -> None:
         """Take a worker's report, and while it serves its answers, until it has no more to say."""
         servable, seconds = worker.action.servable, worker.options.load_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
                 report = await next_report(reader, servable, worker.progress)
-                await look_again(looked)
+                await look_again(worker.looked)
             if report is None:
                 return
             loaded = loaded_of(report, servable, worker.socket_path)
             if isinstance(loaded, Failure):
                 worker.failure = loaded
                 return
+            remarks = tuple(each.remark for each in worker.looked if each.remark)
             worker.serving = True
-            self._reports.worker_ready(worker.action.worker, loaded)
+            self._reports.worker_ready(worker.action.worker, replace(loaded, remarks=(*loaded.remarks, *remarks)))
             while line := await reader.readline():
                 worker.questions.answered(json.loads(line))
         except TimeoutError:
@@ -294,6 +316,7 @@ class Workers:
         message: str | None = None
         try:
             async with asyncio.timeout(seconds):
+                await self._checks.look_at_version(action.servable, action.path, options, to_serve=False)
                 ours, exited, stderr = await self._starter.start(worker)
                 self._expendable = worker.pid
                 if self._stopping:  # since it was asked for

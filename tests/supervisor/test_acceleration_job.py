@@ -14,6 +14,7 @@ from appliance.core.servable import ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
+from appliance.source.scan import fingerprint
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.tasks import Tasks
@@ -25,7 +26,10 @@ def test_a_job_that_cannot_be_started_is_told_and_leaves_no_descriptor_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ModelOptions(wait_for_acceleration=True)
-    action = StartWorker(1, ServableId("a", 1), str(tmp_path), frozenset({"saved_model.pb"}), may_find_form=True)
+    version = tmp_path / "1"
+    version.mkdir()
+    names, digest = frozenset({"saved_model.pb"}), fingerprint(str(version)).digest
+    action = StartWorker(1, ServableId("a", 1), str(version), names, digest=digest, may_find_form=True)
 
     async def scene() -> None:
         controller = Controller(Manager(0, 60.0, 1), Effects())
