@@ -153,6 +153,8 @@ class Verification:
         ServingError if the worker has ended.
         """
         await asyncio.sleep(self._budget.seconds_until(record.cost, time.monotonic()))
+        if (await asyncio.to_thread(fingerprint, form.path)).digest != form.digest:
+            raise ValueError("its files were changed since they were loaded")
         await asyncio.to_thread(_check_memory, form.path)
         work_dir = tempfile.mkdtemp(prefix="verify-", dir=self._directory)
         try:
