@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import accelerate
 from benchmarks.models import MODELS, ROOT, prepare_model
 from converters.report import FormReport, Report, Verdict
@@ -232,7 +233,9 @@ def main() -> int:
     rows, reports = [head], {}
     for name in asked.models:
         path = _prepare(name)
-        reports[name] = report = accelerate(ModelOptions(acceleration="auto"), path, "", 0, lambda _: None)
+        reports[name] = report = accelerate(
+            ModelOptions(acceleration="auto"), path, FormCache("", 0, ""), lambda _: None
+        )
         rows.append(_row(name, report))
         print(f"{name}: {report.chosen}: {report.reason}", file=sys.stderr, flush=True)
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]

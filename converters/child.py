@@ -289,17 +289,19 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
         os._exit(status)  # without the interpreter's teardown, which is the parent's
 
 
-def start(name: str, log: str, limits: Limits) -> Child:
-    """Return a child that runs `converters.runner` with the socket as its standard input; see `fork`."""
+def start(name: str, log: str, limits: Limits, module: str = "") -> Child:
+    """Return a child that runs `python -m module` with the socket as its standard input; see `fork`. "" stands for
+    `converters.runner`, which runs a model, and is confined."""
     ours, theirs = socket.socketpair()
+    sandbox = None if module else _sandbox
     environment = {
         **os.environ,
         "DROPSERVE_PARENT": str(os.getpid()),
         "DROPSERVE_YIELD": str(int(limits.yielding)),
         "OPENBLAS_NUM_THREADS": "1",  # NumPy would start a thread for each core, and has nothing to multiply here
-        **({} if _sandbox is None else _sandbox.variables(limits.access)),
+        **({} if sandbox is None else sandbox.variables(limits.access)),
     }
-    module = _RUNNER if _sandbox is None else _sandbox.runner
+    module = module or (_RUNNER if sandbox is None else sandbox.runner)
     isolated = ["-I"] if sys.flags.isolated else []
     with theirs, open(log, "ab") as output:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -12,11 +13,12 @@ from functools import partial
 import msgspec
 
 from backends import op_libraries
-from backends.contract import BackendError, Signature
-from backends.form import Format, FormSignature, parse_form, write_form
+from backends.contract import BackendError, Code, Signature
+from backends.form import FILE, Format, FormSignature, parse_form, write_form
 from backends.frames import send
 from converters.child import Access, ChildError, Limits, fork
 from converters.evidence import Evidence
+from converters.files import file_hash
 from converters.plugin import Converted, Converter, EntryPoint, Failed, Task
 from converters.processes import ModelProcess, arithmetic_of, load_form, reads_of
 from converters.proving import prove
@@ -41,7 +43,11 @@ class Tried:
 
 
 class Converting:
-    """The conversion of one SavedModel by one converter to one precision. The files are left in `folder`."""
+    """The conversion of one SavedModel by one converter to one precision.
+
+    The files are left in `folder`; `files` has each with its SHA-256 when it was proven. What has changed since, by
+    whomever, is not what was proven.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class Converting:
         self.name = name
         self.folder = folder
         self.is_repeatable = True
+        self.files: dict[str, str] = {}
         self._spec = spec
         self._converter = converter
         self._precision = precision
@@ -97,12 +104,13 @@ class Converting:
                     time.monotonic() - started,
                 )
             )
-        kept = {entry.file for entry in done.values()}
+        self.files = {file: digest for file, digest in self.files.items() if file in _files_of(done)}
         for file in os.listdir(self.folder):
-            if file not in kept:
+            if file not in self.files:
                 os.unlink(os.path.join(self.folder, file))
         if done:
             self._describe(done)
+            self.files[FILE] = file_hash(os.path.join(self.folder, FILE))
         return FormReport(
             self.name,
             self._converter.FORMAT,
@@ -149,9 +157,22 @@ class Converting:
 
     def _prove(self, entries: Mapping[str, FormSignature]) -> dict[str, SignatureProof]:
         self._describe(entries)
-        return prove_folder(
+        hashes = self._hashes(entries)
+        proofs = prove_folder(
             self._spec, self._converter.FORMAT, self._precision, self.folder, list(entries), self._evidence
         )
+        if self._hashes(entries) != hashes:
+            raise BackendError(Code.DATA_LOSS, "its files were changed while it was proven")
+        self.files |= hashes
+        return proofs
+
+    def _hashes(self, entries: Mapping[str, FormSignature]) -> dict[str, str]:
+        """Return the SHA-256 of each file of `entries` that can be read; loading tells of the others."""
+        found = {}
+        for file in _files_of(entries):
+            with contextlib.suppress(OSError):
+                found[file] = file_hash(os.path.join(self.folder, file))
+        return found
 
     def _describe(self, entries: Mapping[str, FormSignature]) -> None:
         form = {
@@ -161,6 +182,10 @@ class Converting:
             "unsupported": dict(self._unsupported),
         }
         write_form(self.folder, parse_form(form))
+
+
+def _files_of(entries: Mapping[str, FormSignature]) -> set[str]:
+    return {entry.file for entry in entries.values()}
 
 
 def prove_folder(

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from converters import cores
-from converters.cache import file_hash, files_below
+from converters.files import file_hash, files_below
 from converters.gpu import has_gpu
 from converters.plugin import Converter
 from converters.spec import JobSpec
@@ -24,11 +24,11 @@ from converters.spec import JobSpec
 __all__ = ["cache_key", "code_hash", "content_hash", "key_of", "machine", "own_code", "versions_of"]
 
 _OURS = ("converters", "backends")
-_FORMAT = 2  # of what the cache holds: a change here makes everything anew, as a change of the code does
+_FORMAT = 3  # of what the cache holds: a change here makes everything anew, as a change of the code does
 # What the forms and proofs of a version do not depend on. The hashes of the operators' libraries stand for their paths.
 _NOT_IN_KEY = (
-    "path", "work_dir", "cache_dir", "cache_max_bytes", "max_others", "yielding", "threads", "op_libraries",
-    "sandbox",
+    "path", "work_dir", "cache_dir", "cache_max_bytes", "work_module", "max_others", "yielding", "threads",
+    "op_libraries", "sandbox",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """TensorFlow's answers on moved inputs, or with moved weights: if all numbers move, and if simple ones are spared."""
+    """TensorFlow's answers on moved inputs and weights: if all numbers move, and if simple ones are spared."""
 
     all: Sequence[Outputs]
     spared: Sequence[Outputs]

@@ -39,8 +39,8 @@ class LiveReport(msgspec.Struct, frozen=True):
     """What came of a batch of samples, in requests.
 
     `unjudged` has the reasons. `difference` says what was wrong with the first wrong answer, "" if none was; `agreed`
-    is the number of the last answer before that, or of all, which was equal (0: none was). `case` is the file that
-    keeps inputs of wrong answers. `cpu_seconds` is what it took, TensorFlow's start included.
+    is the number of the last answer before that, or of all, which was equal (0: none was). `cpu_seconds` is what it
+    took, TensorFlow's start included.
     """
 
     equal: int = 0
@@ -48,7 +48,6 @@ class LiveReport(msgspec.Struct, frozen=True):
     unjudged: Mapping[str, int] = msgspec.field(default_factory=dict)
     agreed: int = 0
     difference: str = ""
-    case: str = ""
     cpu_seconds: float = 0.0
 
 

@@ -10,9 +10,9 @@ import msgspec
 
 from backends.contract import BackendError
 from converters import cores
-from converters.cache import form_folder
 from converters.cases import CaseMaker, has_batch
 from converters.child import ChildError
+from converters.entry import form_folder
 from converters.load import OthersLoad
 from converters.measure import Call, Calls, measure
 from converters.processes import ModelProcess, load_form

@@ -8,7 +8,7 @@ from typing import Literal
 
 from converters.registry import CONVERTERS
 
-__all__ = ["JobSpec"]
+__all__ = ["Job", "JobSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class JobSpec:
 
     Thread counts, the session's configuration and `op_libraries` are those with which the version is served; 0 threads:
     one for each core. `max_batch_size` 0: 8. `cache_dir` "": no cache. `yielding`: see `converters.child.Limits`.
-    `converters` are modules by name. `sandbox` is for whoever runs the job, and confines its children (see
-    `converters.child.confine_children`).
+    `converters` are modules by name. `work_module` is the module whose process does the work (`converters.working`);
+    `sandbox` is for that module, and confines its children (see `converters.child.confine_children`).
     """
 
     path: str
@@ -43,6 +43,7 @@ class JobSpec:
     max_others: float = 0.1
     cache_dir: str = ""
     cache_max_bytes: int = 10 << 30
+    work_module: str = "converters.working"
     yielding: bool = True
     threads: int = 0
     inter_op_threads: int = 0
@@ -52,3 +53,15 @@ class JobSpec:
     gpu_memory_limit_bytes: int = 0
     sandbox: str = "off"
     converters: Mapping[str, str] = field(default_factory=lambda: dict(CONVERTERS))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the process of a job is told: `spec`, and the key that seals what it keeps in the cache; without a key,
+    nothing is found there and nothing is kept.
+
+    Only that process has the key: it runs no model, and its children, which do, are told the spec alone.
+    """
+
+    spec: JobSpec
+    key: bytes = field(default=b"", repr=False)

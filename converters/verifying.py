@@ -20,16 +20,15 @@ import msgspec
 from backends.contract import BackendError
 from backends.domain import Domain
 from backends.form import read_form
-from backends.samples import Sample, read_samples
-from converters import cores, counterexamples
+from backends.samples import Sample, new_file, read_samples, write_samples
+from converters import cores
 from converters.child import ChildError
-from converters.identity import content_hash
 from converters.live import MAX_DIFFERING, Judged, LiveReport, judge
 from converters.load import processor_seconds
 from converters.processes import Reference, arithmetic_of, import_tensorflow
 from converters.spec import JobSpec
 
-__all__ = ["VerifyingSpec", "run", "verify"]
+__all__ = ["VerifyingSpec", "run", "verify", "wrong_samples"]
 
 _CALL_SECONDS = 60.0
 _MAX_USUAL = 16
@@ -61,8 +60,18 @@ def verify(spec: VerifyingSpec) -> LiveReport:
     judged = _judged(spec, samples, precision, lambda used: used < spec.cpu_seconds)
     if judged.differing:
         judged = _confirmed(spec, judged, precision)
-    case = _keep(spec.job, [sample for sample, _ in judged.differing])
-    return msgspec.structs.replace(judged.report(), case=case, cpu_seconds=_used())
+    if wrong := [sample for sample, _ in judged.differing[:MAX_DIFFERING]]:
+        file = new_file(wrong_samples(spec.job.work_dir))
+        try:
+            write_samples(file, wrong)
+        finally:
+            os.close(file)
+    return msgspec.structs.replace(judged.report(), cpu_seconds=_used())
+
+
+def wrong_samples(work_dir: str) -> str:
+    """Return the file in which a verification leaves the samples of wrong answers; there is none without any."""
+    return os.path.join(work_dir, "wrong")
 
 
 def _confirmed(spec: VerifyingSpec, judged: Judged, precision: str) -> Judged:
@@ -97,20 +106,6 @@ def _used(child: int | None = None) -> float:
     """Return the processor seconds of this process, of those that it has waited for, and of its `child` that lives."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages) + (processor_seconds(child) if child else 0.0)
-
-
-def _keep(job: JobSpec, differing: Sequence[Sample]) -> str:
-    """Keep the inputs of wrong answers, so that later proofs begin with them; return their file, "" without one."""
-    file = ""
-    if not job.cache_max_bytes:  # nothing is to be kept
-        return file
-    try:
-        content = content_hash(job.path) if differing else ""
-        for sample in differing[:MAX_DIFFERING]:
-            file = counterexamples.keep(job.cache_dir, content, sample.signature, sample.inputs) or file
-    except OSError as error:
-        print(f"inputs of wrong answers cannot be kept in {job.cache_dir}: {error}", file=sys.stderr)
-    return file
 
 
 def run(spec: VerifyingSpec) -> NoReturn:

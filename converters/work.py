@@ -11,21 +11,23 @@ import msgspec
 import numpy as np
 
 from backends.contract import BackendError, Signature
-from converters.cache import FORMS, Entry, form_folder
 from converters.cases import CaseMaker, Inputs
 from converters.child import ChildError
 from converters.choice import choose, unproven
 from converters.constants import constants_of, graphs_of
 from converters.converting import Converting, prove_folder
+from converters.entry import FORMS, form_folder
 from converters.evidence import Evidence, gather
+from converters.files import file_hash
 from converters.hazards import hazards_of, told
 from converters.measuring import measure_forms
 from converters.plugin import Converter
 from converters.processes import Reference, import_tensorflow, threads_of
+from converters.registry import converter
 from converters.report import FormReport, Report, SignatureProof, Verdict, to_plain
 from converters.spec import JobSpec
 
-__all__ = ["ReadRecorded", "Recorded", "Say", "Work"]
+__all__ = ["ReadRecorded", "Recorded", "Say", "Work", "plans_of", "result_folder"]
 
 Say = Callable[[str], None]
 Recorded = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
@@ -36,10 +38,29 @@ ReadRecorded = Callable[[str, Mapping[str, Signature]], Recorded]
 _REPORTS = "candidates.json"
 
 
+def plans_of(spec: JobSpec) -> dict[str, tuple[Converter, str]]:
+    """Return the converter and the precision of each form to try, by the form's name. Raise ImportError for a module
+    that cannot be imported, AttributeError for one that is not a converter."""
+    modules = {name: converter(module) for name, module in spec.converters.items()}
+    return {
+        name if precision == "float32" else f"{name}-{precision}": (module, precision)
+        for name, module in modules.items()
+        if spec.policy in ("auto", module.FORMAT)
+        for precision in spec.precisions
+        if precision in module.PRECISIONS
+    }
+
+
+def result_folder(spec: JobSpec) -> str:
+    """Return the folder where work leaves what belongs into the cache: the reports of the forms, and their files."""
+    return os.path.join(spec.work_dir, "result")
+
+
 class Work:
     """Work on one version. `plans` has the converter and the precision of each form to try, by the form's name.
 
-    `result` is the folder that belongs into the cache after `run`: the reports of the forms, and their files.
+    After `run`, `files` are those in the result folder that belong into the cache, with the SHA-256 that each had when
+    it was proven.
     """
 
     def __init__(
@@ -51,27 +72,28 @@ class Work:
         counterexamples: Mapping[str, Sequence[Inputs]] | None = None,
     ) -> None:
         """`counterexamples` are inputs on which forms of this SavedModel were wrong in service, by signature."""
-        self.result = os.path.join(spec.work_dir, "result")
+        self.files: dict[str, str] = {}
+        self._result = result_folder(spec)
         self._spec = spec
         self._plans = plans
         self._say = say
         self._read_recorded = read_recorded
         self._counterexamples = counterexamples or {}
-        os.makedirs(os.path.join(self.result, FORMS))
+        os.makedirs(os.path.join(self._result, FORMS))
         self._keep([])  # the cache keeps negative results too
 
-    def run(self, entry: Entry | None, known: Report | None) -> tuple[Report, bool]:
+    def run(self, entry: str, known: Report | None) -> tuple[Report, bool]:
         """Return the report, and whether another run would give the same.
 
-        `entry` has the forms, if the cache has them: they were converted on another kind of machine, or, if a report is
-        `known`, on this one, when it was too busy to measure.
+        The folder `entry` ("": none) has the forms, if the cache has them: they were converted on another kind of
+        machine, or, if a report is `known`, on this one, when it was too busy to measure.
         """
         spec = self._spec
         self._say("loading TensorFlow")
         import_tensorflow()
         try:
             with Reference(spec, os.path.join(spec.work_dir, "tensorflow.log")) as reference:
-                if entry is not None and known is not None:
+                if entry and known is not None:
                     return self._measured_again(reference, entry, known), True
                 return self._with(reference, entry)
         except BackendError as error:
@@ -79,7 +101,7 @@ class Work:
         except ChildError as error:
             return Report("tensorflow", str(error)), False
 
-    def _with(self, reference: Reference, entry: Entry | None) -> tuple[Report, bool]:
+    def _with(self, reference: Reference, entry: str) -> tuple[Report, bool]:
         spec = self._spec
         served = tuple(reference.signatures)
         hopeless = _hopeless(reference.signatures, reference.changing)
@@ -111,7 +133,7 @@ class Work:
             self._say(f"the recorded requests cannot be read, and inputs are made up instead: {error}")
             return {}
 
-    def _measured_again(self, reference: Reference, entry: Entry, known: Report) -> Report:
+    def _measured_again(self, reference: Reference, entry: str, known: Report) -> Report:
         """Return `known` with new timings, and the choice that follows from them. Conversions and proofs stay."""
         self._say("measured on a busy machine before")
         recorded = self._recorded(reference.signatures)
@@ -119,7 +141,7 @@ class Work:
             name: CaseMaker(signature, partial(reference.run, name), recorded.get(name, ()))
             for name, signature in reference.signatures.items()
         }
-        return self._chosen(reference, makers, known.forms, entry.path)
+        return self._chosen(reference, makers, known.forms, entry)
 
     def _chosen(
         self, reference: Reference, makers: Mapping[str, CaseMaker], forms: Sequence[FormReport], folder: str
@@ -143,28 +165,31 @@ class Work:
         )
 
     def _keep(self, forms: Sequence[FormReport]) -> None:
-        with open(os.path.join(self.result, _REPORTS), "w", encoding="utf-8") as file:
+        path = os.path.join(self._result, _REPORTS)
+        with open(path, "w", encoding="utf-8") as file:
             json.dump(to_plain(forms), file)
+        self.files[_REPORTS] = file_hash(path)
 
     def _forms(
-        self, entry: Entry | None, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
+        self, entry: str, evidence: Mapping[str, Evidence], unsupported: Mapping[str, str]
     ) -> tuple[list[FormReport], str, bool]:
         """Return the forms, proven on this machine; the folder that has their files; and whether no conversion
         crashed or met a limit."""
-        if entry is not None:  # its files match their hashes, and another format of ours would have another key
-            with open(os.path.join(entry.path, _REPORTS), encoding="utf-8") as file:
+        if entry:  # its files match their hashes, and another format of ours would have another key
+            with open(os.path.join(entry, _REPORTS), encoding="utf-8") as file:
                 known = msgspec.convert(json.load(file), list[FormReport])
-            return [self._proven_again(form, entry.path, evidence) for form in known], entry.path, True
+            return [self._proven_again(form, entry, evidence) for form in known], entry, True
         forms, is_repeatable = [], True
         graphs = graphs_of(self._spec.path, self._spec.tags)
         for name, (module, precision) in self._plans.items():
-            folder = form_folder(self.result, name)
+            folder = form_folder(self._result, name)
             converting = Converting(self._spec, folder, name, module, precision, evidence, self._say, unsupported)
             hazards = told(hazards_of(graphs, module.FORMAT))
             forms.append(msgspec.structs.replace(converting.run(), hazards=hazards))
             is_repeatable &= converting.is_repeatable
+            self.files |= {f"{FORMS}/{name}/{file}": digest for file, digest in converting.files.items()}
         self._keep(forms)
-        return forms, self.result, is_repeatable
+        return forms, self._result, is_repeatable
 
     def _proven_again(self, form: FormReport, folder: str, evidence: Mapping[str, Evidence]) -> FormReport:
         names = [name for name in evidence if name in form.converted]

@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
     "source": set(),
     "gpu": {"host"},
+    "signing": {"host"},
     "config": {"protocols"},
     "lifecycle": {"config"},
     "conversion": {"config", "converters", "host", "protocols"},
@@ -36,9 +37,10 @@ ARROWS: dict[str, set[str]] = {
     "rpc": {"config", "host", "inference", "metrics", "protocols"},
     "doctor": {"config", "converters", "gpu", "host", "source"},
     "supervisor": {
-        "config", "conversion", "converters", "gpu", "host", "lifecycle", "metrics", "protocols", "source", "worker"
+        "config", "conversion", "converters", "gpu", "host", "lifecycle", "metrics", "protocols", "signing", "source",
+        "worker",
     },
-    "cli": {"config", "conversion", "converters", "doctor", "gpu", "host", "supervisor"},
+    "cli": {"config", "conversion", "converters", "doctor", "gpu", "host", "signing", "supervisor"},
 }  # fmt: skip
 
 

@@ -86,6 +86,18 @@ def _parser() -> argparse.ArgumentParser:
     accelerated.add_argument("--model", default="", metavar="NAME", help="take the options of its [models.NAME]")
     accelerated.add_argument("--cache_dir", default="", metavar="DIR", help="as the option of serve")
     accelerated.add_argument("--json", action="store_true", help="print the report as JSON")
+    signed = commands.add_parser("sign", help="sign a version folder, so that servers with model_signing load it")
+    signed.add_argument("path", metavar="VERSION_FOLDER", help="its files are signed, and it gets model.sig")
+    signed.add_argument("--key", required=True, metavar="FILE", help="private key of an elliptic curve, in PEM")
+    verified = commands.add_parser("verify", help="say whether a version folder is what somebody has signed")
+    verified.add_argument("path", metavar="VERSION_FOLDER", help="folder that holds model.sig")
+    verified.add_argument(
+        "--key",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="public key, or certificates of an authority, in PEM; give it again for more",
+    )
     doctor = commands.add_parser("doctor", help="say whether this machine can serve as configured, and what to do")
     doctor.add_argument(
         "--config", metavar="FILE", help="as for serve [/etc/dropserve/dropserve.toml, where there is one]"
@@ -134,6 +146,10 @@ def _main(arguments: list[str]) -> int:
         return _gpu(parsed.url, parsed.watch)
     if parsed.command == "accelerate":
         return _accelerate(parsed)
+    if parsed.command in ("sign", "verify"):
+        from appliance.cli import signatures  # noqa: PLC0415 - the other commands need none of it
+
+        return (signatures.sign if parsed.command == "sign" else signatures.verify)(parsed.path, parsed.key)
     if parsed.command == "doctor":
         return _doctor(parsed.config, parsed.json)
     if parsed.command in ("options", "flags"):
@@ -230,6 +246,7 @@ def _gpu(url: str, watch_seconds: float | None) -> int:
 
 
 def _accelerate(parsed: argparse.Namespace) -> int:
+    from appliance.conversion.form_cache import form_cache  # noqa: PLC0415
     from appliance.conversion.job import accelerate  # noqa: PLC0415
     from appliance.conversion.text import report_text  # noqa: PLC0415 - only this command needs it
 
@@ -242,7 +259,7 @@ def _accelerate(parsed: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        report = accelerate(model, parsed.path, options.cache_dir, options.cache_max_bytes, say)
+        report = accelerate(model, parsed.path, form_cache(options), say)
     except KeyboardInterrupt:
         say("dropserve: interrupted; nothing was kept")
         return 130

@@ -123,6 +123,7 @@ _SERVICE = {
     "model_root": "/var/lib/dropserve/models",
     "model_config_file": "/etc/dropserve/models.config",
     "cache_dir": "/var/cache/dropserve",
+    "cache_key_file": "/var/lib/dropserve/keys/cache.key",
     "runtime_dir": "/run/dropserve",
 }
 

@@ -144,6 +144,21 @@ class ModelOptions:
         "off.",
         choices=("on", "required", "off"),
     )
+    model_signing: str = option(
+        "off",
+        Group.SAFETY,
+        "Whether a version must be signed, by model.sig in its folder (OpenSSF Model Signing). require: what nobody in "
+        "model_signing_keys has signed is not loaded; warn: it is loaded, with a warning; off: nobody looks.",
+        choices=("off", "warn", "require"),
+    )
+    model_signing_keys: tuple[str, ...] = option(
+        (),
+        Group.SAFETY,
+        "Files in PEM that say whose signatures are trusted: a public key each, or certificates of authorities. Only "
+        "in the TOML file.",
+        normal=local_paths,
+        file_only=True,
+    )
     prefer_tflite_model: bool = option(
         False, Group.MODEL, "If a version folder holds both model.tflite and a SavedModel, serve model.tflite."
     )

@@ -219,6 +219,14 @@ class Options(ModelOptions):
         "systemd), /var/cache/dropserve for root, or dropserve in the user's cache folder.",
         normal=local_path,
     )
+    cache_key_file: str = option(
+        "",
+        Group.ACCELERATION,
+        "File with the key that seals what is kept in cache_dir: at least 32 bytes, mode 0600. It is made if there is "
+        "none; servers that share a cache need the same. Default: /var/lib/dropserve/keys/cache.key for root, or "
+        "dropserve/cache.key in $XDG_STATE_HOME or ~/.local/state.",
+        normal=local_path,
+    )
     cache_max_bytes: int = option(
         10 * GIB,
         Group.ACCELERATION,

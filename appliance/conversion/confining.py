@@ -1,7 +1,7 @@
 """How the children of a job are confined before they run a model: as workers are (`host.confinement`).
 
 A forked child calls `confine`; one that is started afresh runs `appliance.conversion.runner`, which does the same. The
-job itself runs no model, starts the children, and writes the cache.
+process that starts them runs no model itself.
 """
 
 from __future__ import annotations

@@ -1,26 +1,25 @@
-"""The process of a job: `converters.job`, given the reader of the requests that were recorded for the version.
+"""The process of a job: `converters.job`, beside what serves.
 
-The reader is passed in because `converters` knows nothing of serving.
+It has the key of the cache. Who runs models runs as the same user, so nobody may look into this process.
 """
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from appliance.conversion.confining import confine_job
+from appliance.host.confinement import close_to_others
 from appliance.host.processes import take_argument
-from appliance.protocols.warmup_records import recorded_cases
 from converters.child import yield_to_others
 from converters.job import run
-from converters.spec import JobSpec
+from converters.spec import Job
 
 
 def main() -> NoReturn:
-    """Run the job whose `JobSpec` is this process's argument, beside what serves."""
-    spec = take_argument(JobSpec)
-    yield_to_others(spec.yielding)
-    confine_job(spec.sandbox)
-    run(spec, recorded_cases)
+    """Run the `Job` that is this process's argument."""
+    job = take_argument(Job)
+    yield_to_others(job.spec.yielding)
+    close_to_others()
+    run(job)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,11 @@ class Form:
     """A converted model of a version: `backend` loads it from the folder `path` (see `backends.form`).
 
     `threads` is the number of threads it was measured with (0: the backend decides). `domains` gives, by signature, the
-    inputs for which it was proven.
+    inputs for which it was proven, and `files` the SHA-256 of each file, by its name, when it was.
     """
 
     backend: str
     path: str
     threads: int = 0
     domains: tuple[tuple[str, Domain], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()

@@ -121,6 +121,12 @@ HANGS = Metric(
     "Processes that gave no sign of life, or whose run did not end, and that were killed.",
     ("role",),
 )
+SIGNATURES = Metric(
+    "dropserve_signatures_total",
+    Type.COUNTER,
+    'Version folders whose signature was verified before a load; outcome is "valid", "missing" or "invalid".',
+    ("model", "outcome"),
+)
 DEMOTIONS = Metric(
     "dropserve_demotions_total",
     Type.COUNTER,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from appliance.metrics.catalogue import DEMOTIONS, HANGS, LOG_LINES_DROPPED, VERIFIED, WORKER_RESTARTS, is_passing
+from appliance.metrics.catalogue import (
+    DEMOTIONS,
+    HANGS,
+    LOG_LINES_DROPPED,
+    SIGNATURES,
+    VERIFIED,
+    WORKER_RESTARTS,
+    is_passing,
+)
 from appliance.metrics.file import MetricsFileError, fold
 from appliance.metrics.recording import Recorder
 
@@ -37,6 +45,10 @@ class MetricsKeeper:
     def hung(self, role: str) -> None:
         """Count a process that was killed because it hung."""
         self._recorder.counter(HANGS, role).add()
+
+    def signature(self, model: str, outcome: str) -> None:
+        """Count a signature that was verified; `outcome` is "valid", "missing" or "invalid"."""
+        self._recorder.counter(SIGNATURES, model, outcome).add()
 
     def demoted(self, model: str) -> None:
         """Count a form that was given up."""

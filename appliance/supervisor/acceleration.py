@@ -17,17 +17,21 @@ from typing import Any
 import msgspec
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import PROCESS, job_spec
 from appliance.conversion.text import demotion_text
+from appliance.core.errors import ConfigError
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
+from appliance.source.scan import fingerprint
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.job_process import run_process
 from appliance.supervisor.tasks import Tasks
 from backends.registry import BACKEND_OF, backend_for
-from converters.cache import Entry, default_folder, hold
+from converters.entry import Entry, hold
 from converters.report import Demotion, Report
+from converters.spec import Job
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class _Case:
     state: str = "queued"  # queued, running, done, failed
     progress: str = ""
     report: Report | None = None
+    files: tuple[tuple[str, str], ...] = ()  # of the report's form: name, SHA-256
     pid: int | None = None
     entry: Entry | None = None  # of the cache: held, so that what is served is not evicted
 
@@ -66,16 +71,14 @@ class Acceleration:
         options_of: Callable[[str], ModelOptions],
         tasks: Tasks,
         reaper: Reaper,
-        cache_dir: str,
-        cache_max_bytes: int,
+        cache: FormCache,
     ) -> None:
         self._controller = controller
         self._manager = controller.manager
         self._options_of = options_of
         self._tasks = tasks
         self._reaper = reaper
-        self._cache_dir = cache_dir or default_folder()
-        self._cache_max_bytes = cache_max_bytes
+        self._cache = cache
         self._cases: dict[ServableId, _Case] = {}
         self._looked = 0  # the manager's revision then
         self._one = asyncio.Lock()  # conversions take all that is left of the machine: one at a time
@@ -163,9 +166,12 @@ class Acceleration:
                 return  # it has gone while others were converted
             case.state = "running"
             try:
+                await _check_unchanged(path, case)
                 async with asyncio.timeout(_JOB_SECONDS):
-                    case.report = await self._run(servable, path, case, options)
-            except (OSError, ValueError, KeyError, TimeoutError) as error:
+                    found = await self._run(servable, path, case, options)
+                await _check_unchanged(path, case)
+                case.report = found
+            except (OSError, ValueError, KeyError, TimeoutError, ConfigError) as error:
                 case.state, case.progress = "failed", str(error) or "the job took too long"
                 logger.error("%s: its acceleration failed: %s", servable, case.progress)
                 return
@@ -173,7 +179,8 @@ class Acceleration:
                 self._end(case)
             case.state, case.progress = "done", ""
             report = case.report
-            case.entry = await asyncio.to_thread(hold, report.folder) if report.folder else None
+            key = await asyncio.to_thread(self._cache.key)
+            case.entry = await asyncio.to_thread(hold, report.folder, key) if report.folder else None
             logger.info(
                 "%s: %s is served fastest: %s",
                 servable,
@@ -185,10 +192,12 @@ class Acceleration:
                 logger.warning("%s: %s failed before: %s", servable, demotion.form, demotion_text(demotion))
 
     async def _run(self, servable: ServableId, path: str, case: _Case, options: ModelOptions) -> Report:
-        """Run one process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it."""
+        """Run one process of a job. Raises OSError, ValueError, KeyError for what goes wrong with it, and ConfigError
+        if the key of the cache cannot be used."""
+        key = await asyncio.to_thread(self._cache.key)
         work_dir = await asyncio.to_thread(self._work_dir)
         self._work_dirs.append(work_dir)
-        spec = job_spec(options, path, work_dir, self._cache_dir, self._cache_max_bytes)
+        job = Job(job_spec(options, path, work_dir, self._cache), key)
         report: Report | None = None
 
         def started(pid: int) -> None:
@@ -199,8 +208,11 @@ class Acceleration:
             if "progress" in message:
                 case.progress = str(message["progress"])[:500]
                 logger.debug("%s: %s", servable, case.progress)
+            elif "warning" in message:
+                logger.warning("%s: %s", servable, message["warning"])
             elif "report" in message:
                 report = msgspec.convert(message["report"], Report)
+                case.files = tuple(sorted(message["files"].items()))
             else:
                 raise ValueError(f"the job failed: {message['error']}")
 
@@ -209,7 +221,7 @@ class Acceleration:
             self._tasks,
             f"{servable}'s conversion",
             PROCESS,
-            spec,
+            job,
             device=options.device,
             started=started,
             hear=hear,
@@ -223,7 +235,7 @@ class Acceleration:
 
     def _work_dir(self) -> str:
         """Return a new folder for a job: beside the cache's entries, so that they are moved and not copied there."""
-        jobs = os.path.join(self._cache_dir, "jobs")
+        jobs = os.path.join(self._cache.folder, "jobs")
         if not self._swept:
             self._swept = True
             _remove_old(jobs)
@@ -256,7 +268,14 @@ class Acceleration:
             return None
         proofs = next((form.proofs for form in report.forms if form.name == report.form), ())
         domains = tuple((proof.signature, proof.domain) for proof in proofs)
-        return Form(BACKEND_OF[report.chosen], report.folder, report.threads, domains)
+        return Form(BACKEND_OF[report.chosen], report.folder, report.threads, domains, case.files)
+
+
+async def _check_unchanged(path: str, case: _Case) -> None:
+    """Raise ValueError if the files in the folder `path` are not those that the version has: a form of others must not
+    serve it. Raise OSError if they cannot be read."""
+    if (await asyncio.to_thread(fingerprint, path)).digest != case.digest:
+        raise ValueError("its files were changed since they were loaded; drop a version with another number instead")
 
 
 def _with_demotion(report: Report, demotion: Demotion) -> Report:

@@ -24,6 +24,7 @@ from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
 from appliance.source.watcher import Source
 from appliance.supervisor.controller import Controller
+from appliance.supervisor.load_checks import check_signing
 from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Models:
                 of_models = [settings.of_model(name) for name in settings.models]
                 await asyncio.to_thread(check_batching, settings.options, of_models)
                 await asyncio.to_thread(check_op_libraries, [settings.options, *of_models])
+                await asyncio.to_thread(check_signing, [settings.options, *of_models])
                 path = settings.options.model_config_file
                 text = None if not path else await asyncio.to_thread(_read_config_file, path)
                 configs = None if text is None else await asyncio.to_thread(parse_model_config, text, path)

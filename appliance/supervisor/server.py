@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from appliance.config.settings import Settings
+from appliance.conversion.form_cache import form_cache
 from appliance.core.errors import Code, ServingError
 from appliance.core.routes import Snapshot
 from appliance.core.servable import Form, ServableId
@@ -31,13 +32,14 @@ from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
 from appliance.supervisor.fronts import Fronts
+from appliance.supervisor.load_checks import LoadChecks
 from appliance.supervisor.models import Models, log_warnings
 from appliance.supervisor.odd_shape_trials import OddShapeTrials
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.process_memory import ProcessMemory
 from appliance.supervisor.profiler import Profiler
 from appliance.supervisor.programs import Program, Programs
-from appliance.supervisor.start_checks import check_files, log_sandbox
+from appliance.supervisor.start_checks import check_files, log_sandbox, may_accelerate
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.verification import Verification
 from appliance.supervisor.watch import Watch
@@ -75,13 +77,13 @@ class Supervisor:
         self._fronts = Fronts(
             self._tasks, self._call, self._announce, self._fold_metrics, self._watch, self._programs.has_started
         )
+        self._cache = form_cache(options)
         self._acceleration = Acceleration(
             self._controller,
             self._models.options_of,
             self._tasks,
             self._reaper,
-            options.cache_dir,
-            options.cache_max_bytes,
+            self._cache,
         )
         self._odd_shapes = OddShapeTrials(self._controller, self._models.options_of, self._tasks)
         self._published = 0  # the manager's revision that the fronts have
@@ -120,6 +122,8 @@ class Supervisor:
         directory, lock = instance_directory(options.runtime_dir)
         try:
             log_sandbox(options.sandbox)
+            if may_accelerate(self._settings):
+                await asyncio.to_thread(self._cache.key)
             self._metrics_directory = os.path.join(directory, "metrics")
             os.mkdir(self._metrics_directory, 0o700)
             self._metrics = MetricsKeeper(self._metrics_directory)
@@ -132,6 +136,7 @@ class Supervisor:
                 cores=self._cores,
                 placement=Placement(self._gpu_status),
                 watch=self._watch,
+                checks=LoadChecks(self._reaper, self._tasks, self._metrics),
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
@@ -150,8 +155,7 @@ class Supervisor:
                 self._reaper,
                 self._metrics,
                 directory=directory,
-                cache_dir=options.cache_dir,
-                cache_max_bytes=options.cache_max_bytes,
+                cache=self._cache,
             )
             control_path = os.path.join(directory, "control")
             control = await self._fronts.listen(control_path)

@@ -10,10 +10,12 @@ from appliance.config.monitoring_config import read_monitoring_config
 from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
 from appliance.config.tls import load_ssl_config
+from appliance.conversion.form_cache import check_key_file
 from appliance.host.confinement import supported
+from appliance.supervisor.load_checks import check_signing
 from appliance.supervisor.models import first_models
 
-__all__ = ["check_files", "check_start", "log_sandbox"]
+__all__ = ["check_files", "check_start", "log_sandbox", "may_accelerate"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,13 @@ def check_start(settings: Settings) -> dict[str, ConfiguredModel]:
     return models
 
 
+def may_accelerate(settings: Settings) -> bool:
+    """Return whether any model with `settings` may be converted."""
+    return any(
+        options.acceleration != "off" for options in (settings.options, *map(settings.of_model, settings.models))
+    )
+
+
 def check_files(settings: Settings) -> str:
     """Read the files that options name and other processes read later, so that a mistake in one stops the start.
 
@@ -36,6 +45,9 @@ def check_files(settings: Settings) -> str:
     options = settings.options
     check_batching(options, map(settings.of_model, settings.models))
     check_op_libraries([options, *map(settings.of_model, settings.models)])
+    check_signing([options, *map(settings.of_model, settings.models)])
+    if may_accelerate(settings):
+        check_key_file(options)
     if options.ssl_config_file:
         load_ssl_config(options.ssl_config_file)
     # As in TensorFlow Serving, the file is not read without REST, which alone serves these metrics.

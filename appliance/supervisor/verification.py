@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -21,9 +22,10 @@ from typing import Any
 import msgspec
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import VERIFYING_PROCESS, job_spec
 from appliance.conversion.text import Live
-from appliance.core.errors import Code, ServingError
+from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.servable import ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.successors import ServedForm
@@ -36,10 +38,12 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
 from appliance.worker.trials import check_memory
 from backends.contract import BackendError
-from backends.samples import new_file
-from converters.cache import files_below
-from converters.live import LiveReport
-from converters.verifying import VerifyingSpec
+from backends.samples import new_file, read_samples
+from converters import counterexamples
+from converters.files import files_below
+from converters.identity import content_hash
+from converters.live import MAX_DIFFERING, LiveReport
+from converters.verifying import VerifyingSpec, wrong_samples
 
 __all__ = ["Verification"]
 
@@ -80,8 +84,7 @@ class Verification:
         metrics: MetricsKeeper,
         *,
         directory: str,
-        cache_dir: str,
-        cache_max_bytes: int,
+        cache: FormCache,
     ) -> None:
         self._controller = controller
         self._manager = controller.manager
@@ -91,8 +94,7 @@ class Verification:
         self._reaper = reaper
         self._metrics = metrics
         self._directory = directory
-        self._cache_dir = cache_dir
-        self._cache_max_bytes = cache_max_bytes
+        self._cache = cache
         self._looked = 0  # the manager's revision at the last look
         self._records: dict[ServableId, _Record] = {}
         self._watched: set[int] = set()  # workers that a task asks for samples, or whose form was given up
@@ -151,6 +153,8 @@ class Verification:
         ServingError if the worker has ended.
         """
         await asyncio.sleep(self._budget.seconds_until(record.cost, time.monotonic()))
+        if (await asyncio.to_thread(fingerprint, form.path)).digest != form.digest:
+            raise ValueError("its files were changed since they were loaded")
         await asyncio.to_thread(_check_memory, form.path)
         work_dir = tempfile.mkdtemp(prefix="verify-", dir=self._directory)
         try:
@@ -165,17 +169,18 @@ class Verification:
             except (OSError, ValueError, TimeoutError):
                 await self._take_in(form, record, LiveReport(unjudged={_FAILED: taken["requests"]}), taken["dropped"])
                 raise
+            kept = await asyncio.to_thread(self._keep, form, work_dir) if report.difference else ""
         finally:
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
         if (await asyncio.to_thread(fingerprint, form.path)).digest != form.digest:
             logger.info("%s: its files have changed, and tell nothing of what its form answers", form.servable)
             return ""
-        return await self._take_in(form, record, report, taken["dropped"])
+        return await self._take_in(form, record, report, taken["dropped"], kept)
 
     async def _run(self, form: ServedForm, record: _Record, work_dir: str, samples: str) -> LiveReport:
         """Run one process on a file of samples, charge what it took, and return its report. Raise as `_verify`."""
         options = self._options_of(form.servable.model)
-        job = job_spec(options, form.path, work_dir, self._cache_dir, self._cache_max_bytes)
+        job = job_spec(options, form.path, work_dir, self._cache)
         allowed = max(self._budget.level(time.monotonic()), 0.0)
         spec = VerifyingSpec(job, form.form.path, samples, allowed, dict(form.form.domains))
         line: dict[str, Any] = {}
@@ -202,8 +207,24 @@ class Verification:
         finally:
             self._budget.charge(used, time.monotonic())
 
-    async def _take_in(self, form: ServedForm, record: _Record, report: LiveReport, dropped: int) -> str:
-        """Count what came of a batch; return what was wrong with it, "" if nothing was."""
+    def _keep(self, form: ServedForm, work_dir: str) -> str:
+        """Keep the inputs of wrong answers, which a verification has left in `work_dir`, so that later proofs begin
+        with them; return their file, "" without one. In a thread, since disks may be slow."""
+        try:
+            key = self._cache.key()
+            if not key:
+                return ""
+            wrong = list(itertools.islice(read_samples(wrong_samples(work_dir)), MAX_DIFFERING))
+            return counterexamples.keep(self._cache.folder, content_hash(form.path), key, wrong)
+        except (OSError, ValueError, ConfigError) as error:
+            logger.warning("inputs of wrong answers cannot be kept in %s: %s", self._cache.folder, error)
+            return ""
+
+    async def _take_in(
+        self, form: ServedForm, record: _Record, report: LiveReport, dropped: int, kept: str = ""
+    ) -> str:
+        """Count what came of a batch; return what was wrong with it, "" if nothing was. `kept` is the file that has the
+        inputs of wrong answers."""
         unjudged = {**report.unjudged, **({_NO_ROOM: dropped} if dropped else {})}
         record.live = _added(record.live, report, unjudged)
         counts = (("equal", report.equal), ("different", report.different), ("unjudged", sum(unjudged.values())))
@@ -217,7 +238,7 @@ class Verification:
         with contextlib.suppress(ServingError, ValueError):  # it has ended, and so have its answers
             doubtful = await self._ask(form, "doubt", {"since": agreed}, _ANSWER_SECONDS)
         why = f"{record.live.text()}; {doubtful:,} doubtful answers since the last that was equal"
-        why += f"; {report.difference}" + (f"; its inputs are kept in {report.case}" if report.case else "")
+        why += f"; {report.difference}" + (f"; its inputs are kept in {kept}" if kept else "")
         return f"it answers otherwise than TensorFlow: {why}"
 
     async def _give_up(self, form: ServedForm, why: str) -> None:

@@ -19,6 +19,7 @@ from appliance.core.servable import Form
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Attempt
+from appliance.supervisor.load_checks import Looked
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer, spawn_worker
 from appliance.supervisor.stderr import LastWords, relay_stderr
@@ -40,7 +41,8 @@ class WorkerProcess:
     action: StartWorker
     options: ModelOptions
     form: Form | None
-    preparing: asyncio.Task[Form | None] | None = None  # what finds its form, before there is a process
+    preparing: asyncio.Task[Form | None] | None = None  # what verifies and finds its form, before there is a process
+    looked: tuple[Looked, ...] = ()  # what it loads, as it was before
     odd_shapes_from: int | None = None  # it serves nobody: see `appliance.worker.odd_shape_trial`
     pid: int | None = None
     socket_path: str = ""

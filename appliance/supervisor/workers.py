@@ -18,6 +18,7 @@ from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Loaded
+from appliance.supervisor.load_checks import LoadChecks, look_again, look_at
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import relay_stderr
@@ -76,12 +77,14 @@ class Workers:
         cores: int,
         placement: Placement,
         watch: Watch,
+        checks: LoadChecks,
     ) -> None:
         self._reports = reports
         self._reaper = reaper
         self._tasks = tasks
         self._placement = placement
         self._watch = watch
+        self._checks = checks
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
         self._missing: tuple[str, ...] = ()  # of what confines a process: what was logged last
@@ -103,10 +106,11 @@ class Workers:
     def start(
         self, action: StartWorker, options: ModelOptions, prepare: Coroutine[Any, Any, Form | None] | None = None
     ) -> None:
-        """Start a worker; `prepare` finds a form for it first, and may take its time."""
+        """Start a worker, once its folder's signature is verified; `prepare` finds a form for it then, and may take its
+        time."""
         worker = self._workers[action.worker] = WorkerProcess(action, options, action.form)
-        if prepare is not None:
-            worker.preparing = asyncio.create_task(prepare)
+        if prepare is not None or options.model_signing != "off":
+            worker.preparing = asyncio.create_task(self._prepare(worker, prepare))
         self._tasks.start(self._live(worker))
 
     def kill(self, number: int) -> None:
@@ -197,6 +201,16 @@ class Workers:
 
     # -- the life of one -------------------------------------------------------------------------------------
 
+    async def _prepare(self, worker: WorkerProcess, find: Coroutine[Any, Any, Form | None] | None) -> Form | None:
+        """Verify the signature of its folder, and return the form to load, if `find` finds one. Raise ServingError."""
+        action = worker.action
+        try:
+            worker.looked = await self._checks.look_at_version(action.servable, action.path, worker.options)
+            return None if find is None else await find
+        finally:
+            if find is not None:
+                find.close()  # if it was not begun
+
     async def _live(self, worker: WorkerProcess) -> None:
         """Run one worker from its start to its end, which is told whatever happens."""
         number = worker.action.worker
@@ -204,10 +218,9 @@ class Workers:
         try:
             if worker.preparing is not None:
                 await asyncio.wait([worker.preparing])
-                if not worker.preparing.cancelled() and (form := worker.preparing.result()) is not None:
-                    worker.form = form
-                    self._reports.form_found(number, form)
-            if not worker.killed:
+                if not worker.preparing.cancelled():
+                    self._prepared(worker, worker.preparing)
+            if not worker.killed and worker.failure is None:
                 end = await self._run(worker)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
@@ -218,6 +231,15 @@ class Workers:
         del self._workers[number]
         self._placement.release(number)
         self._reports.worker_ended(number, self._with_answers_of_siblings(worker, end))
+
+    def _prepared(self, worker: WorkerProcess, preparing: asyncio.Task[Form | None]) -> None:
+        """Take in what came of the preparations of a worker: a form, or that it must not be loaded."""
+        error = preparing.exception()
+        if isinstance(error, ServingError):
+            worker.failure = Failure(error.code, str(error))
+        elif (form := preparing.result()) is not None:
+            worker.form = form
+            self._reports.form_found(worker.action.worker, form)
 
     def _with_answers_of_siblings(self, worker: WorkerProcess, end: WorkerEnd) -> WorkerEnd:
         """Return `end` with what the other workers of the same files have answered, which counts as much."""
@@ -234,9 +256,11 @@ class Workers:
     async def _run(self, worker: WorkerProcess) -> WorkerEnd:
         """Run its process; return how it ended."""
         try:
+            async with asyncio.timeout(worker.options.load_timeout_seconds):
+                worker.looked += await look_at(worker.form)
             async with asyncio.timeout(_SPAWN_SECONDS):
                 ours, exited, stderr = await self._starter.start(worker)
-        except ServingError as error:  # no GPU has room
+        except ServingError as error:  # files are not what they should be, or no GPU has room
             worker.failure = Failure(error.code, str(error))
             return WorkerEnd(str(error))
         except (OSError, TimeoutError) as error:
@@ -271,6 +295,7 @@ class Workers:
         try:
             async with asyncio.timeout(seconds):
                 report = await next_report(reader, servable, worker.progress)
+                await look_again(worker.looked)
             if report is None:
                 return
             self._tell_what_is_missing(worker.progress.confined.missing, worker.options.sandbox)
@@ -278,9 +303,10 @@ class Workers:
             if isinstance(loaded, Failure):
                 worker.failure = loaded
                 return
+            remarks = tuple(each.remark for each in worker.looked if each.remark)
             worker.serving = True
             self._start_watching(worker)
-            self._reports.worker_ready(worker.action.worker, loaded)
+            self._reports.worker_ready(worker.action.worker, replace(loaded, remarks=(*loaded.remarks, *remarks)))
             while line := await reader.readline():
                 message = json.loads(line)
                 if "alive" in message:
@@ -293,6 +319,8 @@ class Workers:
             worker.failure = Failure(Code.DEADLINE_EXCEEDED, reason)
             assert worker.pid is not None
             self._reaper.kill(worker.pid)
+        except ServingError as error:
+            worker.failure = Failure(error.code, str(error))
         except OSError:
             return  # its process has ended: its status says how
         except (ValueError, KeyError, TypeError) as error:
@@ -338,6 +366,7 @@ class Workers:
         message: str | None = None
         try:
             async with asyncio.timeout(seconds):
+                await self._checks.look_at_version(action.servable, action.path, options, to_serve=False)
                 ours, exited, stderr = await self._starter.start(worker)
                 self._expendable = worker.pid
                 if self._stopping:  # since it was asked for

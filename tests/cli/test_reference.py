@@ -43,6 +43,7 @@ def test_the_sample_is_what_the_service_starts_with() -> None:
         model_root="/var/lib/dropserve/models",
         model_config_file="/etc/dropserve/models.config",
         cache_dir="/var/cache/dropserve",
+        cache_key_file="/var/lib/dropserve/keys/cache.key",
         runtime_dir="/run/dropserve",
     )
     assert read_settings({}, str(SAMPLE)).models == {}

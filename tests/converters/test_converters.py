@@ -226,7 +226,7 @@ def test_a_form_that_answers_what_tensorflow_refuses_is_remarked_on(jobs: Jobs) 
 
 
 def test_recorded_requests_are_the_cases_beside_the_edges() -> None:
-    outcome = run_job(acceleration_zoo() / "conv", policy="tflite", process="tests.support.recorded_rows")
+    outcome = run_job(acceleration_zoo() / "conv", policy="tflite", work_module="tests.support.recorded_rows")
     proof = outcome.report.forms[0].proofs[0]
     assert proof.verdict is Verdict.PROVEN
     assert proof.recorded == 3  # what was recorded alone is batched too

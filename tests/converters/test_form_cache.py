@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.conversion.text import report_text
-from converters.cache import Cache, default_folder, hold
+from converters.cache import Cache, default_folder
+from converters.entry import hold
 from converters.identity import content_hash, key_of
 from converters.report import Demotion, Report
-from tests.support.acceleration_jobs import ROOT, Outcome, run_job
+from tests.support.acceleration_jobs import KEY, ROOT, Outcome, run_job
+from tests.support.planted_cache import hashes
 
-KEY = "a" * 64
+ENTRY = "a" * 64
 OTHER = "b" * 64
 
 
@@ -33,10 +39,10 @@ def result(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(str(tmp_path / "cache"), 10_000)
+    return Cache(str(tmp_path / "cache"), 10_000, KEY)
 
 
-def entry_path(tmp_path: Path, key: str = KEY) -> Path:
+def entry_path(tmp_path: Path, key: str = ENTRY) -> Path:
     return tmp_path / "cache" / "entries" / key
 
 
@@ -44,11 +50,11 @@ def entry_path(tmp_path: Path, key: str = KEY) -> Path:
 
 
 def test_what_was_put_is_found(cache: Cache, result: Path) -> None:
-    assert cache.find(KEY) is None
-    entry = cache.put(KEY, str(result))
+    assert cache.find(ENTRY) is None
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     entry.close()
-    found = cache.find(KEY)
+    found = cache.find(ENTRY)
     assert found is not None
     assert Path(found.path, "forms", "onnx", "0-0.onnx").read_bytes() == b"o" * 2000
     assert cache.find(OTHER) is None
@@ -56,17 +62,17 @@ def test_what_was_put_is_found(cache: Cache, result: Path) -> None:
 
 
 def test_another_server_finds_it_too(cache: Cache, result: Path, tmp_path: Path) -> None:
-    cache.put(KEY, str(result))
+    cache.put(ENTRY, str(result), hashes(result))
     program = f"""
 from converters.cache import Cache
-print(Cache({str(tmp_path / "cache")!r}, 10_000).find({KEY!r}).path)
+print(Cache({str(tmp_path / "cache")!r}, 10_000, {KEY!r}).find({ENTRY!r}).path)
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == str(entry_path(tmp_path))
 
 
 def test_reports_are_kept_for_each_kind_of_machine(cache: Cache, result: Path) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     report = Report("onnx", "why", "onnx")
     assert entry.put_report("epyc", report)
@@ -75,12 +81,12 @@ def test_reports_are_kept_for_each_kind_of_machine(cache: Cache, result: Path) -
 
 
 def test_of_two_that_put_the_same_the_first_wins(cache: Cache, result: Path) -> None:
-    first = cache.put(KEY, str(result))
+    first = cache.put(ENTRY, str(result), hashes(result))
     assert first is not None
     other = result / "forms" / "onnx" / "0-0.onnx"
     other.unlink()
     other.write_bytes(b"p" * 2000)
-    second = cache.put(KEY, str(result))
+    second = cache.put(ENTRY, str(result), hashes(result))
     assert second is not None
     assert Path(second.path, "forms", "onnx", "0-0.onnx").read_bytes() == b"o" * 2000
 
@@ -130,25 +136,25 @@ def corrupt(path: Path, how: str) -> None:
 def test_a_damaged_entry_is_thrown_away_and_made_again(
     cache: Cache, result: Path, tmp_path: Path, file: str, how: str
 ) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     entry.close()
     corrupt(entry_path(tmp_path) / file, how)
-    assert cache.find(KEY) is None
+    assert cache.find(ENTRY) is None
     assert not entry_path(tmp_path).exists()
-    assert cache.put(KEY, str(result)) is not None
+    assert cache.put(ENTRY, str(result), hashes(result)) is not None
 
 
 def test_an_entry_without_its_mark_of_use_is_thrown_away(cache: Cache, result: Path, tmp_path: Path) -> None:
-    cache.put(KEY, str(result))
+    cache.put(ENTRY, str(result), hashes(result))
     (entry_path(tmp_path) / "used").unlink()
-    assert cache.find(KEY) is None
+    assert cache.find(ENTRY) is None
     assert not entry_path(tmp_path).exists()
 
 
 @pytest.mark.parametrize("how", ["a bit flips", "it is cut off", "it is gone"])
 def test_a_damaged_report_is_none(cache: Cache, result: Path, tmp_path: Path, how: str) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     entry.put_report("epyc", Report("onnx", "why", "onnx"))
     corrupt(entry_path(tmp_path) / "report-epyc.json", how)
@@ -158,42 +164,158 @@ def test_a_damaged_report_is_none(cache: Cache, result: Path, tmp_path: Path, ho
 def test_the_least_recently_used_goes_first(cache: Cache, result: Path, tmp_path: Path) -> None:
     keys = [str(number) * 64 for number in range(4)]
     for age, key in enumerate(keys[:3]):
-        entry = cache.put(key, str(result))
+        entry = cache.put(key, str(result), hashes(result))
         assert entry is not None
         entry.close()
         os.utime(entry_path(tmp_path, key) / "used", (1000 + age, 1000 + age))
     used = cache.find(keys[0])  # the oldest becomes the newest
     assert used is not None
     used.close()
-    assert cache.put(keys[3], str(result)) is not None
+    assert cache.put(keys[3], str(result), hashes(result)) is not None
     assert sorted(os.listdir(tmp_path / "cache" / "entries")) == [keys[0], keys[2], keys[3]]
 
 
 def test_what_is_in_use_is_not_evicted(cache: Cache, result: Path, tmp_path: Path) -> None:
-    entries = [cache.put(str(number) * 64, str(result)) for number in range(3)]
+    entries = [cache.put(str(number) * 64, str(result), hashes(result)) for number in range(3)]
     assert all(entries)
     for number in range(3):
         os.utime(entry_path(tmp_path, str(number) * 64) / "used", (1000 + number, 1000 + number))
     assert entries[2] is not None
     entries[2].close()
-    cache.put("3" * 64, str(result))
+    cache.put("3" * 64, str(result), hashes(result))
     assert sorted(name[0] for name in os.listdir(tmp_path / "cache" / "entries")) == ["0", "1", "3"]
 
 
 def test_a_form_is_held_by_its_folder(cache: Cache, result: Path, tmp_path: Path) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     entry.close()
-    held = hold(os.path.join(entry.path, "forms", "onnx"))
+    held = hold(os.path.join(entry.path, "forms", "onnx"), KEY)
     assert held is not None
     assert held.path == entry.path
     for number in range(4):
-        other = cache.put(str(number) * 64, str(result))
+        other = cache.put(str(number) * 64, str(result), hashes(result))
         if other is not None:
             other.close()
     assert entry_path(tmp_path).exists()
     held.close()
-    assert hold(str(tmp_path / "cache" / "entries" / OTHER / "forms" / "onnx")) is None
+    assert hold(str(tmp_path / "cache" / "entries" / OTHER / "forms" / "onnx"), KEY) is None
+
+
+# -- who may write in the folder decides nothing
+
+
+def forge(path: Path, change: Callable[[Any], None]) -> None:
+    """Changes the JSON of a sealed file as somebody without the key can: with the hash of what it is now."""
+    body = json.loads(path.read_text().partition("\n")[2])
+    change(body)
+    text = json.dumps(body)
+    path.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def test_a_form_that_was_rewritten_with_its_hashes_is_not_used(
+    cache: Cache, result: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = cache.put(ENTRY, str(result), hashes(result))
+    assert entry is not None
+    entry.close()
+    form = entry_path(tmp_path) / "forms" / "onnx" / "0-0.onnx"
+    form.write_bytes(b"x" * 2000)
+    digest = hashlib.sha256(b"x" * 2000).hexdigest()
+    forge(entry_path(tmp_path) / "files.json", lambda listing: listing.update({"forms/onnx/0-0.onnx": [2000, digest]}))
+    assert cache.find(ENTRY) is None
+    assert "files.json does not carry this server's seal" in caplog.text
+
+
+def test_an_entry_of_another_key_is_made_again_and_the_log_says_what_to_do(
+    cache: Cache, result: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = cache.put(ENTRY, str(result), hashes(result))
+    assert entry is not None
+    other = Cache(str(tmp_path / "cache"), 10_000, KEY[::-1])
+    assert hold(os.path.join(entry.path, "forms", "onnx"), KEY[::-1]) is None
+    assert other.find(ENTRY) is None
+    assert "sealed with another key" in caplog.text
+    assert "servers that share a cache need the same key: copy the file of cache_key_file" in caplog.text
+    assert entry_path(tmp_path).exists()  # it is in use
+    assert other.put(ENTRY, str(result), hashes(result)) is None
+    entry.close()
+    mine = other.put(OTHER, str(result), hashes(result))
+    assert mine is not None
+    assert other.find(ENTRY) is None
+    assert other.put(ENTRY, str(result), hashes(result)) is not None
+
+
+def test_what_was_sealed_for_one_entry_says_nothing_of_another(cache: Cache, result: Path, tmp_path: Path) -> None:
+    one = cache.put(ENTRY, str(result), hashes(result))
+    assert one is not None
+    one.put_report("epyc", Report("onnx", "why", "onnx"))
+    one.demote(FAILED)
+    (result / "forms" / "onnx" / "0-0.onnx").write_bytes(b"p" * 2000)
+    two = cache.put(OTHER, str(result), hashes(result))
+    assert two is not None
+    for name in ("report-epyc.json", "demoted-onnx.json"):
+        shutil.copy(Path(one.path, name), two.path)
+    assert (two.report("epyc"), two.demotion("onnx")) == (None, None)
+    shutil.copy(Path(one.path, "report-epyc.json"), Path(one.path, "report-xeon.json"))
+    assert one.report("xeon") is None
+    # Nor is the manifest of one that of the other.
+    shutil.copy(Path(one.path, "files.json"), two.path)
+    two.close()
+    assert cache.find(OTHER) is None
+
+
+def test_a_forged_report_or_demotion_is_not_used(cache: Cache, result: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry = cache.put(ENTRY, str(result), hashes(result))
+    assert entry is not None
+    entry.put_report("epyc", Report("tensorflow", "nothing is faster"))
+    forge(Path(entry.path, "report-epyc.json"), lambda report: report.update(chosen="onnx"))
+    assert entry.report("epyc") is None
+    forge(Path(entry.demote(FAILED).file), lambda demotion: demotion.update(why="no reason"))
+    assert entry.demotion("onnx") is None
+    assert caplog.text.count("does not carry this server's seal") == 2
+
+
+def test_a_file_that_was_not_put_there_makes_an_entry_another(cache: Cache, result: Path, tmp_path: Path) -> None:
+    entry = cache.put(ENTRY, str(result), hashes(result))
+    assert entry is not None
+    entry.close()
+    (entry_path(tmp_path) / "forms" / "onnx" / "more.onnx").write_bytes(b"")
+    assert cache.find(ENTRY) is None
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("spoil", [link, pipe, lambda path: path.write_bytes(b"other"), os.unlink])
+def test_what_is_not_the_file_that_was_proven_is_not_taken(
+    cache: Cache, result: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    proven = hashes(result)
+    spoil(result / "forms" / "onnx" / "0-0.onnx")
+    assert cache.put(ENTRY, str(result), proven) is None
+    assert not entry_path(tmp_path).exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "forms/onnx/../../x", "forms/a/b/c", ".hidden"])
+def test_no_name_leads_out_of_an_entry(cache: Cache, result: Path, tmp_path: Path, name: str) -> None:
+    assert cache.put(ENTRY, str(result), {name: "0" * 64}) is None
+    assert not entry_path(tmp_path).exists()
+
+
+def test_who_goes_on_writing_to_a_file_does_not_write_to_the_entry(cache: Cache, result: Path) -> None:
+    with open(result / "forms" / "onnx" / "0-0.onnx", "r+b") as file:
+        entry = cache.put(ENTRY, str(result), hashes(result))
+        file.write(b"x")
+    assert entry is not None
+    assert Path(entry.path, "forms", "onnx", "0-0.onnx").read_bytes() == b"o" * 2000
 
 
 # -- what failed in service
@@ -202,7 +324,7 @@ FAILED = Demotion("onnx", "2026-11-21T10:00:00+00:00", "onnx failed where Tensor
 
 
 def test_that_a_form_failed_is_kept_with_its_entry(cache: Cache, result: Path, tmp_path: Path) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     assert entry.demotion("onnx") is None
     kept = entry.demote(FAILED)
@@ -215,14 +337,14 @@ def test_that_a_form_failed_is_kept_with_its_entry(cache: Cache, result: Path, t
 
 @pytest.mark.parametrize("how", ["a bit flips", "it is cut off", "it is gone"])
 def test_a_damaged_demotion_is_none(cache: Cache, result: Path, how: str) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     corrupt(Path(entry.demote(FAILED).file), how)
     assert entry.demotion("onnx") is None
 
 
 def test_a_demotion_of_another_form_is_none(cache: Cache, result: Path) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     file = Path(entry.demote(FAILED).file)
     file.rename(file.with_name("demoted-tflite.json"))
@@ -230,7 +352,7 @@ def test_a_demotion_of_another_form_is_none(cache: Cache, result: Path) -> None:
 
 
 def test_where_nothing_can_be_written_a_demotion_has_no_file(cache: Cache, result: Path, tmp_path: Path) -> None:
-    entry = cache.put(KEY, str(result))
+    entry = cache.put(ENTRY, str(result), hashes(result))
     assert entry is not None
     shutil.rmtree(entry_path(tmp_path))
     assert entry.demote(FAILED) == FAILED
@@ -240,16 +362,16 @@ def test_where_nothing_can_be_written_a_demotion_has_no_file(cache: Cache, resul
 
 
 def test_what_is_larger_than_the_cache_is_not_kept(result: Path, tmp_path: Path) -> None:
-    assert Cache(str(tmp_path / "cache"), 2999).put(KEY, str(result)) is None
+    assert Cache(str(tmp_path / "cache"), 2999, KEY).put(ENTRY, str(result), hashes(result)) is None
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_disk_that_takes_nothing_is_no_error(result: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
-    cache = Cache(str(tmp_path / "cache"), 10_000)
-    assert cache.put(KEY, str(result)) is None
-    assert cache.find(KEY) is None
-    with cache.claim(KEY, 1.0):
+    cache = Cache(str(tmp_path / "cache"), 10_000, KEY)
+    assert cache.put(ENTRY, str(result), hashes(result)) is None
+    assert cache.find(ENTRY) is None
+    with cache.claim(ENTRY, 1.0):
         pass
 
 
@@ -259,7 +381,7 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 from converters.cache import Cache
-print(Cache({str(tmp_path / "cache")!r}, 10_000).put({KEY!r}, {str(result)!r}))
+print(Cache({str(tmp_path / "cache")!r}, 10_000, {KEY!r}).put({ENTRY!r}, {str(result)!r}, {hashes(result)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "None"
@@ -273,7 +395,7 @@ def test_what_a_killed_process_left_is_removed(cache: Cache, result: Path, tmp_p
         (staging / f"{name}.lock").touch()
     an_hour_ago = time.time() - 3600
     os.utime(staging / "dead.lock", (an_hour_ago, an_hour_ago))
-    cache.put(KEY, str(result))
+    cache.put(ENTRY, str(result), hashes(result))
     assert sorted(os.listdir(staging)) == ["fresh", "fresh.lock"]
 
 
@@ -284,7 +406,7 @@ def test_who_wants_what_another_process_makes_waits_for_it(cache: Cache, tmp_pat
     program = f"""
 import sys
 from converters.cache import Cache
-with Cache({str(tmp_path / "cache")!r}, 10_000).claim({KEY!r}, 60.0):
+with Cache({str(tmp_path / "cache")!r}, 10_000, {KEY!r}).claim({ENTRY!r}, 60.0):
     print("claimed", flush=True)
     sys.stdin.read()
 """
@@ -302,14 +424,14 @@ with Cache({str(tmp_path / "cache")!r}, 10_000).claim({KEY!r}, 60.0):
             assert other.stdin is not None
             other.stdin.close()  # it lets go now
 
-        with cache.claim(KEY, 60.0, waiting):
+        with cache.claim(ENTRY, 60.0, waiting):
             assert waited == [True]
         assert other.wait(30) == 0
 
 
 def test_a_claim_that_is_never_given_up_is_waited_for_in_vain(cache: Cache) -> None:
     waited: list[bool] = []
-    with cache.claim(KEY, 1.0), cache.claim(KEY, 0.3, lambda: waited.append(True)):
+    with cache.claim(ENTRY, 1.0), cache.claim(ENTRY, 0.3, lambda: waited.append(True)):
         assert waited == [True]
 
 
@@ -354,7 +476,7 @@ def test_another_kind_of_machine_proves_and_measures_but_does_not_convert(
 def test_a_form_that_failed_in_service_is_not_chosen_again_until_that_is_forgotten(
     shared: tuple[Path, Outcome], zoo: Path
 ) -> None:
-    held = hold(shared[1].report.folder)
+    held = hold(shared[1].report.folder, KEY)
     assert held is not None
     kept = held.demote(FAILED)
     held.close()

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import job_spec
 from converters.identity import machine
 from converters.processes import arithmetic_of
@@ -26,7 +27,7 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     indirect=["driver"],
 )
 def test_float32_counts_as_tf32_only_if_a_gpu_is_to_run_it(driver: bool, device: str, arithmetic: str) -> None:
-    spec = job_spec(ModelOptions(device=device), "/m/1", "/work", "/cache", 0)
+    spec = job_spec(ModelOptions(device=device), "/m/1", "/work", FormCache("/cache", 0, ""))
     assert arithmetic_of("onnx", "float32", spec.device) == arithmetic
     assert arithmetic_of("tflite", "float32", spec.device) == "float32"
     assert arithmetic_of("onnx", "float16", spec.device) == "float16"

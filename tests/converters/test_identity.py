@@ -9,7 +9,8 @@ import pytest
 
 from converters.cache import Cache
 from converters.identity import code_hash, own_code
-from tests.support.acceleration_jobs import ROOT, run_job
+from tests.support.acceleration_jobs import KEY, ROOT, run_job
+from tests.support.planted_cache import hashes
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_verdict_of_other_code_is_not_served_and_goes_when_there_is_no_room(
     size = sum(file.stat().st_size for file in (cache / "entries").rglob("*") if file.is_file())
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "file").write_bytes(b"x" * 10)
-    held = Cache(str(cache), size + 9).put("another", str(tmp_path / "result"))
+    held = Cache(str(cache), size + 9, KEY).put("another", str(tmp_path / "result"), hashes(tmp_path / "result"))
     assert held is not None
     held.close()
     assert not old.exists()  # as the least recently used

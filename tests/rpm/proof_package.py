@@ -137,7 +137,7 @@ def test_systemd_accepts_the_unit_and_219_knows_all_of_it(installed: Path, tmp_p
     assert not complaints, complaints
 
 
-def test_the_service_may_read_the_models_and_write_only_its_cache(installed: Path) -> None:
+def test_the_service_may_read_the_models_and_write_only_its_cache_and_its_key(installed: Path) -> None:
     uid, gid = hosts.account(installed)
     models = os.stat(installed / "var/lib/dropserve/models")
     deployers = re.search(r"^dropserve-deploy:x:(\d+):", (installed / "etc/group").read_text(), re.MULTILINE)
@@ -145,6 +145,8 @@ def test_the_service_may_read_the_models_and_write_only_its_cache(installed: Pat
     assert (models.st_uid, models.st_gid, stat.S_IMODE(models.st_mode)) == (0, int(deployers[1]), 0o2775)
     cache = os.stat(installed / "var/cache/dropserve")
     assert (cache.st_uid, cache.st_gid, stat.S_IMODE(cache.st_mode)) == (uid, gid, 0o750)
+    keys = os.stat(installed / "var/lib/dropserve/keys")
+    assert (keys.st_uid, keys.st_gid, stat.S_IMODE(keys.st_mode)) == (uid, gid, 0o700)
     writable = [
         path
         for folder, _, files in os.walk(installed / "opt/dropserve")
@@ -252,6 +254,7 @@ def test_upgrade_keeps_edits_and_restarts_and_erase_leaves_models_and_configurat
     model.mkdir(parents=True)
     (model / "saved_model.pb").write_bytes(b"model")
     (root / "var/cache/dropserve/converted").write_text("cached")
+    (root / "var/lib/dropserve/keys/cache.key").write_text("a key")
 
     assert asked_by("upgrade", "dropserve")[-2:] == ["daemon-reload", "try-restart dropserve.service"]
     assert release() == "2"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -19,11 +21,15 @@ import numpy as np
 import pytest
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import accelerate
+from backends.form import read_form
+from converters.files import file_hash
 from converters.report import Report
 from tests.support import warmup_files
 from tests.support.acceleration_models import acceleration_zoo
-from tests.support.server import ROOT, Server, eventually
+from tests.support.planted_converter import UNSEEN, plant
+from tests.support.server import KEY_FILE, ROOT, Server, eventually
 
 Drop = Callable[..., Path]
 ALWAYS = {"acceleration_min_speedup": 0.0}  # which form is faster depends on the machine; these tests need one
@@ -125,6 +131,37 @@ def test_a_restart_converts_nothing_again(drop: Drop, served: Callable[..., Serv
     assert (after["attempts"], after["proofs"]) == (before["attempts"], before["proofs"])
 
 
+def rewritten(entry: Path) -> None:
+    """Rewrites the ONNX form of an entry, and all that tells its hashes, as whoever may write in the folder can."""
+    (form,) = (entry / "forms" / "onnx").glob("*.onnx")
+    description = read_form(str(form.parent))
+    (signature,) = description.signatures.values()
+    plant(str(form), signature.inputs, signature.outputs["y"], UNSEEN)
+    listing = json.loads((entry / "files.json").read_text().partition("\n")[2])
+    listing[f"forms/onnx/{form.name}"] = [form.stat().st_size, file_hash(str(form))]
+    text = json.dumps(listing)
+    (entry / "files.json").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def test_a_form_that_was_rewritten_in_the_cache_is_not_served(
+    drop: Drop, served: Callable[..., Server], cache: Path, tmp_path: Path
+) -> None:
+    drop("a", source="tiny_tf2")
+    own = shutil.copytree(cache, tmp_path / "own-cache")
+    options = {"acceleration": "onnx", "cache_dir": own, **ALWAYS}
+    first = served(**options)
+    entry = Path(wait_until_serving(first, "a", "onnx")["artifact"]).parents[1]
+    assert entry.is_relative_to(own)
+    assert first.stop() == 0
+    rewritten(entry)
+    second = served(**options)
+    found = wait_until_serving(second, "a", "onnx")  # another one, made and proven anew
+    assert not found["from_cache"]
+    assert "files.json does not carry this server's seal" in second.log()
+    answer = second.predict("a", {"instances": [math.pi]})
+    assert answer == (200, {"predictions": [pytest.approx(math.pi / 2 + 2, rel=1e-6)]})
+
+
 def test_what_cannot_be_converted_stays_on_tensorflow_and_the_report_says_why(
     drop: Drop, served: Callable[..., Server]
 ) -> None:
@@ -173,7 +210,7 @@ def test_the_command_proves_on_recorded_requests_too_and_a_server_finds_its_resu
     warmup_files.put(tmp_path / "recorded" / "predicts", version)
     own = tmp_path / "own-cache"
     options = ModelOptions(acceleration="onnx", **ALWAYS)
-    report = accelerate(options, str(version), str(own), 1 << 30, lambda _: None)
+    report = accelerate(options, str(version), FormCache(str(own), 1 << 30, KEY_FILE), lambda _: None)
     (form,) = report.forms
     assert form.proofs[0].recorded > 0
     (tmp_path / "models" / ".a").rename(tmp_path / "models" / "a")

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import accelerate
 from converters import counterexamples
 from converters.identity import content_hash
 from tests.support.planted_cache import plant_in
-from tests.support.server import ROOT, Server, eventually
+from tests.support.server import KEY_FILE, ROOT, Server, eventually
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,11 +27,15 @@ Drop = Callable[..., Path]
 FORMS = {"acceleration": "onnx", "acceleration_min_speedup": 0.0}
 
 
+def cache_of(folder: Path) -> FormCache:
+    return FormCache(str(folder), 1 << 30, KEY_FILE)
+
+
 @pytest.fixture(scope="module")
 def proven(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a proven form of tiny_tf2."""
     cache = tmp_path_factory.mktemp("cache")
-    report = accelerate(ModelOptions(**FORMS), str(zoo / "tiny_tf2"), str(cache), 1 << 30, lambda _: None)
+    report = accelerate(ModelOptions(**FORMS), str(zoo / "tiny_tf2"), cache_of(cache), lambda _: None)
     assert report.form == "onnx"
     return cache
 
@@ -81,7 +86,7 @@ def test_the_first_wrong_answer_in_service_gives_a_form_up_for_good(
     served: Callable[..., Server], proven: Path, tmp_path: Path, zoo: Path
 ) -> None:
     cache = shutil.copytree(proven, tmp_path / "cache")
-    plant_in(cache)
+    plant_in(cache, cache_of(cache).key())
     server = served(cache, verify_first=0, verify_fraction=1.0)
     for value in (1.0, 2.0, 3.0):
         assert server.predict("a", {"instances": [value]}) == (200, {"predictions": [value / 2 + 2]})
@@ -103,7 +108,7 @@ def test_the_first_wrong_answer_in_service_gives_a_form_up_for_good(
     # The input is kept for later proofs, for nobody else to read.
     file = cache / "counterexamples" / content_hash(str(zoo / "tiny_tf2"))
     assert file.stat().st_mode & 0o777 == 0o600
-    (kept,) = counterexamples.known(str(cache), file.name)["serving_default"]
+    (kept,) = counterexamples.known(str(cache), file.name, cache_of(cache).key())["serving_default"]
     assert kept["x"].tolist() == [pytest.approx(math.pi)]
     eventually(lambda: known(server)["demotions"][0]["file"], "it is kept in the cache")
     assert server.stop() == 0

@@ -7,27 +7,36 @@ import tempfile
 from pathlib import Path
 
 from backends.form import read_form
-from converters.cache import Cache, form_folder
+from converters.cache import Cache
+from converters.entry import form_folder, open_entry
+from converters.files import file_hash, files_below
 from tests.support.planted_converter import UNSEEN, plant
 
-_OWN = ("files.json", "used")  # of an entry: they are made anew
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The files below a folder, by name → SHA-256, as they belong into an entry."""
+    return {name: file_hash(str(folder / name)) for name in files_below(str(folder))}
 
 
-def plant_in(cache: Path) -> None:
-    """Plants `UNSEEN` in the only signature of the ONNX form of the only entry, whose report stays."""
-    (entry,) = (cache / "entries").iterdir()
+def plant_in(cache: Path, key: bytes) -> None:
+    """Plants `UNSEEN` in the only signature of the ONNX form of the only entry, whose report stays: as if it had been
+    converted so."""
+    (path,) = (cache / "entries").iterdir()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "entry"
-        shutil.copytree(entry, folder, ignore=lambda _, names: [name for name in names if name in _OWN])
-        reports = [folder / path.name for path in entry.glob("report-*.json")]
-        for report in reports:
-            shutil.move(report, scratch)
-        form = Path(form_folder(str(folder), "onnx"))
+        entry = open_entry(str(path), key)
+        machines = [found.stem.removeprefix("report-") for found in path.glob("report-*.json")]
+        reports = {machine: report for machine in machines if (report := entry.report(machine)) is not None}
+        for name in entry.files:
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path / name, target)
+        entry.close()
+        form = Path(form_folder(scratch, "onnx"))
         (signature,) = read_form(str(form)).signatures.values()
         plant(str(form / signature.file), signature.inputs, signature.outputs["y"], UNSEEN)
-        shutil.rmtree(entry)
-        made = Cache(str(cache), 1 << 30).put(entry.name, str(folder))
+        shutil.rmtree(path)
+        made = Cache(str(cache), 1 << 30, key).put(path.name, scratch, hashes(Path(scratch)))
         assert made is not None
+        for machine, report in reports.items():
+            assert made.put_report(machine, report)
         made.close()
-        for report in reports:
-            shutil.copy(Path(scratch) / report.name, entry)

@@ -1,17 +1,13 @@
-"""A job whose model of images has recorded requests."""
+"""The work of a job whose model of images has recorded requests."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 
-import msgspec
 import numpy as np
 
 from backends.contract import Signature
-from converters.job import run
-from converters.spec import JobSpec
+from converters.working import main
 
 
 def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, list[Mapping[str, np.ndarray]]]:
@@ -22,4 +18,4 @@ def recorded_cases(path: str, signatures: Mapping[str, Signature]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run(msgspec.convert(json.load(sys.stdin), JobSpec), recorded_cases)
+    main(recorded_cases)

@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60.0
+_KEYS = tempfile.TemporaryDirectory(prefix="dropserve-test-keys-")  # removed with the test run
+KEY_FILE = os.path.join(_KEYS.name, "cache.key")
+"""The key of the cache of all servers of a test run, which may share a cache."""
 
 
 def eventually(probe: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
@@ -47,6 +50,7 @@ class Server:
         values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
         values.setdefault("runtime_dir", os.path.join(self.runtime_dir, "run"))
         values.setdefault("file_system_poll_wait_seconds", 0.2)
+        values.setdefault("cache_key_file", KEY_FILE)
         values.setdefault("acceleration", "off")  # a conversion takes what the machine has left, and seconds
         self.arguments = self._arguments(values)
         self.log_path = os.path.join(self.runtime_dir, "log")

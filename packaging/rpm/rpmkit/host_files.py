@@ -21,7 +21,7 @@ _PLACES = {
     f"{_FILES}/hardening-239.conf": (f"{PREFIX}/share/systemd/hardening-239.conf", False),
     f"{_FILES}/hardening-249.conf": (f"{PREFIX}/share/systemd/hardening-249.conf", False),
 }
-_FOLDERS = ("var/lib/dropserve/models", "var/cache/dropserve")
+_FOLDERS = ("var/lib/dropserve/models", "var/lib/dropserve/keys", "var/cache/dropserve")
 
 
 def place_host_files(root: Path, source: Path) -> None:
