@@ -66,7 +66,7 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
     def connect(address: Any) -> Any:
         def do() -> Any:
             dataset = tf.data.Dataset.range(1)._variant_tensor
-            asked = tf.raw_ops.RegisterDatasetV2(
+            return tf.raw_ops.RegisterDatasetV2(
                 dataset=dataset,
                 address=address,
                 protocol="grpc",
@@ -75,8 +75,6 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
                 element_spec="",
                 metadata="",
             )
-            with tf.control_dependencies([asked]):
-                return tf.identity(address)
 
         return {"asked": tf.cond(tf.strings.regex_full_match(address, r"127\.0\.0\.1:\d+"), do, lambda: nothing)}
 
