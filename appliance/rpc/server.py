@@ -11,18 +11,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from appliance.config.front_settings import FrontSettings
 from appliance.config.tls import load_ssl_config
 from appliance.core.errors import Code, ServingError, as_utf8, truncated
-from appliance.core.routes import Snapshot, VersionRoute
+from appliance.core.routes import VersionRoute
 from appliance.host import logs
 from appliance.host.confinement import close_to_others
 from appliance.host.descriptors import connections_within, raise_descriptor_limit
@@ -41,6 +40,7 @@ from appliance.protocols import protos
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
 from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
+from appliance.rpc.health import serve_health
 from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
 from appliance.rpc.peers import check_may_reload, peer_of
 from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE
@@ -305,31 +305,6 @@ def _access(exchange: Exchange, name: str, data: bytes, context: Any) -> Access:
     return Access(context.peer(), name, status, {"method": name, "status": status, "request_bytes": len(data)})
 
 
-def _serve_health(server: Any, router: Router, services: Iterable[str]) -> None:
-    """Add the health service, which reports for each of `services` and for "" whether the server is ready.
-
-    TensorFlow Serving registers its services without their package, so both spellings are known.
-    """
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = ["", *services, *(service.rpartition(".")[2] for service in services)]
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def set_health(snapshot: Snapshot) -> None:
-        serving = (
-            health_pb2.HealthCheckResponse.SERVING if snapshot.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in names:
-            await servicer.set(name, serving)
-
-    def on_snapshot(snapshot: Snapshot) -> None:
-        task = asyncio.create_task(set_health(snapshot))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    router.on_snapshot = on_snapshot
-
-
 async def _serve(settings: FrontSettings) -> None:
     """Serve until SIGTERM, then finish the requests in flight."""
     front = _GrpcFront(settings)
@@ -376,7 +351,7 @@ async def _serve(settings: FrontSettings) -> None:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool=protos.POOL)
     if options.enable_grpc_healthcheck_service:
-        _serve_health(server, front.router, services)
+        serve_health(server, front.router, services)
 
     await front.router.start(on_lost=lambda: os.kill(os.getpid(), signal.SIGKILL))
     if settings.port is not None:

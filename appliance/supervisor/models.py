@@ -19,6 +19,7 @@ from appliance.config.op_libraries import check_op_libraries
 from appliance.config.settings import Settings
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.observed import Observed
+from appliance.core.servable import ServableId
 from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
@@ -29,6 +30,7 @@ from appliance.supervisor.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
+_STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 _RELOAD_SECONDS = 60.0  # a reload by RPC answers by then, with the state of each model
 
 
@@ -251,6 +253,23 @@ class Models:
             "code": int(code),
             "message": f"{len(wrong)} of {len(names)} models are not live. {listed}. Live: {live}",
         }
+
+    async def stand_by(self, servable: ServableId, seconds: float) -> str:
+        """Have the version's own model served, beside its form if it has one; return its socket's path.
+
+        Raises ServingError (UNAVAILABLE) if that does not succeed within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            revision = self._manager.revision
+            self._controller.post(lambda manager, now: manager.stand_by(servable, now + _STAND_BY_SECONDS, now))
+            now = time.monotonic()
+            path = self._manager.own_socket(servable)
+            if path:
+                return path
+            if path is None or now >= deadline:
+                raise ServingError(Code.UNAVAILABLE, f"{servable}: TensorFlow does not stand by for it")
+            await self.changed_since(revision, deadline - now)
 
     async def changed_since(self, revision: int, seconds: float) -> None:
         """Wait until the manager has something newer than `revision`, for `seconds` at most."""

@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
 _MEMORY_SECONDS = 2.0  # that a process has to tell its memory
-_STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
 
 
 class Supervisor:
@@ -73,7 +72,7 @@ class Supervisor:
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
-        self._watch = Watch(options.hang_seconds, self._hung, self.decided)
+        self._watch = Watch(options.hang_seconds, lambda role: self._metrics.hung(role), self.decided)
         self._fronts = Fronts(
             self._tasks, self._call, self._announce, self._fold_metrics, self._watch, self._programs.has_started
         )
@@ -141,10 +140,10 @@ class Supervisor:
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
             self._memory = ProcessMemory(
-                lambda: {
-                    **self._workers.questions("memory", _MEMORY_SECONDS),
-                    **self._fronts.questions("memory", _MEMORY_SECONDS),
-                }
+                lambda: (
+                    self._workers.questions("memory", _MEMORY_SECONDS)
+                    | self._fronts.questions("memory", _MEMORY_SECONDS)
+                )
             )
             self._profiler = Profiler(self._workers, self._tasks, directory)
             self._verification = Verification(
@@ -243,11 +242,8 @@ class Supervisor:
             self._acceleration.look()
             self._odd_shapes.look(self._workers)
             self._verification.look()
-            due = [
-                moment
-                for moment in (self._manager.next_due, ready_by if self._later or not self._ready else None)
-                if moment is not None
-            ]
+            moments = (self._manager.next_due, ready_by if self._later or not self._ready else None)
+            due = [moment for moment in moments if moment is not None]
             delay = max(min(due) - time.monotonic(), 0.01) if due else None
             events = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._stop_requested.wait())]
             await asyncio.wait(events, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
@@ -323,9 +319,6 @@ class Supervisor:
         await self._fronts.all_adopted()
         await self._workers.drain(number, _DRAIN_SECONDS)
 
-    def _hung(self, role: str) -> None:
-        self._metrics.hung(role)
-
     def _fold_metrics(self) -> None:
         """Add to the totals what a process that has ended has counted."""
         if not self._stopping:
@@ -346,7 +339,7 @@ class Supervisor:
             report = self._acceleration.report(servable)
             return None if report is None else report | self._verification.shown(servable)
         if method == "stand_by":
-            return await self._stand_by(ServableId(params["model"], params["version"]), params["seconds"])
+            return await self._models.stand_by(ServableId(params["model"], params["version"]), params["seconds"])
         if method == "demote":
             servable = ServableId(params["model"], params["version"])
             return self._controller.post(lambda manager, now: manager.demote(servable, params["why"], now))
@@ -362,23 +355,6 @@ class Supervisor:
 
     async def _gpu_status(self, seconds: float) -> GpuStatus:
         return await self._gpus.status(seconds)
-
-    async def _stand_by(self, servable: ServableId, seconds: float) -> str:
-        """Have the version's own model served, beside its form if it has one; return its socket's path.
-
-        Raises ServingError (UNAVAILABLE) if that does not succeed within `seconds`.
-        """
-        deadline = time.monotonic() + seconds
-        while True:
-            revision = self._manager.revision
-            self._controller.post(lambda manager, now: manager.stand_by(servable, now + _STAND_BY_SECONDS, now))
-            now = time.monotonic()
-            path = self._manager.own_socket(servable)
-            if path:
-                return path
-            if path is None or now >= deadline:
-                raise ServingError(Code.UNAVAILABLE, f"{servable}: TensorFlow does not stand by for it")
-            await self._models.changed_since(revision, deadline - now)
 
     def _start_fronts(self) -> None:
         programs, self._later = self._later, []
