@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 from appliance.core.errors import ServingError
 from appliance.host.memory import proportional_bytes
 
 __all__ = ["ProcessMemory"]
 
+_SECONDS = 2.0  # that a process has to answer
 _KEEP_SECONDS = 10.0  # the kernel walks a process's pages for milliseconds
 
 
-class ProcessMemory:
-    """What was read last, and is read anew when somebody asks. `questions()` returns, by process number, how to ask
-    each of the other processes; a question has its own deadline, and raises ServingError."""
+class Asked(Protocol):
+    """Other processes that can be asked."""
 
-    def __init__(self, questions: Callable[[], Mapping[int, Callable[[], Awaitable[object]]]]) -> None:
-        self._questions = questions
+    def questions(self, method: str, seconds: float) -> Mapping[int, Callable[[], Awaitable[object]]]:
+        """Return how to ask each of them to do `method`, by process number. What is returned raises ServingError, also
+        after `seconds`."""
+        ...
+
+
+class ProcessMemory:
+    """What the supervisor's and other processes read last, and read anew when somebody asks."""
+
+    def __init__(self, others: Sequence[Asked]) -> None:
+        self._others = others
         self._known: dict[int, int] = {}
         self._read = float("-inf")
         self._reading: asyncio.Task[None] | None = None
@@ -36,7 +46,7 @@ class ProcessMemory:
 
     async def _read_all(self) -> None:
         try:
-            questions = self._questions()
+            questions = {pid: ask for each in self._others for pid, ask in each.questions("memory", _SECONDS).items()}
             own, *answers = await asyncio.gather(
                 asyncio.to_thread(proportional_bytes), *(_answer(ask) for ask in questions.values())
             )

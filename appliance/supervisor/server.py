@@ -50,7 +50,6 @@ from appliance.supervisor.workers import Workers
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 60.0  # that a version that is unloaded has for its requests
-_MEMORY_SECONDS = 2.0  # that a process has to tell its memory
 
 
 class Supervisor:
@@ -72,7 +71,7 @@ class Supervisor:
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
-        self._watch = Watch(options.hang_seconds, lambda role: self._metrics.hung(role), self.decided)
+        self._watch = Watch(options.hang_seconds, self._hung, self.decided)
         self._fronts = Fronts(
             self._tasks, self._call, self._announce, self._fold_metrics, self._watch, self._programs.has_started
         )
@@ -139,12 +138,7 @@ class Supervisor:
             )
             self._programs.keep(self._workers.fork_server.program)
             self._gpus = GpuClient(self._reaper, self._workers.by_pid)
-            self._memory = ProcessMemory(
-                lambda: (
-                    self._workers.questions("memory", _MEMORY_SECONDS)
-                    | self._fronts.questions("memory", _MEMORY_SECONDS)
-                )
-            )
+            self._memory = ProcessMemory((self._workers, self._fronts))
             self._profiler = Profiler(self._workers, self._tasks, directory)
             self._verification = Verification(
                 self._controller,
@@ -318,6 +312,9 @@ class Supervisor:
         self._publish()
         await self._fronts.all_adopted()
         await self._workers.drain(number, _DRAIN_SECONDS)
+
+    def _hung(self, role: str) -> None:
+        self._metrics.hung(role)
 
     def _fold_metrics(self) -> None:
         """Add to the totals what a process that has ended has counted."""
