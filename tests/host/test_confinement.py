@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,27 @@ def test_a_link_to_what_belongs_to_somebody_else_is_not_followed(tmp_path: Path)
     (folder / "asset").symlink_to(key)
     os.chown(folder / "asset", 4712, 4712, follow_symlinks=False)
     assert follow_links(str(folder)) == Followed([str(folder)], [f"{folder / 'asset'} -> {key}"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_to_what_everybody_may_read_is_followed_whoever_made_it() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        folder, store = Path(place, "1"), Path(place, "store")
+        folder.mkdir()
+        store.mkdir()
+        (store / "weights").write_text("w")
+        (folder / "variables").symlink_to(store)
+        for path in (store, store / "weights"):
+            os.chown(path, 4711, 4711)
+        os.chown(folder / "variables", 4712, 4712, follow_symlinks=False)
+        refused = [f"{folder / 'variables'} -> {store}"]
+        assert follow_links(str(folder)) == Followed([str(folder), str(store)])
+        (store / "weights").chmod(0o640)
+        assert follow_links(str(folder)) == Followed([str(folder)], refused)
+        (store / "weights").chmod(0o644)
+        os.chmod(place, 0o700)
+        assert follow_links(str(folder)) == Followed([str(folder)], refused)
 
 
 WITHOUT_LANDLOCK = """
