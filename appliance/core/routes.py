@@ -32,6 +32,7 @@ class VersionRoute:
     remarks: tuple[str, ...] = ()  # warnings for the operator about an available version
     unsupported: Mapping[str, str] = field(default_factory=dict)  # the signatures that are not served → why not
     refused: tuple[Refused, ...] = ()  # requests that have ended its process
+    has_changed: bool = False  # its files are not those that it was loaded from any more
 
     @property
     def available(self) -> bool:

@@ -57,6 +57,7 @@ class Manager:
         self.worker_incomplete = workers.incomplete
         self.worker_failed = workers.failed
         self.worker_ended = workers.ended
+        self.files_changed = workers.files_changed
 
     # -- models ----------------------------------------------------------------------------------------------
 
@@ -163,11 +164,14 @@ class Manager:
 
     def own_models(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
         """Return the available versions that serve their own model: what, its folder, what identifies its files, and
-        its model files. Those that have a successor are left out until that is decided."""
+        its model files. Those that have a successor are left out until that is decided, and those whose files have
+        changed: a form of them would be that of another model."""
         return [
             (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
             for model, version in self._servables.wanted()
-            if version.state is State.AVAILABLE and version.files.digest and not version.form and not version.second
+            if version.state is State.AVAILABLE
+            and version.files.digest
+            and not (version.form or version.second or version.has_changed)
         ]
 
     def own_socket(self, servable: ServableId) -> str | None:
@@ -200,7 +204,7 @@ class Manager:
         return [model.name for model in self._models.values() if not model.removed]
 
     def loaded_versions(self, name: str) -> frozenset[int]:
-        """Return the versions whose files need not be looked at again."""
+        """Return the versions that have their files: others under the same name are not loaded while these serve."""
         model = self._models.get(name)
         return frozenset() if model is None else model.loaded_versions()
 

@@ -91,6 +91,7 @@ class Servables:
             self.model_of(version).names.get(files.path, frozenset()),
             form,
             files.digest or "",
+            files.content,
             may_find_form=may_find_form,
             is_tried=is_first or files.digest != version.service.digest,
             check_files=check_files,
@@ -110,9 +111,9 @@ class Servables:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    def discover(self, model: Model, number: int, path: str, digest: str | None, remark: str) -> Version:
+    def discover(self, model: Model, number: int, files: Files, remark: str) -> Version:
         """Add a version whose folder is seen for the first time."""
-        version = model.versions[number] = Version(ServableId(model.name, number), Files(path, digest))
+        version = model.versions[number] = Version(ServableId(model.name, number), files)
         self._changes.append(StateChange(version.id, "", State.SETTLING.value, remark))
         return version
 
@@ -131,7 +132,7 @@ class Servables:
         self.move_labels(model)
         self.revision += 1
 
-    def move(self, version: Version, event: Event, reason: str) -> None:
+    def move(self, version: Version, event: Event, reason: str, is_warning: bool = False) -> None:
         """Change the state of a version by `event`. Raises IllegalTransitionError."""
         old = version.state
         version.state = transition(old, event)
@@ -143,7 +144,7 @@ class Servables:
             version.code = Code.UNAVAILABLE
         elif version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
-        self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
+        self._changes.append(StateChange(version.id, old.value, version.state.value, reason, is_warning))
 
     def say(self, version: Version, text: str, is_warning: bool = False) -> None:
         """Log `text` about a version whose state stays as it is."""

@@ -42,8 +42,11 @@ class Successors:
     # -- forms -----------------------------------------------------------------------------------------------
 
     def accelerate(self, version: Version, form: Form, digest: str) -> list[Action]:
-        """Start a successor on `form`, if the files that it was made of, `digest`, are those that are served."""
+        """Start a successor on `form`, if the files that it was made of, `digest`, are those that are served, and have
+        not changed meanwhile."""
         if version.state is not State.AVAILABLE or version.files.digest != digest or version.form == form:
+            return []
+        if version.has_changed:
             return []
         return self._succeed(version, version.files, form)
 

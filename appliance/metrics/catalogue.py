@@ -72,6 +72,12 @@ INFLIGHT_BYTES = Metric(
 VERSIONS = Metric(
     "dropserve_versions", Type.GAUGE, "1 for each version that is known, with its state.", ("model", "version", "state")
 )
+CHANGED_VERSIONS = Metric(
+    "dropserve_changed_versions",
+    Type.GAUGE,
+    "1 for each available version whose files have been changed since it was loaded.",
+    ("model", "version"),
+)
 READY = Metric("dropserve_ready", Type.GAUGE, "Whether /readyz answers 200.")
 QUEUE_REQUESTS = Metric(
     "dropserve_queue_requests", Type.GAUGE, "Requests that wait for their turn.", ("model", "version")

@@ -85,6 +85,8 @@ def _add_models(samples: Samples, snapshot: Snapshot) -> None:
     for model in snapshot.models.values():
         for version in model.versions:
             _add(samples, catalogue.VERSIONS, (model.name, str(version.version), version.state), 1)
+            if version.has_changed:
+                _add(samples, catalogue.CHANGED_VERSIONS, (model.name, str(version.version)), 1)
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 
 from appliance.source.settle import Fingerprint, Scan
 from backends import onnx_model, tflite_model
 from backends.registry import MODEL_FILES
 
-__all__ = ["fingerprint", "scan_base_path", "scan_root"]
+__all__ = ["fingerprint", "scan_base_path", "scan_root", "walk"]
 
 _KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONNX model"}
 
@@ -18,10 +19,11 @@ _MAX_VERSION = 2**63 - 1
 _MAX_ENTRIES = 100_000
 
 
-def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
+def scan_base_path(base_path: str, skip: frozenset[int] = frozenset(), loaded: frozenset[int] = frozenset()) -> Scan:
     """Return the version folders under a base path. Raise OSError if it cannot be read.
 
-    Versions in `skip` get no fingerprint.
+    Versions in `skip` get no fingerprint. Neither they nor those in `loaded` are left out if their folders cannot be
+    read.
     """
     versions: dict[int, Fingerprint | None] = {}
     paths: dict[int, str] = {}
@@ -50,7 +52,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
             except FileNotFoundError:
                 pass  # a dangling link, or deleted during the scan: the next scan shows which
             except OSError as error:
-                if number in skip:  # a loaded version stays loaded until its folder is known to be gone
+                # A loaded version stays loaded until its folder is known to be gone.
+                if number in skip or number in loaded:
                     versions[number], paths[number] = None, path
                 else:
                     ignored.append(f"{path} is ignored: {error.strerror or error}")
@@ -75,36 +78,45 @@ def fingerprint(path: str) -> Fingerprint:
     top = os.stat(path)
     digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
     newest = top.st_ctime
+    names: set[str] = set()
+    for entry_path, status in walk(path):
+        folder, name = os.path.split(entry_path)
+        if folder == path and name in MODEL_FILES:
+            names.add(name)
+        if status is None:
+            digest.update(f"{entry_path}\0gone\n".encode(errors="surrogateescape"))
+            continue
+        digest.update(
+            f"{entry_path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(errors="surrogateescape")
+        )
+        newest = max(newest, status.st_ctime)
+    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+
+
+def walk(path: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield all that lies in a version folder, always in the same order: its path and its status, None if it has been
+    deleted since. Raise OSError."""
     count = 0
     folders = [path]
-    names: set[str] = set()
     while folders:
         folder = folders.pop()
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                count += 1
-                if count > _MAX_ENTRIES:
-                    raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
-                if folder == path and entry.name in MODEL_FILES:
-                    names.add(entry.name)
-                try:
-                    status = _status(entry)
-                except FileNotFoundError:  # deleted during the scan
-                    digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
-                    continue
-                # Follow only the folder links that a SavedModel reads: another link may lead anywhere, or back to
-                # itself.
-                if stat.S_ISDIR(status.st_mode) and (
-                    not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
-                ):
-                    folders.append(entry.path)
-                digest.update(
-                    f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
-                        errors="surrogateescape"
-                    )
-                )
-                newest = max(newest, status.st_ctime)
-    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+            found = sorted(entries, key=lambda e: e.name)
+        for entry in found:
+            count += 1
+            if count > _MAX_ENTRIES:
+                raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+            try:
+                status = _status(entry)
+            except FileNotFoundError:
+                yield entry.path, None
+                continue
+            # Follow only the folder links that a SavedModel reads: another link may lead anywhere, or back to itself.
+            if stat.S_ISDIR(status.st_mode) and (
+                not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
+            ):
+                folders.append(entry.path)
+            yield entry.path, status
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

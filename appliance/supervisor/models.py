@@ -81,6 +81,10 @@ class Models:
     def stop(self) -> None:
         self._source.stop()
 
+    def look(self, name: str) -> None:
+        """Look at the folder of a model again soon."""
+        self._source.look(name)
+
     def changed(self) -> None:
         """Wake those who wait for changes: the manager may have some."""
         for waiter in self._waiters:

@@ -26,6 +26,7 @@ from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.replicas import Loaded
 from appliance.metrics.keeper import MetricsKeeper
+from appliance.source.content import Found
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
@@ -281,6 +282,10 @@ class Supervisor:
             self._controller.post(lambda manager, now: manager.worker_incomplete(number, failure.reason, now))
         else:
             self._controller.post(lambda manager, now: manager.worker_failed(number, failure.code, failure.reason, now))
+
+    def files_changed(self, number: int, model: str, files: Found) -> None:
+        self._controller.post(lambda manager, now: manager.files_changed(number, files.digest, files.content, now))
+        self._models.look(model)
 
     def lines_dropped(self, model: str, lines: int) -> None:
         self._metrics.lines_dropped(model, lines)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from appliance.config.model_options import ModelOptions
@@ -17,6 +18,8 @@ from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Loaded
+from appliance.source.content import Found, changed
+from appliance.source.threads import ScanThreads
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
 from appliance.supervisor.stderr import relay_stderr
@@ -31,6 +34,7 @@ __all__ = ["OddTrial", "Reports", "Workers"]
 logger = logging.getLogger(__name__)
 
 _SPAWN_SECONDS = 60.0
+_LOOK_SECONDS = 10.0
 _MAX_LINE_BYTES = 256 * 1024 * 1024
 _KILL_SECONDS = 2.0
 _NOT_STARTED = WorkerEnd("it was not started")
@@ -57,6 +61,9 @@ class Reports(Protocol):
     def worker_failed(self, number: int, failure: Failure) -> None:
         """It has not loaded. Its process has ended, or cannot be ended; `worker_ended` follows when it has."""
 
+    def files_changed(self, number: int, model: str, files: Found) -> None:
+        """Its process is not started, because the files of `model` that it was to load are not there any more."""
+
     def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
     def lines_dropped(self, model: str, lines: int) -> None: ...
 
@@ -79,6 +86,7 @@ class Workers:
         self._reaper = reaper
         self._tasks = tasks
         self._placement = placement
+        self._threads = ScanThreads()
         self._workers: dict[int, WorkerProcess] = {}
         self._stopping = False
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
@@ -109,8 +117,9 @@ class Workers:
         """End a worker at once."""
         worker = self._workers[number]
         worker.killed = True
-        if worker.preparing is not None:
-            worker.preparing.cancel()
+        for waiting in (worker.preparing, worker.looking):
+            if waiting is not None:
+                waiting.cancel()
         if worker.pid is not None:
             self._reaper.kill(worker.pid)
 
@@ -191,7 +200,10 @@ class Workers:
                 if not worker.preparing.cancelled() and (form := worker.preparing.result()) is not None:
                     worker.form = form
                     self._reports.form_found(number, form)
-            if not worker.killed:
+            files = await self._changed_files(worker)
+            if files is not None and not worker.killed:
+                self._reports.files_changed(number, worker.action.servable.model, files)
+            elif not worker.killed:
                 end = await self._run(worker)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)
@@ -202,6 +214,27 @@ class Workers:
         del self._workers[number]
         self._placement.release(number)
         self._reports.worker_ended(number, self._with_answers_of_siblings(worker, end))
+
+    async def _changed_files(self, worker: WorkerProcess) -> Found | None:
+        """Return what is in the folder of a worker instead of what it is to load, None if that is still there."""
+        action = worker.action
+        if worker.killed or not action.digest:
+            return None
+        look = partial(changed, action.path, action.digest, action.content)
+        worker.looking = asyncio.ensure_future(self._threads.call(look))
+        # One that takes longer, on a file system that hangs, is for the load and its deadline to fail on.
+        await asyncio.wait([worker.looking], timeout=_LOOK_SECONDS)
+        if not worker.looking.done() or worker.looking.cancelled():
+            worker.looking.cancel()
+            return None
+        try:
+            files = worker.looking.result()
+        except OSError:  # the worker says of what it cannot read
+            return None
+        if files is not None and files.content == action.content:
+            logger.info("%s: its files were written to since they were looked at; they seem the same", action.servable)
+            return None
+        return files
 
     def _with_answers_of_siblings(self, worker: WorkerProcess, end: WorkerEnd) -> WorkerEnd:
         """Return `end` with what the other workers of the same files have answered, which counts as much."""

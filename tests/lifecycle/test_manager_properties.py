@@ -77,16 +77,23 @@ class ManagerMachine(RuleBasedStateMachine):
     def delete(self, name: str, version: int) -> None:
         self.world.disk[name].pop(version, None)
 
-    @rule(name=NAMES, settled=st.booleans())
-    def look(self, name: str, settled: bool) -> None:
+    @rule(name=NAMES, settled=st.booleans(), at_loaded=st.booleans())
+    def look(self, name: str, settled: bool, at_loaded: bool = False) -> None:
         if name not in self.world.policies:
             return
         loaded = self.manager.loaded_versions(name)
         base = self.world.bases[name]
         observed = {
             version: Observed(f"{base}/{version}", None, settled=True)
-            if version in loaded
-            else Observed(f"{base}/{version}", base + digest, settled, "" if settled else "they change")
+            if version in loaded and not at_loaded
+            else Observed(
+                f"{base}/{version}",
+                base + digest,
+                settled,
+                "" if settled else "they change",
+                content=digest,
+                in_place=version in loaded,
+            )
             for version, digest in self.world.disk[name].items()
         }
         self.act(self.manager.observe(name, observed, "", self.now))
@@ -129,7 +136,7 @@ class ManagerMachine(RuleBasedStateMachine):
         numbers = [n for n, p in self.world.processes.items() if reported is None or p.reported is reported]
         return data.draw(st.sampled_from(numbers)) if numbers else None
 
-    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "badly", "failed", "incomplete"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "badly", "failed", "incomplete", "changed"]))
     def report(self, data: st.DataObject, outcome: str) -> None:
         worker = self.pick(data, reported=False)
         if worker is None:
@@ -141,9 +148,11 @@ class ManagerMachine(RuleBasedStateMachine):
             self.act(self.manager.worker_ready(worker, Loaded(f"/w{worker}", warmup_failure="no"), self.now))
         elif outcome == "failed":
             self.act(self.manager.worker_failed(worker, Code.INTERNAL, "bad", self.now))
+        elif outcome == "changed":
+            self.act(self.manager.files_changed(worker, "other", "other", self.now))
         else:
             self.act(self.manager.worker_incomplete(worker, "half", self.now))
-        if outcome in ("failed", "incomplete"):
+        if outcome in ("failed", "incomplete", "changed"):
             self.end(worker)
 
     @rule(data=st.data())
@@ -181,6 +190,7 @@ class ManagerMachine(RuleBasedStateMachine):
         assert self.manager.worker_ready(worker, Loaded("/late"), self.now) == []
         assert self.manager.worker_failed(worker, Code.INTERNAL, "late", self.now) == []
         assert self.manager.worker_incomplete(worker, "late", self.now) == []
+        assert self.manager.files_changed(worker, "late", "late", self.now) == []
         assert self.manager.worker_ended(worker, "late", self.now) == []
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 70.0]))

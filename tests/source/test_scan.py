@@ -355,3 +355,12 @@ def test_a_link_in_a_circle_stops_no_other_model(tmp_path: Path) -> None:
 def test_a_missing_root_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan_root(f"{tmp_path}/missing")
+
+
+def test_a_loaded_version_that_cannot_be_looked_into_is_not_left_out(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(base, "1")
+    monkeypatch.setattr("appliance.source.scan._MAX_ENTRIES", 1)
+    assert set(scan_base_path(str(base)).versions) == set()
+    assert scan_base_path(str(base), loaded=frozenset({1})).versions == {1: None}
