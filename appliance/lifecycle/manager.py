@@ -5,6 +5,7 @@ No thread, socket, file or clock: the supervisor carries the actions out and say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from appliance.config.version_policy import Latest, VersionPolicy
@@ -38,10 +39,13 @@ class Manager:
         load_retry_interval_seconds: float,
         max_concurrent_loads: int,
         labels_for_unavailable_versions: bool = False,
+        slow_load_seconds: float = math.inf,
     ) -> None:
         servables = self._servables = Servables(labels_for_unavailable_versions)
         self._models = servables.models
-        self._loads = Loads(max_load_retries, load_retry_interval_seconds, max_concurrent_loads)
+        self._loads = Loads(
+            servables, max_load_retries, load_retry_interval_seconds, max_concurrent_loads, slow_load_seconds
+        )
         self._successors = Successors(servables)
         self._reconciler = Reconciler(servables, self._loads, self._successors)
         poisoning = Poisoning(servables)

@@ -78,6 +78,7 @@ class Version:
     # When it is loaded again.
     attempts: int = 0
     retry_at: float | None = None
+    load_began: float = 0.0  # loading: since when (monotonic seconds)
     refused_by_gate: bool = False  # why it has failed
     service: Service = field(default_factory=Service)
     suspects: Suspects = field(default_factory=Suspects)  # of the files that it served last

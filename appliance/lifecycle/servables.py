@@ -29,7 +29,7 @@ class Servables:
         self._ended: dict[ServableId, VersionRoute] = {}  # the last state of versions that are gone, the oldest first
         self.models: dict[str, Model] = {}
         self.revision = 1  # grows with every change that the routes show
-        self.loading = 0  # versions that are LOADING
+        self.loading: dict[ServableId, Version] = {}  # those that are LOADING
 
     def version(self, servable: ServableId) -> Version | None:
         """Return the version, or None if it is not there or its model is not wanted any more."""
@@ -136,7 +136,10 @@ class Servables:
         """Change the state of a version by `event`. Raises IllegalTransitionError."""
         old = version.state
         version.state = transition(old, event)
-        self.loading += (version.state is State.LOADING) - (old is State.LOADING)
+        if version.state is State.LOADING:
+            self.loading[version.id] = version
+        else:
+            self.loading.pop(version.id, None)
         version.reason = reason
         self.revision += 1
         self.move_labels(self.model_of(version))

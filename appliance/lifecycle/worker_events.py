@@ -65,6 +65,8 @@ class WorkerEvents:
             if refused is not None:
                 return self._refuse(version, refused, now)
         replica.loaded = loaded
+        if version.state is State.LOADING:
+            self._loads.ended(version, now, has_loaded=True)
         has_other_files = version.has_served_others
         version.serve(replica, loaded, now)
         self._servables.move(version, Event.READY, "")
@@ -215,6 +217,7 @@ class WorkerEvents:
 
     def _fail(self, version: Version, code: Code, reason: str, is_final: bool, now: float) -> None:
         """Fail a version that was loading: it is tried again later, or when its files change."""
+        self._loads.ended(version, now, has_loaded=False)
         retry = "it is tried again when its files change" if is_final else self._loads.retry(version, now)
         version.code = code
         self._servables.move(version, Event.LOAD_FAILED, f"{reason}{_of_changed_files(version)} ({retry})")

@@ -65,6 +65,7 @@ class Supervisor:
             options.load_retry_interval_micros / 1e6,
             options.max_concurrent_loads or max(4, 2 * self._cores),
             options.allow_version_labels_for_unavailable_models,
+            options.slow_load_seconds,
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
