@@ -85,6 +85,13 @@ class Manager:
         self._servables.move_labels(model)
         self._servables.revision += 1
 
+    def refuse_model(self, name: str, base_path: str, reason: str) -> None:
+        """List a model that is not served, for `reason`, whatever is in its folder."""
+        self.add_model(name, base_path)
+        model = self._models[name]
+        model.seen = model.tried = True
+        self._servables.remark(model, reason)
+
     def update_model(
         self,
         name: str,

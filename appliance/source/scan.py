@@ -17,6 +17,7 @@ _KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONN
 
 _MAX_VERSION = 2**63 - 1
 _MAX_ENTRIES = 100_000
+_MAX_REMARKS = 20  # on one base path
 
 
 def scan_base_path(base_path: str, skip: frozenset[int] = frozenset(), loaded: frozenset[int] = frozenset()) -> Scan:
@@ -36,6 +37,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset(), loaded: f
         if not (name.isascii() and name.isdigit()):
             if name in MODEL_FILES:
                 held.add(_KINDS.get(name, "a SavedModel"))
+            elif _shown(name) != name:
+                ignored.append(f"{base_path}/{_shown(name)} is ignored: its name is not UTF-8")
             continue
         path = os.path.join(base_path, name)
         number = int(name) if len(name) < 40 else _MAX_VERSION + 1
@@ -66,6 +69,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset(), loaded: f
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
     what = f"{base_path} holds {min(held)} itself" if held and not versions else ""
+    if len(ignored) > _MAX_REMARKS:
+        ignored = [*ignored[:_MAX_REMARKS], f"{len(ignored) - _MAX_REMARKS} more remarks are left out"]
     return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes, what)
 
 
@@ -126,11 +131,24 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat(follow_symlinks=False)
 
 
-def scan_root(root: str) -> tuple[int, list[str]]:
-    """Return the device of a model root and the names of its sub-folders. Raise OSError if it cannot be read."""
+def scan_root(root: str) -> tuple[int, list[str], dict[str, str]]:
+    """Return the device of a model root, the names of its sub-folders, and of those that cannot be a model's, as they
+    are to be shown, why not. Raise OSError if it cannot be read."""
     with os.scandir(root) as entries:
         # Do not check whether a link leads to a folder: the call may hang, and block every other model.
         names = sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
         )
-    return os.stat(root).st_dev, [name for name in names if ":" not in name]
+    refused = {}
+    for name in names:
+        shown = _shown(name)
+        if shown != name:
+            refused[shown] = f"{root}/{shown} is ignored: its name is not UTF-8; rename the folder"
+        elif ":" in name:
+            refused[name] = f"{root}/{name} is ignored: a model's name has no colon; rename the folder"
+    return os.stat(root).st_dev, [name for name in names if _shown(name) not in refused], refused
+
+
+def _shown(name: str) -> str:
+    """Return a name of a file as it may be shown: bytes that are not UTF-8 are escaped (`\\xff`)."""
+    return os.fsencode(name).decode(errors="backslashreplace")

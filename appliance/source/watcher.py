@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -67,7 +67,8 @@ class Listener(Protocol):
     `loaded_versions` returns the versions whose files are looked at only now and then. `model_appeared` is called for a
     new sub-folder of the root, and returns its `settle_seconds`; `model_vanished` when it is gone. `versions_observed`
     gets each scan's version folders and a remark about ignored entries. `base_path_lost` gets the reason why a folder
-    cannot be scanned; nothing must be unloaded then.
+    cannot be scanned; nothing must be unloaded then. `models_refused` gets the sub-folders of the root whose names
+    cannot be a model's, with the reasons.
     """
 
     def loaded_versions(self, name: str) -> frozenset[int]: ...
@@ -75,6 +76,7 @@ class Listener(Protocol):
     def model_vanished(self, name: str) -> None: ...
     def versions_observed(self, name: str, observed: dict[int, Observed], remark: str, holds_model: bool) -> None: ...
     def base_path_lost(self, name: str, reason: str) -> None: ...
+    def models_refused(self, refused: Mapping[str, str]) -> None: ...
 
 
 class _Target:
@@ -284,11 +286,12 @@ class Source:
             due: float | None = None
             found: list[str] | None = None
             try:
-                seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
+                seen_device, found, refused = await self._look(target, lambda: scan_root(root), lambda: None)
                 if not found and self._in_root and seen_device != device:
                     found = None
                     raise OSError("it is suddenly empty and on another device: a lost mount?")
                 device, problem = seen_device, ""
+                self._listener.models_refused(refused)
             except OSError as error:
                 if problem != (problem := error.strerror or str(error)):
                     logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)

@@ -1,4 +1,4 @@
-"""Files of an available version that are overwritten where they lie: nobody gets other answers without a word."""
+"""What a deployer does by mistake in the model folders: nobody gets other answers, or none, without a word."""
 
 from __future__ import annotations
 
@@ -66,3 +66,19 @@ def test_a_file_that_is_cut_off_is_no_outage_after_a_crash_if_an_older_version_i
     assert "its files were changed after it had served" in server.wait_for("cut", 2, "failed")
     shutil.copyfile(server.zoo / "half_plus_three" / WEIGHTS, folder / WEIGHTS)
     eventually(lambda: server.answer("cut") == THREE, "the version is back")
+
+
+def test_folders_whose_names_are_not_utf_8_are_refused_with_a_remark(server: Folder) -> None:
+    model = os.fsencode(server.root) + b"/odd\xff"
+    os.mkdir(model)
+    os.mkdir(model + b"/1")
+    server.drop("half_plus_two", "named", 1)
+    os.mkdir(os.fsencode(server.root) + b"/named/2\xff")
+    server.wait_for("named", 1)
+    expected = f"{server.root}/odd\\xff is ignored: its name is not UTF-8; rename the folder"
+    eventually(lambda: server.model("odd\\xff").get("reason") == expected, "the model is listed with the reason")
+    remark = f"{server.root}/named/2\\xff is ignored: its name is not UTF-8"
+    eventually(lambda: server.model("named")["reason"] == remark, "the model remarks on the version")
+    assert expected in server.log().replace("\\\\", "\\")
+    os.rename(model, model.replace(b"\xff", b"est"))
+    eventually(lambda: not server.model("odd\\xff"), "it is gone once it has another name")
