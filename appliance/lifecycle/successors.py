@@ -52,11 +52,13 @@ class Successors:
 
     def stand_by(self, version: Version, until: float) -> list[Action]:
         """Start a worker with the version's own model beside that of its form, or keep the one that is there, `until`
-        then (monotonic)."""
+        then (monotonic). None is started once the files have changed: it would be another model."""
         if version.form is None or version.state is not State.AVAILABLE:
             return []
         if version.second is not None:
             version.second.until = max(version.second.until, until)
+            return []
+        if version.has_changed:
             return []
         return [self._start(version, Role.STANDING_BY, version.files, until=until)]
 

@@ -198,6 +198,17 @@ def test_its_own_model_does_not_stand_by_for_a_form_once_its_files_have_changed(
     assert host.states() == {1: "available"}
 
 
+def test_once_its_files_are_known_to_have_changed_its_own_model_is_not_started_to_stand_by(host: Host) -> None:
+    servable = ServableId("a", 1)
+    host.did(host.manager.accelerate(servable, Form("onnx", "/c"), "1", host.now))
+    host.ready(1)
+    look(host, "2", "two")
+    assert host.manager.stand_by(servable, host.now + 30, host.now) == []
+    assert host.manager.own_socket(servable) is None
+    look(host, "3", "one")
+    assert host.did(host.manager.stand_by(servable, host.now + 30, host.now)) == ["start a/1"]
+
+
 def test_a_report_of_changed_files_for_a_worker_that_is_gone_is_ignored(host: Host) -> None:
     gone = host.worker(1)
     host.end(1)
