@@ -9,7 +9,9 @@ from appliance.core.observed import Observed
 from appliance.core.outcomes import Outcome, Trial
 from appliance.core.servable import Form, ServableId
 from appliance.lifecycle.actions import StartWorker
+from appliance.lifecycle.release import ReleaseRules
 from appliance.lifecycle.standing import Standing
+from backends.contract import Signature, TensorSpec
 from tests.support.manager_host import Host
 
 GOOD = {"serving_default": Trial(Outcome.ANSWERED)}
@@ -153,6 +155,19 @@ def test_changed_files_that_cannot_answer_after_a_crash_are_not_served_and_say_w
     assert host.states() == {1: "failed"}
     assert "Table not initialized" in host.reason(1)
     assert "its files were changed after it had served" in host.reason(1)
+
+
+def test_changed_files_with_other_signatures_are_refused_after_a_crash_where_that_is_asked_for() -> None:
+    old, new = ({"f": Signature({"x": TensorSpec(dtype, (-1,))}, {})} for dtype in ("float32", "int64"))
+    host = Host()
+    host.add(rules=ReleaseRules(refuse_signature_changes=True))
+    host.see(1)
+    host.ready(1, signatures=old)
+    host.end(1)
+    find_changes(host)
+    look(host, "2", "two", in_place=False)
+    assert host.ready(1, signatures=new, trials=GOOD) == ["kill a/1"]
+    assert 'input "x" of signature "f" is int64, and was float32' in host.reason(1)
 
 
 def test_files_that_were_cut_off_are_waited_for_after_a_crash_and_say_so(host: Host) -> None:
