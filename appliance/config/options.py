@@ -179,6 +179,14 @@ class Options(ModelOptions):
         "Versions that load at once; 0: two for each core, at least 4. Lower it if loading takes too much memory.",
         minimum=0,
     )
+    slow_load_seconds: float = option(
+        30.0,
+        Group.LIFE,
+        "Seconds after which a version that still loads does not count for max_concurrent_loads any more, so that a "
+        "loader that hangs does not keep other models waiting. There are never more than twice as many loads.",
+        minimum=1,
+        maximum=86400,
+    )
     ready_timeout_seconds: float = option(
         60.0,
         Group.LIFE,

@@ -43,6 +43,8 @@ def parse_channel_arguments(text: str) -> dict[str, int | str]:
 def local_path(written: str) -> str:
     """Return an absolute path without `file://` and without slashes at its end; "" is kept. Raise ConfigError."""
     path = written.removeprefix("file://")
+    if not _is_utf8(path):
+        raise ConfigError(f"{path!r} is not UTF-8", "rename the folder or file")
     scheme, found, _ = path.partition("://")
     if found:
         raise ConfigError(f"{path!r} is on {scheme}", "only local folders are served; mount it, or copy it here")
@@ -72,6 +74,8 @@ def check_model_name(name: str) -> object:
     """Return `name` if it is a valid name of a model. Raise ConfigError otherwise."""
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"{name!r} is no model's name", "a model's name is not empty and has no / and no :")
+    if not _is_utf8(name):
+        raise ConfigError(f"{name!r} is no model's name", "a model's name is UTF-8")
     return name
 
 
@@ -80,3 +84,8 @@ def check_hang_seconds(seconds: float) -> object:
     if 0 < seconds < _LEAST_HANG_SECONDS:
         raise ConfigError(f"hang_seconds is {seconds:g}", f"it is 0 (off), or at least {_LEAST_HANG_SECONDS:g}")
     return seconds
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether `text`, of the command line or a file's name, was UTF-8: other bytes are lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

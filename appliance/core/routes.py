@@ -33,6 +33,7 @@ class VersionRoute:
     unsupported: Mapping[str, str] = field(default_factory=dict)  # the signatures that are not served → why not
     refused: tuple[Refused, ...] = ()  # requests that have ended its process
     confined_by: tuple[str, ...] = ()  # what confines its process, such as seccomp
+    has_changed: bool = False  # its files are not those that it was loaded from any more
 
     @property
     def available(self) -> bool:

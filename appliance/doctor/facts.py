@@ -276,12 +276,11 @@ def _in_root(root: str) -> tuple[list[str], tuple[str, ...]]:
     If the root cannot be read, both are empty: another check reports it.
     """
     try:
-        _, names = scan_root(root)
-        odd = sorted(name for name in os.listdir(root) if ":" in name and not name.startswith("."))
+        _, names, refused = scan_root(root)
         held = scan_base_path(root).held
     except OSError:
         return [], ()
-    ignored = [f"{os.path.join(root, name)} is ignored: a model's name has no colon" for name in odd[:3]]
+    ignored = list(refused.values())[:3]
     moved = [f"{held}, which is no model's name; move it to {root}/NAME/1"] if held else []
     return names, (*ignored, *moved)
 

@@ -21,7 +21,8 @@ class StartWorker:
     path: str
     names: frozenset[str] = frozenset()
     form: Form | None = None  # what is loaded instead of the folder's own model
-    digest: str = ""  # what identifies its files
+    digest: str = ""  # what identifies the state of its files
+    content: str = ""  # and what they contain; "" if it is not known
     may_find_form: bool = False  # a form may be made first, and be loaded (the option wait_for_acceleration)
     is_tried: bool = False  # try its signatures: these files have not served yet
     check_files: bool = True  # see that the folder is all there, before the framework is asked to load it

@@ -15,9 +15,12 @@ _DEATHS = 3  # within crash_window_seconds, after which a version gives way
 
 def judge(model: Model, version: Version, loaded: Loaded) -> tuple[Refusal | None, tuple[str, ...]]:
     """Return why what `version` has `loaded` must not serve (None if it may), and remarks for its operator. A version
-    that serves already is judged as one from another folder would be."""
+    that serves already is judged as one from another folder would be; so is one that has served other files, if no
+    other version serves."""
     serving = model.in_state(State.AVAILABLE, State.RESTARTING)
     before = version if version.id.version in serving else _predecessor(model, version)
+    if before is None and version.has_served_others:
+        before = version
     changes = () if before is None else signature_changes(before.signatures, loaded.signatures)
     told = ""
     if before is not None and changes:

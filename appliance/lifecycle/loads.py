@@ -15,20 +15,71 @@ _MAX_BACKOFF_SECONDS = 60.0
 class Loads:
     """The models that wait for other loads to end, and the rules for another attempt. Times are monotonic seconds."""
 
-    def __init__(self, max_retries: int, retry_interval_seconds: float, max_concurrent: int) -> None:
+    def __init__(
+        self,
+        servables: Servables,
+        max_retries: int,
+        retry_interval_seconds: float,
+        max_concurrent: int,
+        slow_seconds: float,
+    ) -> None:
+        self._servables = servables
         self._max_retries = max_retries
         self._retry_interval_seconds = retry_interval_seconds
         self._max_concurrent = max_concurrent
+        self._slow_seconds = slow_seconds
         self._waiting: dict[str, None] = {}  # models that would load more than may load at once; first come first
+        self._failed_or_slow: set[str] = set()  # models whose last load failed, or was slow
 
-    def are_full(self, servables: Servables) -> bool:
-        """Whether no other version may begin to load now."""
-        return servables.loading >= self._max_concurrent
+    # -- who may load ----------------------------------------------------------------------------------------
 
-    @property
-    def waiting(self) -> list[str]:
-        """The models whose versions wait for their turn, the first to come first."""
-        return list(self._waiting)
+    def may_begin(self, model: str, now: float) -> bool:
+        """Whether a version of `model` may begin to load now.
+
+        A load that takes long holds no slot any more, so that a loader that hangs delays no other model for longer.
+        Since each takes memory, there are never more than twice as many loads as slots; and a model that is slow or has
+        failed gets none of those beyond the slots, nor one that another model waits for.
+        """
+        loading = len(self._servables.loading)
+        suspects = self._suspects(now)
+        if model in suspects:
+            return self._waiting.keys() - {model} <= suspects and loading < self._max_concurrent
+        fresh = sum(not self._is_slow(version, now) for version in self._servables.loading.values())
+        return fresh < self._max_concurrent and loading < 2 * self._max_concurrent
+
+    def next_slot(self, now: float) -> float:
+        """Return when a slot becomes free although no load ends; infinite: never."""
+        loading = self._servables.loading.values()
+        fresh = [version.load_began for version in loading if not self._is_slow(version, now)]
+        if not fresh or len(loading) >= 2 * self._max_concurrent:
+            return math.inf
+        return min(fresh) + self._slow_seconds
+
+    def waiting(self, now: float) -> list[str]:
+        """Return the models whose versions wait for their turn: the first to come first, those that are slow or have
+        failed behind the others."""
+        suspects = self._suspects(now)
+        return sorted(self._waiting, key=lambda model: model in suspects)
+
+    def ended(self, version: Version, now: float, has_loaded: bool) -> None:
+        """Note how a load ended, before the version changes its state."""
+        if has_loaded and not self._is_slow(version, now):
+            self._failed_or_slow.discard(version.id.model)
+        else:
+            self._failed_or_slow.add(version.id.model)
+
+    def forget(self, model: str) -> None:
+        """Forget a model that is gone."""
+        self._waiting.pop(model, None)
+        self._failed_or_slow.discard(model)
+
+    def _is_slow(self, version: Version, now: float) -> bool:
+        return now >= version.load_began + self._slow_seconds
+
+    def _suspects(self, now: float) -> set[str]:
+        """Return the models whose last load failed or was slow, or that have one under way which is."""
+        slow = {version.id.model for version in self._servables.loading.values() if self._is_slow(version, now)}
+        return self._failed_or_slow | slow
 
     def is_waiting(self, model: str) -> bool:
         return model in self._waiting
@@ -39,6 +90,8 @@ class Loads:
             self._waiting.setdefault(model)
         else:
             self._waiting.pop(model, None)
+
+    # -- when to try again -----------------------------------------------------------------------------------
 
     def retry(self, version: Version, now: float) -> str:
         """Decide when to try again what has not loaded, and return that in words."""

@@ -5,6 +5,7 @@ No thread, socket, file or clock: the supervisor carries the actions out and say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from appliance.config.version_policy import Latest, VersionPolicy
@@ -38,12 +39,15 @@ class Manager:
         load_retry_interval_seconds: float,
         max_concurrent_loads: int,
         labels_for_unavailable_versions: bool = False,
+        slow_load_seconds: float = math.inf,
     ) -> None:
         servables = self._servables = Servables(labels_for_unavailable_versions)
         self._models = servables.models
         self._routes: Mapping[str, ModelRoute] = {}
         self._routed = 0  # the revision that `_routes` shows
-        self._loads = Loads(max_load_retries, load_retry_interval_seconds, max_concurrent_loads)
+        self._loads = Loads(
+            servables, max_load_retries, load_retry_interval_seconds, max_concurrent_loads, slow_load_seconds
+        )
         self._successors = Successors(servables)
         self._reconciler = Reconciler(servables, self._loads, self._successors)
         poisoning = Poisoning(servables)
@@ -59,6 +63,7 @@ class Manager:
         self.worker_incomplete = workers.incomplete
         self.worker_failed = workers.failed
         self.worker_ended = workers.ended
+        self.files_changed = workers.files_changed
 
     # -- models ----------------------------------------------------------------------------------------------
 
@@ -81,6 +86,13 @@ class Manager:
         )
         self._servables.move_labels(model)
         self._servables.revision += 1
+
+    def refuse_model(self, name: str, base_path: str, reason: str) -> None:
+        """List a model that is not served, for `reason`, whatever is in its folder."""
+        self.add_model(name, base_path)
+        model = self._models[name]
+        model.seen = model.tried = True
+        self._servables.remark(model, reason)
 
     def update_model(
         self,
@@ -165,11 +177,14 @@ class Manager:
 
     def own_models(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
         """Return the available versions that serve their own model: what, its folder, what identifies its files, and
-        its model files. Those that have a successor are left out until that is decided."""
+        its model files. Those that have a successor are left out until that is decided, and those whose files have
+        changed: a form of them would be that of another model."""
         return [
             (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
             for model, version in self._servables.wanted()
-            if version.state is State.AVAILABLE and version.files.digest and not version.form and not version.second
+            if version.state is State.AVAILABLE
+            and version.files.digest
+            and not (version.form or version.second or version.has_changed)
         ]
 
     def own_socket(self, servable: ServableId) -> str | None:
@@ -202,7 +217,7 @@ class Manager:
         return [model.name for model in self._models.values() if not model.removed]
 
     def loaded_versions(self, name: str) -> frozenset[int]:
-        """Return the versions whose files need not be looked at again."""
+        """Return the versions that have their files: others under the same name are not loaded while these serve."""
         model = self._models.get(name)
         return frozenset() if model is None else model.loaded_versions()
 

@@ -16,10 +16,16 @@ from appliance.lifecycle.replicas import Files, Loaded, Replica, Role
 from appliance.lifecycle.states import PUBLIC, State
 from backends.contract import Signature
 
-__all__ = ["AT_REST", "Model", "Replacement", "Version"]
+__all__ = ["AT_REST", "HAS_CHANGED", "Model", "Replacement", "Version"]
 
 AT_REST = (State.SETTLING, State.FAILED, State.ENDED)
 """The states in which no worker is there, or due."""
+
+HAS_CHANGED = (
+    "its files have been changed since it was loaded: it goes on serving what was loaded, and if its worker has to be "
+    "started again, they count as those of a new version; put the old ones back, or drop the new ones as a version of "
+    "their own"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +69,7 @@ class Version:
     trusts_loader: bool = False  # it has looked incomplete for long: the framework says what is wrong, if anything is
     is_stale: bool = False  # other files are there than those that its worker was started on: they are looked at
     replacement: Replacement | None = None
+    has_changed: bool = False  # the files in its folder are not those that it was loaded from any more
     # Its workers: one that serves at most, and one beside it at most.
     replicas: list[Replica] = field(default_factory=list)
     form: Form | None = None  # that was made of `files`, and serves; its next worker is started on it
@@ -71,6 +78,7 @@ class Version:
     # When it is loaded again.
     attempts: int = 0
     retry_at: float | None = None
+    load_began: float = 0.0  # loading: since when (monotonic seconds)
     refused_by_gate: bool = False  # why it has failed
     service: Service = field(default_factory=Service)
     suspects: Suspects = field(default_factory=Suspects)  # of the files that it served last
@@ -113,6 +121,11 @@ class Version:
         return frozenset({self.files.path, *(replica.files.path for replica in self.replicas)})
 
     @property
+    def has_served_others(self) -> bool:
+        """Whether it has served other files than those that it has now."""
+        return self.service.digest not in (None, self.files.digest)
+
+    @property
     def is_loadable(self) -> bool:
         if not self.present:
             return False
@@ -141,12 +154,13 @@ class Version:
         """Note that it has other files now: its failures and its form were those of the old ones."""
         self.files, self.form = files, None
         self.incomplete, self.judge_at, self.trusts_loader = False, None, False
-        self.is_stale, self.refused_by_gate = False, False
+        self.is_stale, self.has_changed, self.refused_by_gate = False, False, False
         self.attempts, self.retry_at = 0, None
         self.service.forgive()
 
     def serve(self, replica: Replica, loaded: Loaded, now: float) -> None:
         """Take up what `replica` has `loaded`: it serves from `now` (monotonic) on, without a gap if another did."""
+        self.has_changed = self.has_changed and replica.files == self.files
         self.files, self.form, self.loaded, self.changes = replica.files, replica.form, loaded, replica.changes
         if self.suspects.files != self.files.digest:
             self.suspects, self.untried = Suspects(self.files.digest), ""
@@ -164,7 +178,12 @@ class Version:
         state = self.state.value, PUBLIC[self.state], self.code, self.reason
         if loaded is None:
             return VersionRoute(self.id.version, *state, "", {}, form)
-        remarks = (*loaded.remarks, *self.changes, *([self.untried] if self.untried else []))
+        remarks = (
+            *loaded.remarks,
+            *self.changes,
+            *([self.untried] if self.untried else []),
+            *([HAS_CHANGED] if self.has_changed else []),
+        )
         return VersionRoute(
             self.id.version,
             *state,
@@ -175,6 +194,7 @@ class Version:
             loaded.unsupported,
             self.suspects.refused,
             loaded.confined_by,
+            self.has_changed,
         )
 
 
@@ -210,7 +230,7 @@ class Model:
         self.due = moment if self.due is None else min(self.due, moment)
 
     def loaded_versions(self) -> frozenset[int]:
-        """Return the versions whose files need not be looked at again."""
+        """Return the versions that have their files: others under the same name are not loaded while these serve."""
         states = (State.AVAILABLE, State.LOADING, State.RESTARTING, State.DRAINING)
         base_path = self.base_path.rstrip("/")
         return frozenset(

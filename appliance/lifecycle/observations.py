@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from appliance.core.observed import Observed
 from appliance.lifecycle.actions import Action
-from appliance.lifecycle.models import AT_REST, Version
+from appliance.lifecycle.models import AT_REST, HAS_CHANGED, Version
 from appliance.lifecycle.reconciler import Reconciler
 from appliance.lifecycle.replicas import Files
 from appliance.lifecycle.servables import Servables
@@ -32,13 +32,14 @@ class Observations:
         model.seen = True
         kept = {path for version in model.versions.values() for path in version.paths}
         model.names = {path: names for path, names in model.names.items() if path in kept} | {
-            seen.path: seen.names for seen in observed.values() if seen.digest is not None
+            seen.path: seen.names for seen in observed.values() if seen.digest is not None and not seen.in_place
         }
         actions: list[Action] = []
         for number, seen in observed.items():
             version = model.versions.get(number)
             if version is None:
-                version = self._servables.discover(model, number, seen.path, seen.digest, seen.reason)
+                files = Files(seen.path, seen.digest, seen.content)
+                version = self._servables.discover(model, number, files, seen.reason)
             actions += self._see(version, seen, now)
         for number, version in model.versions.items():
             version.present = number in observed
@@ -52,6 +53,9 @@ class Observations:
 
     def _see(self, version: Version, seen: Observed, now: float) -> list[Action]:
         """Take in the folder of one version."""
+        if seen.in_place:
+            self._compare(version, seen)
+            seen = replace(seen, digest=None, settled=True)
         if version.serving is not None and seen.path != version.files.path:
             version.present = True
             version.settled = version.settled and version.state is not State.DRAINING  # else of the old folder
@@ -66,17 +70,32 @@ class Observations:
         self._look_again(version, seen)
         return actions
 
+    def _compare(self, version: Version, seen: Observed) -> None:
+        """Take in what is seen of the files that a loaded version was loaded from, once they have settled. They stay
+        loaded, as TensorFlow Serving's do, and who changes them is told of it."""
+        files = version.files
+        if seen.path != files.path or not seen.settled:
+            return
+        if seen.digest == files.digest:
+            version.files = replace(files, content=seen.content or files.content)
+        is_same = seen.digest == files.digest or (files.content != "" and seen.content == files.content)
+        if version.has_changed and is_same:
+            self._servables.say(version, "its files are those that it was loaded from again")
+        elif not version.has_changed and not is_same:
+            self._servables.say(version, HAS_CHANGED, is_warning=True)
+        version.has_changed = not is_same
+
     def _follow(self, version: Version, seen: Observed, now: float) -> list[Action]:
         """Load other files than those that the version's worker was started on, once they have settled."""
         if version.state is not State.AVAILABLE or not seen.settled or seen.digest is None:
             return []
-        return self._successors.follow(version, Files(seen.path, seen.digest), now)
+        return self._successors.follow(version, Files(seen.path, seen.digest, seen.content), now)
 
     def _look_again(self, version: Version, seen: Observed) -> None:
         """Take in what is seen of a version's own folder: files that have changed clear its failures."""
         if seen.digest not in (None, version.files.digest):
             if version.state in AT_REST:
-                version.change_files(Files(seen.path, seen.digest))
+                version.change_files(Files(seen.path, seen.digest, seen.content))
                 if version.state is not State.SETTLING:
                     self._servables.move(version, Event.FILES_CHANGED, "its files changed")
             else:
@@ -87,7 +106,8 @@ class Observations:
             if version.state is State.AVAILABLE:
                 self._servables.remark(version, "")
         version.present = True
-        version.files = replace(version.files, path=seen.path)
+        known = seen.content if seen.digest == version.files.digest else ""
+        version.files = replace(version.files, path=seen.path, content=known or version.files.content)
         if seen.digest is not None:
             version.settled = seen.settled
             if version.state is State.SETTLING and not version.incomplete:

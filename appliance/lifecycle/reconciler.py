@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from appliance.lifecycle.actions import Action, DrainWorker, KillWorker
@@ -28,8 +29,10 @@ class Reconciler:
     def reconcile(self, model: Model, now: float) -> list[Action]:
         """Decide on `model`, and on those that wait for their turn to load if one has come. `now` is monotonic."""
         actions = self._decide(model, now)
-        for name in self._loads.waiting:
-            if self._loads.are_full(self._servables):
+        for name in self._loads.waiting(now):
+            if not self._loads.may_begin(name, now):
+                if (slot := self._loads.next_slot(now)) < math.inf:
+                    self._servables.models[name].be_due(slot)
                 break
             actions += self._decide(self._servables.models[name], now)
         return actions
@@ -60,6 +63,7 @@ class Reconciler:
                 self._servables.remark(versions[number], "its folder is gone; it serves until another version does")
         if model.removed and not versions:
             del self._servables.models[model.name]
+            self._loads.forget(model.name)
             self._servables.revision += 1
         return actions
 
@@ -88,9 +92,10 @@ class Reconciler:
                 continue
             if version.state is not State.RESTARTING:
                 # A restart never waits: it was admitted when it was first loaded.
-                if self._loads.are_full(self._servables):
+                if not self._loads.may_begin(model.name, now):
                     waits = True
                     continue
+                version.load_began = now
                 self._servables.move(version, Event.LOAD, "")
             version.retry_at = None
             start = self._servables.start(

@@ -23,10 +23,12 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A version folder at `path`, with what identifies the state of its files (None: it was not looked at)."""
+    """A version folder at `path`, with what identifies the state of its files (None: it was not looked at), and what
+    they contain ("": it is not known)."""
 
     path: str
     digest: str | None
+    content: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Servables:
         self._ended: dict[ServableId, VersionRoute] = {}  # the last state of versions that are gone, the oldest first
         self.models: dict[str, Model] = {}
         self.revision = 1  # grows with every change that the routes show
-        self.loading = 0  # versions that are LOADING
+        self.loading: dict[ServableId, Version] = {}  # those that are LOADING
 
     def version(self, servable: ServableId) -> Version | None:
         """Return the version, or None if it is not there or its model is not wanted any more."""
@@ -91,6 +91,7 @@ class Servables:
             self.model_of(version).names.get(files.path, frozenset()),
             form,
             files.digest or "",
+            files.content,
             may_find_form=may_find_form,
             is_tried=is_first or files.digest != version.service.digest,
             check_files=check_files,
@@ -110,9 +111,9 @@ class Servables:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    def discover(self, model: Model, number: int, path: str, digest: str | None, remark: str) -> Version:
+    def discover(self, model: Model, number: int, files: Files, remark: str) -> Version:
         """Add a version whose folder is seen for the first time."""
-        version = model.versions[number] = Version(ServableId(model.name, number), Files(path, digest))
+        version = model.versions[number] = Version(ServableId(model.name, number), files)
         self._changes.append(StateChange(version.id, "", State.SETTLING.value, remark))
         return version
 
@@ -131,11 +132,14 @@ class Servables:
         self.move_labels(model)
         self.revision += 1
 
-    def move(self, version: Version, event: Event, reason: str) -> None:
+    def move(self, version: Version, event: Event, reason: str, is_warning: bool = False) -> None:
         """Change the state of a version by `event`. Raises IllegalTransitionError."""
         old = version.state
         version.state = transition(old, event)
-        self.loading += (version.state is State.LOADING) - (old is State.LOADING)
+        if version.state is State.LOADING:
+            self.loading[version.id] = version
+        else:
+            self.loading.pop(version.id, None)
         version.reason = reason
         self.revision += 1
         self.move_labels(self.model_of(version))
@@ -143,7 +147,7 @@ class Servables:
             version.code = Code.UNAVAILABLE
         elif version.state is State.ENDED or event in (Event.LOAD, Event.FILES_CHANGED):
             version.code = Code.OK
-        self._changes.append(StateChange(version.id, old.value, version.state.value, reason))
+        self._changes.append(StateChange(version.id, old.value, version.state.value, reason, is_warning))
 
     def say(self, version: Version, text: str, is_warning: bool = False) -> None:
         """Log `text` about a version whose state stays as it is."""

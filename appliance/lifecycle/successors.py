@@ -42,18 +42,23 @@ class Successors:
     # -- forms -----------------------------------------------------------------------------------------------
 
     def accelerate(self, version: Version, form: Form, digest: str) -> list[Action]:
-        """Start a successor on `form`, if the files that it was made of, `digest`, are those that are served."""
+        """Start a successor on `form`, if the files that it was made of, `digest`, are those that are served, and have
+        not changed meanwhile."""
         if version.state is not State.AVAILABLE or version.files.digest != digest or version.form == form:
+            return []
+        if version.has_changed:
             return []
         return self._succeed(version, version.files, form)
 
     def stand_by(self, version: Version, until: float) -> list[Action]:
         """Start a worker with the version's own model beside that of its form, or keep the one that is there, `until`
-        then (monotonic)."""
+        then (monotonic). None is started once the files have changed: it would be another model."""
         if version.form is None or version.state is not State.AVAILABLE:
             return []
         if version.second is not None:
             version.second.until = max(version.second.until, until)
+            return []
+        if version.has_changed:
             return []
         return [self._start(version, Role.STANDING_BY, version.files, until=until)]
 

@@ -12,7 +12,7 @@ from appliance.lifecycle.models import Version
 from appliance.lifecycle.poisoning import Poisoning
 from appliance.lifecycle.reconciler import Reconciler
 from appliance.lifecycle.release import Refusal
-from appliance.lifecycle.replicas import Attempt, Loaded, Replica, Role
+from appliance.lifecycle.replicas import Attempt, Files, Loaded, Replica, Role
 from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import Event, State
 from appliance.lifecycle.successors import Successors
@@ -65,8 +65,13 @@ class WorkerEvents:
             if refused is not None:
                 return self._refuse(version, refused, now)
         replica.loaded = loaded
+        if version.state is State.LOADING:
+            self._loads.ended(version, now, has_loaded=True)
+        has_other_files = version.has_served_others
         version.serve(replica, loaded, now)
         self._servables.move(version, Event.READY, "")
+        if has_other_files:
+            self._servables.say(version, "it serves other files than before", is_warning=True)
         self._servables.say_remarks(version)
         return self._after_load(version, now)
 
@@ -111,7 +116,29 @@ class WorkerEvents:
         self._reconciler.end_worker(version)
         version.incomplete = True
         version.judge_at = now + seconds
-        self._servables.move(version, Event.INCOMPLETE, f"incomplete: {reason}")
+        self._servables.move(version, Event.INCOMPLETE, f"incomplete: {reason}{_of_changed_files(version)}")
+        return self._after_load(version, now)
+
+    def files_changed(self, worker: int, digest: str, content: str, now: float) -> list[Action]:
+        """Take back a worker whose process was not started: the files in its folder, which `digest` and `content`
+        identify, are not those that it was to load any more. They are loaded once they have settled, as those of a new
+        version are; until then, and if they do not load, an older version serves if there is one."""
+        version = self._servables.version_of(worker)
+        if version is None:
+            return []
+        if version.replica(worker).role is not Role.SERVING:
+            return self.failed(worker, Code.FAILED_PRECONDITION, "its files have changed since they were loaded", now)
+        if version.state not in (State.LOADING, State.RESTARTING):
+            return []
+        self._reconciler.end_worker(version)
+        reason = "its files have changed"
+        if version.state is State.RESTARTING:
+            reason = (
+                f"{version.reason}; its files have changed since it was loaded: they count as those of a new version"
+            )
+        version.change_files(Files(version.files.path, digest, content))
+        version.settled = False
+        self._servables.move(version, Event.FILES_CHANGED, reason, is_warning=True)
         return self._after_load(version, now)
 
     def failed(self, worker: int, code: Code, reason: str, now: float) -> list[Action]:
@@ -190,9 +217,10 @@ class WorkerEvents:
 
     def _fail(self, version: Version, code: Code, reason: str, is_final: bool, now: float) -> None:
         """Fail a version that was loading: it is tried again later, or when its files change."""
+        self._loads.ended(version, now, has_loaded=False)
         retry = "it is tried again when its files change" if is_final else self._loads.retry(version, now)
         version.code = code
-        self._servables.move(version, Event.LOAD_FAILED, f"{reason} ({retry})")
+        self._servables.move(version, Event.LOAD_FAILED, f"{reason}{_of_changed_files(version)} ({retry})")
 
     def _note_death(self, version: Version, how: str) -> None:
         """Count that the worker of a version that has been served died, or did not come up again."""
@@ -211,3 +239,8 @@ class WorkerEvents:
         model = self._servables.model_of(version)
         model.tried = True
         return self._reconciler.reconcile(model, now)
+
+
+def _of_changed_files(version: Version) -> str:
+    """Return what to add to the reason why a version does not load, if it has served before its files were changed."""
+    return "; its files were changed after it had served" if version.has_served_others else ""

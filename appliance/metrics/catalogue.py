@@ -78,6 +78,12 @@ CONFINED = Metric(
     'What confines the process of each available version; by is "seccomp" or "landlock". No sample: nothing does.',
     ("model", "version", "by"),
 )
+CHANGED_VERSIONS = Metric(
+    "dropserve_changed_versions",
+    Type.GAUGE,
+    "1 for each available version whose files have been changed since it was loaded.",
+    ("model", "version"),
+)
 READY = Metric("dropserve_ready", Type.GAUGE, "Whether /readyz answers 200.")
 QUEUE_REQUESTS = Metric(
     "dropserve_queue_requests", Type.GAUGE, "Requests that wait for their turn.", ("model", "version")

@@ -104,6 +104,8 @@ def _add_models(samples: Samples, snapshot: Snapshot) -> None:
             _add(samples, catalogue.VERSIONS, (model.name, str(version.version), version.state), 1)
             for what in version.confined_by:
                 _add(samples, catalogue.CONFINED, (model.name, str(version.version), what.partition(" ")[0]), 1)
+            if version.has_changed:
+                _add(samples, catalogue.CHANGED_VERSIONS, (model.name, str(version.version)), 1)
 
 
 def _add_gpus(samples: Samples, status: GpuStatus) -> None:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 
 from appliance.source.settle import Fingerprint, Scan
 from backends import onnx_model, tflite_model
 from backends.registry import MODEL_FILES
 
-__all__ = ["fingerprint", "scan_base_path", "scan_root"]
+__all__ = ["fingerprint", "scan_base_path", "scan_root", "walk"]
 
 _KINDS = {tflite_model.FILE: "a TensorFlow Lite model", onnx_model.FILE: "an ONNX model"}
 
 _MAX_VERSION = 2**63 - 1
 _MAX_ENTRIES = 100_000
+_MAX_REMARKS = 20  # on one base path
 
 
-def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
+def scan_base_path(base_path: str, skip: frozenset[int] = frozenset(), loaded: frozenset[int] = frozenset()) -> Scan:
     """Return the version folders under a base path. Raise OSError if it cannot be read.
 
-    Versions in `skip` get no fingerprint.
+    Versions in `skip` get no fingerprint. Neither they nor those in `loaded` are left out if their folders cannot be
+    read.
     """
     versions: dict[int, Fingerprint | None] = {}
     paths: dict[int, str] = {}
@@ -34,6 +37,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
         if not (name.isascii() and name.isdigit()):
             if name in MODEL_FILES:
                 held.add(_KINDS.get(name, "a SavedModel"))
+            elif _shown(name) != name:
+                ignored.append(f"{base_path}/{_shown(name)} is ignored: its name is not UTF-8")
             continue
         path = os.path.join(base_path, name)
         number = int(name) if len(name) < 40 else _MAX_VERSION + 1
@@ -50,7 +55,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
             except FileNotFoundError:
                 pass  # a dangling link, or deleted during the scan: the next scan shows which
             except OSError as error:
-                if number in skip:  # a loaded version stays loaded until its folder is known to be gone
+                # A loaded version stays loaded until its folder is known to be gone.
+                if number in skip or number in loaded:
                     versions[number], paths[number] = None, path
                 else:
                     ignored.append(f"{path} is ignored: {error.strerror or error}")
@@ -63,6 +69,8 @@ def scan_base_path(base_path: str, skip: frozenset[int] = frozenset()) -> Scan:
     elif not versions:
         ignored.append(f"no numbered version folder under {base_path}; a model goes to {base_path}/1")
     what = f"{base_path} holds {min(held)} itself" if held and not versions else ""
+    if len(ignored) > _MAX_REMARKS:
+        ignored = [*ignored[:_MAX_REMARKS], f"{len(ignored) - _MAX_REMARKS} more remarks are left out"]
     return Scan(os.stat(base_path).st_dev, versions, paths, "; ".join(ignored), inodes, what)
 
 
@@ -75,36 +83,45 @@ def fingerprint(path: str) -> Fingerprint:
     top = os.stat(path)
     digest.update(f"{top.st_dev} {top.st_ino} {top.st_ctime_ns}\n".encode())
     newest = top.st_ctime
+    names: set[str] = set()
+    for entry_path, status in walk(path):
+        folder, name = os.path.split(entry_path)
+        if folder == path and name in MODEL_FILES:
+            names.add(name)
+        if status is None:
+            digest.update(f"{entry_path}\0gone\n".encode(errors="surrogateescape"))
+            continue
+        digest.update(
+            f"{entry_path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(errors="surrogateescape")
+        )
+        newest = max(newest, status.st_ctime)
+    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+
+
+def walk(path: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield all that lies in a version folder, always in the same order: its path and its status, None if it has been
+    deleted since. Raise OSError."""
     count = 0
     folders = [path]
-    names: set[str] = set()
     while folders:
         folder = folders.pop()
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                count += 1
-                if count > _MAX_ENTRIES:
-                    raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
-                if folder == path and entry.name in MODEL_FILES:
-                    names.add(entry.name)
-                try:
-                    status = _status(entry)
-                except FileNotFoundError:  # deleted during the scan
-                    digest.update(f"{entry.path}\0gone\n".encode(errors="surrogateescape"))
-                    continue
-                # Follow only the folder links that a SavedModel reads: another link may lead anywhere, or back to
-                # itself.
-                if stat.S_ISDIR(status.st_mode) and (
-                    not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
-                ):
-                    folders.append(entry.path)
-                digest.update(
-                    f"{entry.path}\0{status.st_size} {status.st_ino} {status.st_ctime_ns}\n".encode(
-                        errors="surrogateescape"
-                    )
-                )
-                newest = max(newest, status.st_ctime)
-    return Fingerprint(digest.hexdigest(), newest, frozenset(names))
+            found = sorted(entries, key=lambda e: e.name)
+        for entry in found:
+            count += 1
+            if count > _MAX_ENTRIES:
+                raise OSError(f"{path} has more than {_MAX_ENTRIES:,} entries; that is no model version")
+            try:
+                status = _status(entry)
+            except FileNotFoundError:
+                yield entry.path, None
+                continue
+            # Follow only the folder links that a SavedModel reads: another link may lead anywhere, or back to itself.
+            if stat.S_ISDIR(status.st_mode) and (
+                not entry.is_symlink() or (folder == path and entry.name in ("variables", "assets"))
+            ):
+                folders.append(entry.path)
+            yield entry.path, status
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -114,11 +131,24 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat(follow_symlinks=False)
 
 
-def scan_root(root: str) -> tuple[int, list[str]]:
-    """Return the device of a model root and the names of its sub-folders. Raise OSError if it cannot be read."""
+def scan_root(root: str) -> tuple[int, list[str], dict[str, str]]:
+    """Return the device of a model root, the names of its sub-folders, and of those that cannot be a model's, as they
+    are to be shown, why not. Raise OSError if it cannot be read."""
     with os.scandir(root) as entries:
         # Do not check whether a link leads to a folder: the call may hang, and block every other model.
         names = sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
         )
-    return os.stat(root).st_dev, [name for name in names if ":" not in name]
+    refused = {}
+    for name in names:
+        shown = _shown(name)
+        if shown != name:
+            refused[shown] = f"{root}/{shown} is ignored: its name is not UTF-8; rename the folder"
+        elif ":" in name:
+            refused[name] = f"{root}/{name} is ignored: a model's name has no colon; rename the folder"
+    return os.stat(root).st_dev, [name for name in names if _shown(name) not in refused], refused
+
+
+def _shown(name: str) -> str:
+    """Return a name of a file as it may be shown: bytes that are not UTF-8 are escaped (`\\xff`)."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -26,8 +26,8 @@ class Fingerprint:
 class Scan:
     """One scan of a base path: its device, its version folders, and a remark about ignored entries.
 
-    A fingerprint is None if it was not asked for: the version is loaded, and only its folder's existence and inode
-    matter. `held` says which model lies in the base path itself, where no version is looked for; "" if none does.
+    A fingerprint is None if it was not asked for: the version is loaded, and this time only its folder's existence and
+    inode matter. `held` says which model lies in the base path itself, where no version is looked for; "" if none does.
     """
 
     device: int
@@ -62,12 +62,15 @@ class Settler:
         """Return the loaded versions that need a fingerprint: their folders vanished, and may have come back."""
         return frozenset(self._returned | self._gone.keys())
 
-    def observe(self, scan: Scan, now: float, wall_now: float) -> dict[int, Observed]:
+    def observe(
+        self, scan: Scan, now: float, wall_now: float, loaded: frozenset[int] = frozenset()
+    ) -> dict[int, Observed]:
         """Return the version folders of `scan`, each with whether it has settled.
 
         `now` is in monotonic seconds, `wall_now` in seconds of the wall clock. A folder has settled if nothing in it
         has changed for `settle_seconds`. At the first scan this is judged by the ctimes, so that a restart does not
-        wait. A deletion must settle too: during `rm -r 1; cp -r … 2` there is a moment without any version.
+        wait. A deletion must settle too: during `rm -r 1; cp -r … 2` there is a moment without any version. The folder
+        of a version in `loaded` is the one that it was loaded from, unless it was replaced or had vanished.
         """
         self._device = scan.device
         self._had_versions = bool(scan.versions)
@@ -95,13 +98,16 @@ class Settler:
                 self._seen[version] = (fingerprint.digest, since)
             quiet = now - since
             settled = quiet >= self.settle_seconds
+            in_place = version in loaded and version not in self._returned
             reason = ""
             if not settled:
                 self.due = min(self.due or float("inf"), since + self.settle_seconds)
                 reason = f"its files changed {quiet:.1f} s ago; waiting until they rest for {self.settle_seconds:g} s"
             else:
                 self._returned.discard(version)
-            observed[version] = Observed(path, fingerprint.digest, settled, reason, fingerprint.names)
+            observed[version] = Observed(
+                path, fingerprint.digest, settled, reason, fingerprint.names, in_place=in_place
+            )
         self._first = False
         return observed
 

@@ -13,7 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from watchdog.events import (
@@ -33,6 +35,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from appliance.core.observed import Observed
+from appliance.source.content import content
 from appliance.source.scan import scan_base_path, scan_root
 from appliance.source.settle import Settler
 from appliance.source.threads import ScanThreads
@@ -43,6 +46,7 @@ T = TypeVar("T")
 
 _STALLED_SECONDS = 10.0
 _COALESCE_SECONDS = 0.1
+_LOADED_LOOK_SECONDS = 10.0  # between looks at the files of loaded versions, if no event and nothing unsettled asks
 # Events that change a folder. Reads are left out, because our own scans and workers read.
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
@@ -60,10 +64,11 @@ _EVENTS: list[type[FileSystemEvent]] = [
 class Listener(Protocol):
     """Receives what the source sees, in the event loop.
 
-    `loaded_versions` returns the versions that need no fingerprint. `model_appeared` is called for a new sub-folder of
-    the root, and returns its `settle_seconds`; `model_vanished` when it is gone. `versions_observed` gets each scan's
-    version folders and a remark about ignored entries. `base_path_lost` gets the reason why a folder cannot be scanned;
-    nothing must be unloaded then.
+    `loaded_versions` returns the versions whose files are looked at only now and then. `model_appeared` is called for a
+    new sub-folder of the root, and returns its `settle_seconds`; `model_vanished` when it is gone. `versions_observed`
+    gets each scan's version folders and a remark about ignored entries. `base_path_lost` gets the reason why a folder
+    cannot be scanned; nothing must be unloaded then. `models_refused` gets the sub-folders of the root whose names
+    cannot be a model's, with the reasons.
     """
 
     def loaded_versions(self, name: str) -> frozenset[int]: ...
@@ -71,6 +76,7 @@ class Listener(Protocol):
     def model_vanished(self, name: str) -> None: ...
     def versions_observed(self, name: str, observed: dict[int, Observed], remark: str, holds_model: bool) -> None: ...
     def base_path_lost(self, name: str, reason: str) -> None: ...
+    def models_refused(self, refused: Mapping[str, str]) -> None: ...
 
 
 class _Target:
@@ -80,6 +86,7 @@ class _Target:
         self.path = path
         self.settle_seconds = settle_seconds
         self.wake = asyncio.Event()
+        self.contents: dict[int, tuple[str, str]] = {}  # of each version's settled files: their digest, and content
         self.task: asyncio.Task[None] | None = None
 
 
@@ -112,6 +119,11 @@ class Source:
     def follows(self, name: str) -> bool:
         """Return whether the model `name` is followed."""
         return name in self._targets
+
+    def look(self, name: str) -> None:
+        """Look at the model `name` again soon, if it is followed."""
+        if name in self._targets:
+            self._targets[name].wake.set()
 
     def remove(self, name: str) -> None:
         """Stop following the model `name`."""
@@ -190,12 +202,14 @@ class Source:
             if _is_below(changed, target.path):
                 target.wake.set()
 
-    async def _pause(self, target: _Target, seconds: float | None) -> None:
-        """Wait for an event, but at most `seconds`; None: without limit."""
+    async def _pause(self, target: _Target, seconds: float | None) -> bool:
+        """Wait for an event, but at most `seconds` (None: without limit); return whether one has come."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(target.wake.wait(), seconds)
             await asyncio.sleep(_COALESCE_SECONDS)  # a copy sends many events: one scan handles all of them
+        woken = target.wake.is_set()
         target.wake.clear()
+        return woken
 
     async def _look(self, target: _Target, function: Callable[[], T], stalled: Callable[[], None]) -> T:
         """Return the result of `function`, called in a thread. Call `stalled` if it takes long, and keep waiting."""
@@ -215,19 +229,25 @@ class Source:
 
     async def _follow(self, name: str, target: _Target, settler: Settler) -> None:
         path = target.path
+        woken, looked = False, time.monotonic()
         while self._poll_seconds >= 0:
             try:
-                skip = self._listener.loaded_versions(name) - settler.to_fingerprint
+                loaded = self._listener.loaded_versions(name)
+                skip = loaded - settler.to_fingerprint
+                now = time.monotonic()
+                if woken or settler.due is not None or now - looked >= _LOADED_LOOK_SECONDS:
+                    skip, looked = frozenset(), now
                 scan = await self._look(
                     target,
-                    lambda skip=skip: scan_base_path(path, skip),  # type: ignore[misc]  # mypy cannot infer it
+                    partial(scan_base_path, path, skip, loaded),
                     lambda: self._listener.base_path_lost(name, f"{path} has not answered for {_STALLED_SECONDS:g} s"),
                 )
                 if settler.lost_mount(scan):
                     reason = f"{path} is suddenly empty and on another device (a lost mount?); nothing is unloaded"
                     self._listener.base_path_lost(name, reason)
                 else:
-                    observed = settler.observe(scan, time.monotonic(), time.time())
+                    observed = settler.observe(scan, time.monotonic(), time.time(), loaded)
+                    observed = await self._with_contents(target, observed)
                     self._listener.versions_observed(name, observed, scan.remark, bool(scan.held))
             except OSError as error:
                 problem = error.strerror or str(error)
@@ -235,9 +255,27 @@ class Source:
             except Exception:
                 # The outer loop of this model: an error of ours must not leave it unwatched for ever.
                 logger.exception("looking at %s failed; it is tried again", path)
-            if self._poll_seconds == 0 and settler.due is None:
-                return  # as in TensorFlow Serving, 0 scans once
-            await self._pause(target, _until(settler.due, self._poll_seconds or None))
+            # As in TensorFlow Serving, 0 scans once, and again only if `look` asks for it.
+            woken = await self._pause(target, _until(settler.due, self._poll_seconds or None))
+
+    async def _with_contents(self, target: _Target, observed: dict[int, Observed]) -> dict[int, Observed]:
+        """Return what was observed with the content of the files that have settled, which is read once."""
+        target.contents = {version: known for version, known in target.contents.items() if version in observed}
+        unknown = {
+            version: (seen.digest, seen.path)
+            for version, seen in observed.items()
+            if seen.settled and seen.digest and target.contents.get(version, ("",))[0] != seen.digest
+        }
+        if unknown:
+            target.contents |= await self._look(
+                target,
+                lambda: {version: (digest, _content(path)) for version, (digest, path) in unknown.items()},
+                lambda: None,
+            )
+        return {
+            version: replace(seen, content=target.contents[version][1]) if seen.settled and seen.digest else seen
+            for version, seen in observed.items()
+        }
 
     async def _follow_root(self, target: _Target) -> None:
         root = target.path
@@ -248,11 +286,12 @@ class Source:
             due: float | None = None
             found: list[str] | None = None
             try:
-                seen_device, found = await self._look(target, lambda: scan_root(root), lambda: None)
+                seen_device, found, refused = await self._look(target, lambda: scan_root(root), lambda: None)
                 if not found and self._in_root and seen_device != device:
                     found = None
                     raise OSError("it is suddenly empty and on another device: a lost mount?")
                 device, problem = seen_device, ""
+                self._listener.models_refused(refused)
             except OSError as error:
                 if problem != (problem := error.strerror or str(error)):
                     logger.error("the model root %s cannot be read (%s); nothing is unloaded", root, problem)
@@ -277,6 +316,14 @@ class Source:
             if self._poll_seconds == 0:
                 return
             await self._pause(target, _until(due, self._poll_seconds))
+
+
+def _content(path: str) -> str:
+    """Return what identifies the content of a version folder, "" if it cannot be read."""
+    try:
+        return content(path)
+    except OSError:
+        return ""
 
 
 def _until(due: float | None, poll_seconds: float | None) -> float | None:

@@ -1,4 +1,5 @@
-"""What is looked at before a worker loads files, and again when it has: they are what was signed, and what was proven.
+"""What is looked at before a worker loads files, and again when it has: they are what was last seen, what was signed,
+and what was proven.
 
 Hashes are compared before, and what the file system says of the files (`source.scan.fingerprint`) before and after, so
 that nothing else was loaded than what was compared.
@@ -10,15 +11,20 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
+from appliance.lifecycle.actions import StartWorker
 from appliance.metrics.keeper import MetricsKeeper
 from appliance.signing.task import VerifyTask
+from appliance.source.content import Found
+from appliance.source.content import changed as changed_content
 from appliance.source.scan import fingerprint
+from appliance.source.threads import ScanThreads
 from appliance.supervisor.job_process import run_process
 from appliance.supervisor.tasks import Tasks
 from converters.files import changed
@@ -27,6 +33,7 @@ __all__ = ["LoadChecks", "Looked", "check_signing", "look_again", "look_at"]
 
 logger = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 10.0
 _VERIFYING_PROCESS = "appliance.signing.process"
 
 
@@ -78,6 +85,21 @@ class LoadChecks:
         self._reaper = reaper
         self._tasks = tasks
         self._metrics = metrics
+        self._threads = ScanThreads()
+
+    async def changed_files(self, action: StartWorker) -> Found | None:
+        """Return what is in the folder of a worker instead of what it is to load, None if that is still there."""
+        if not action.digest:
+            return None
+        look = self._threads.call(partial(changed_content, action.path, action.digest, action.content))
+        try:
+            files = await asyncio.wait_for(look, _LOOK_SECONDS)
+        except OSError:  # the worker says of what it cannot read; its deadline is for file systems that hang
+            return None
+        if files is not None and files.content == action.content:
+            logger.info("%s: its files were written to since they were looked at; they seem the same", action.servable)
+            return None
+        return files
 
     async def look_at_version(
         self, servable: ServableId, path: str, options: ModelOptions, *, to_serve: bool = True

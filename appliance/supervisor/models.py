@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from appliance.config.batching_parameters import check_batching
@@ -20,6 +21,7 @@ from appliance.config.settings import Settings
 from appliance.core.errors import Code, ConfigError, ServingError
 from appliance.core.observed import Observed
 from appliance.core.servable import ServableId
+from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.release import Gate, ReleaseRules
 from appliance.lifecycle.standing import Standing
 from appliance.protocols import protos
@@ -31,6 +33,7 @@ from appliance.supervisor.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 _STAND_BY_SECONDS = 30.0  # so long TensorFlow stands by after it was last asked to judge what a form refused
+_MAX_REFUSED = 100
 _RELOAD_SECONDS = 60.0  # a reload by RPC answers by then, with the state of each model
 
 
@@ -67,6 +70,7 @@ class Models:
         self._model_options: dict[str, ModelOptions] = {}
         self._candidates: dict[str, str] = {}  # sub-folders of the root that have no version yet
         self._remarks: dict[str, str] = {}  # the last that was logged about each model's folder
+        self._refused: set[str] = set()  # sub-folders of the root whose names cannot be a model's, and that are listed
         self._waiters: set[asyncio.Future[bool]] = set()
         self._source = Source(self, self._options.file_system_poll_wait_seconds)
 
@@ -83,6 +87,10 @@ class Models:
 
     def stop(self) -> None:
         self._source.stop()
+
+    def look(self, name: str) -> None:
+        """Look at the folder of a model again soon."""
+        self._source.look(name)
 
     def changed(self) -> None:
         """Wake those who wait for changes: the manager may have some."""
@@ -313,10 +321,26 @@ class Models:
             self._log_remark(name, reason)
             self._controller.post(lambda manager, _now: manager.base_path_lost(name, reason))
 
+    def models_refused(self, refused: Mapping[str, str]) -> None:
+        for name in self._refused - refused.keys():
+            self._refused.discard(name)
+            if name not in self._models:
+                self._remove(name)
+        for name, reason in refused.items():
+            self._log_remark(name, reason)
+            if name not in self._refused and name not in self._manager.names() and len(self._refused) < _MAX_REFUSED:
+                self._refused.add(name)
+                base_path = f"{self._options.model_root}/{name}"
+                self._controller.post(partial(_refuse, name, base_path, reason))
+
     def _log_remark(self, name: str, remark: str) -> None:
         if remark and remark != self._remarks.get(name):
             logger.warning("model %s: %s", name, remark)
         self._remarks[name] = remark
+
+
+def _refuse(name: str, base_path: str, reason: str, manager: Manager, _now: float) -> None:
+    manager.refuse_model(name, base_path, reason)
 
 
 def first_models(

@@ -28,6 +28,7 @@ from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.manager import Manager
 from appliance.lifecycle.replicas import Loaded
 from appliance.metrics.keeper import MetricsKeeper
+from appliance.source.content import Found
 from appliance.supervisor.acceleration import Acceleration
 from appliance.supervisor.controller import Controller
 from appliance.supervisor.front_programs import front_programs, log_serving
@@ -68,6 +69,7 @@ class Supervisor:
             options.load_retry_interval_micros / 1e6,
             options.max_concurrent_loads or max(4, 2 * self._cores),
             options.allow_version_labels_for_unavailable_models,
+            options.slow_load_seconds,
         )
         self._controller = Controller(self._manager, self)
         self._models = Models(settings, reread, self._controller, self._tasks)
@@ -296,6 +298,10 @@ class Supervisor:
             self._controller.post(lambda manager, now: manager.worker_incomplete(number, failure.reason, now))
         else:
             self._controller.post(lambda manager, now: manager.worker_failed(number, failure.code, failure.reason, now))
+
+    def files_changed(self, number: int, model: str, files: Found) -> None:
+        self._controller.post(lambda manager, now: manager.files_changed(number, files.digest, files.content, now))
+        self._models.look(model)
 
     def lines_dropped(self, model: str, lines: int) -> None:
         self._metrics.lines_dropped(model, lines)

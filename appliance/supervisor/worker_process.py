@@ -19,6 +19,7 @@ from appliance.core.servable import Form
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
 from appliance.lifecycle.replicas import Attempt
+from appliance.source.content import Found
 from appliance.supervisor.load_checks import Looked
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer, spawn_worker
@@ -43,6 +44,7 @@ class WorkerProcess:
     form: Form | None
     preparing: asyncio.Task[Form | None] | None = None  # what verifies and finds its form, before there is a process
     looked: tuple[Looked, ...] = ()  # what it loads, as it was before
+    looking: asyncio.Task[Found | None] | None = None  # what sees that its files are still there, likewise
     odd_shapes_from: int | None = None  # it serves nobody: see `appliance.worker.odd_shape_trial`
     pid: int | None = None
     socket_path: str = ""

@@ -1,4 +1,4 @@
-"""What a worker says on its control connection until it serves."""
+"""What a worker says on its control connection until it serves, and who hears of it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from appliance.core.errors import Code
 from appliance.core.outcomes import Outcome, Trial, Trials
-from appliance.core.servable import ServableId
+from appliance.core.servable import Form, ServableId
 from appliance.core.signature_limit import why_too_large
 from appliance.host.confinement import Confined
 from appliance.lifecycle.replicas import Loaded
+from appliance.source.content import Found
+from appliance.supervisor.worker_end import WorkerEnd
 from backends.contract import Signature
 
-__all__ = ["MAX_LINE_BYTES", "Failure", "loaded_of", "next_report"]
+__all__ = ["MAX_LINE_BYTES", "Failure", "Reports", "loaded_of", "next_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,24 @@ class Failure:
     code: Code
     reason: str
     is_incomplete: bool = False
+
+
+class Reports(Protocol):
+    """What hears how workers fare, in the event loop; `number` is the StartWorker's."""
+
+    def form_found(self, number: int, form: Form) -> None:
+        """It will load `form`, for which it has waited."""
+
+    def worker_ready(self, number: int, loaded: Loaded) -> None: ...
+
+    def worker_failed(self, number: int, failure: Failure) -> None:
+        """It has not loaded. Its process has ended, or cannot be ended; `worker_ended` follows when it has."""
+
+    def files_changed(self, number: int, model: str, files: Found) -> None:
+        """Its process is not started, because the files of `model` that it was to load are not there any more."""
+
+    def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
+    def lines_dropped(self, model: str, lines: int) -> None: ...
 
 
 class Progress:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import Code, ServingError
@@ -17,7 +17,6 @@ from appliance.core.poison import NO_RUNS, Runs
 from appliance.core.servable import Form, ServableId
 from appliance.host.processes import Reaper
 from appliance.lifecycle.actions import StartWorker
-from appliance.lifecycle.replicas import Loaded
 from appliance.supervisor.load_checks import LoadChecks, look_again, look_at
 from appliance.supervisor.placement import Placement
 from appliance.supervisor.programs import ForkServer
@@ -26,10 +25,10 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.watch import Watch, Watched
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_process import Starter, WorkerProcess
-from appliance.supervisor.worker_reports import MAX_LINE_BYTES, Failure, loaded_of, next_report
+from appliance.supervisor.worker_reports import MAX_LINE_BYTES, Failure, Reports, loaded_of, next_report
 from appliance.worker.run_record import read_record
 
-__all__ = ["OddTrial", "Reports", "Workers"]
+__all__ = ["OddTrial", "Workers"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +45,6 @@ class OddTrial:
     at: int
     message: str
     end: WorkerEnd
-
-
-class Reports(Protocol):
-    """What hears how workers fare, in the event loop; `number` is the StartWorker's."""
-
-    def form_found(self, number: int, form: Form) -> None:
-        """It will load `form`, for which it has waited."""
-
-    def worker_ready(self, number: int, loaded: Loaded) -> None: ...
-
-    def worker_failed(self, number: int, failure: Failure) -> None:
-        """It has not loaded. Its process has ended, or cannot be ended; `worker_ended` follows when it has."""
-
-    def worker_ended(self, number: int, end: WorkerEnd) -> None: ...
-    def lines_dropped(self, model: str, lines: int) -> None: ...
 
 
 class Workers:
@@ -117,8 +101,9 @@ class Workers:
         """End a worker at once."""
         worker = self._workers[number]
         worker.killed = True
-        if worker.preparing is not None:
-            worker.preparing.cancel()
+        for waiting in (worker.preparing, worker.looking):
+            if waiting is not None:
+                waiting.cancel()
         if worker.pid is not None:
             self._reaper.kill(worker.pid)
 
@@ -220,7 +205,14 @@ class Workers:
                 await asyncio.wait([worker.preparing])
                 if not worker.preparing.cancelled():
                     self._prepared(worker, worker.preparing)
+            files = None
             if not worker.killed and worker.failure is None:
+                worker.looking = asyncio.create_task(self._checks.changed_files(worker.action))
+                await asyncio.wait([worker.looking])
+                files = None if worker.looking.cancelled() else worker.looking.result()
+            if files is not None and not worker.killed:
+                self._reports.files_changed(number, worker.action.servable.model, files)
+            elif not worker.killed and worker.failure is None:
                 end = await self._run(worker)
         except Exception as error:
             logger.exception("%s: looking after its worker failed", worker.action.servable)

@@ -162,6 +162,8 @@ def test_what_is_no_number_is_refused(name: str, text: str) -> None:
             "a/b",
             "--model_name: 'a/b' is no model's name; a model's name is not empty and has no / and no :",
         ),
+        ("model_name", "a\udcff", "--model_name: 'a\\udcff' is no model's name; a model's name is UTF-8"),
+        ("model_root", "/m\udcff", "--model_root: '/m\\udcff' is not UTF-8; rename the folder or file"),
         (
             "model_root",
             "s3://b/m",

@@ -345,3 +345,13 @@ def test_the_status_of_a_retry_carries_no_error_of_the_last_attempt(host: Host) 
     host.wait(RETRY_SECONDS)
     (route,) = host.manager.routes()["a"].versions
     assert (route.state, route.code, route.reason) == ("loading", Code.OK, "")
+
+
+def test_a_model_that_is_refused_is_listed_with_the_reason_and_keeps_nothing_waiting(host: Host) -> None:
+    host.manager.refuse_model("d\\xff", "/models/d\\xff", "its name is not UTF-8")
+    route = host.manager.routes()["d\\xff"]
+    assert (route.versions, route.reason, route.base_path) == ((), "its name is not UTF-8", "/models/d\\xff")
+    assert host.manager.all_tried()
+    assert host.manager.all_decided()
+    assert host.manager.remove_model("d\\xff", host.now) == []
+    assert host.manager.routes() == {}

@@ -19,6 +19,7 @@ from appliance.lifecycle.replicas import Attempt, Loaded
 from appliance.lifecycle.standing import Standing
 
 LOADS = 2
+SLOW_SECONDS = 5.0
 NAMES = st.sampled_from(["a", "b"])
 VERSIONS = st.integers(1, 4)
 LABELS = st.dictionaries(st.sampled_from(["stable", "canary"]), VERSIONS)
@@ -32,6 +33,7 @@ class Process:
 
     servable: ServableId
     path: str
+    digest: str
     form: Form | None = None
     may_find_form: bool = False
     reported: bool = False
@@ -49,13 +51,14 @@ class World:
     processes: dict[int, Process] = field(default_factory=dict)
     numbers: set[int] = field(default_factory=set)
     dead: list[int] = field(default_factory=list)
+    loads: dict[tuple[str, int], float] = field(default_factory=dict)  # what loads: since when
     digests: int = 0
 
 
 class ManagerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.manager = Manager(1, 10.0, LOADS)
+        self.manager = Manager(1, 10.0, LOADS, slow_load_seconds=SLOW_SECONDS)
         self.world = World()
         self.now = 0.0
         self.shown = self.manager.routes()
@@ -77,16 +80,23 @@ class ManagerMachine(RuleBasedStateMachine):
     def delete(self, name: str, version: int) -> None:
         self.world.disk[name].pop(version, None)
 
-    @rule(name=NAMES, settled=st.booleans())
-    def look(self, name: str, settled: bool) -> None:
+    @rule(name=NAMES, settled=st.booleans(), at_loaded=st.booleans())
+    def look(self, name: str, settled: bool, at_loaded: bool = False) -> None:
         if name not in self.world.policies:
             return
         loaded = self.manager.loaded_versions(name)
         base = self.world.bases[name]
         observed = {
             version: Observed(f"{base}/{version}", None, settled=True)
-            if version in loaded
-            else Observed(f"{base}/{version}", base + digest, settled, "" if settled else "they change")
+            if version in loaded and not at_loaded
+            else Observed(
+                f"{base}/{version}",
+                base + digest,
+                settled,
+                "" if settled else "they change",
+                content=digest,
+                in_place=version in loaded,
+            )
             for version, digest in self.world.disk[name].items()
         }
         self.act(self.manager.observe(name, observed, "", self.now))
@@ -129,7 +139,7 @@ class ManagerMachine(RuleBasedStateMachine):
         numbers = [n for n, p in self.world.processes.items() if reported is None or p.reported is reported]
         return data.draw(st.sampled_from(numbers)) if numbers else None
 
-    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "badly", "failed", "incomplete"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["ready", "ready", "badly", "failed", "incomplete", "changed"]))
     def report(self, data: st.DataObject, outcome: str) -> None:
         worker = self.pick(data, reported=False)
         if worker is None:
@@ -141,9 +151,11 @@ class ManagerMachine(RuleBasedStateMachine):
             self.act(self.manager.worker_ready(worker, Loaded(f"/w{worker}", warmup_failure="no"), self.now))
         elif outcome == "failed":
             self.act(self.manager.worker_failed(worker, Code.INTERNAL, "bad", self.now))
+        elif outcome == "changed":
+            self.act(self.manager.files_changed(worker, "other", "other", self.now))
         else:
             self.act(self.manager.worker_incomplete(worker, "half", self.now))
-        if outcome in ("failed", "incomplete"):
+        if outcome in ("failed", "incomplete", "changed"):
             self.end(worker)
 
     @rule(data=st.data())
@@ -181,6 +193,7 @@ class ManagerMachine(RuleBasedStateMachine):
         assert self.manager.worker_ready(worker, Loaded("/late"), self.now) == []
         assert self.manager.worker_failed(worker, Code.INTERNAL, "late", self.now) == []
         assert self.manager.worker_incomplete(worker, "late", self.now) == []
+        assert self.manager.files_changed(worker, "late", "late", self.now) == []
         assert self.manager.worker_ended(worker, "late", self.now) == []
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 70.0]))
@@ -196,19 +209,26 @@ class ManagerMachine(RuleBasedStateMachine):
         leaving = {ended}
         for action in actions:
             match action:
-                case StartWorker(worker, servable, path, _, form):
+                case StartWorker(worker, servable, path, _, form, digest):
                     assert worker not in self.world.numbers
                     others = [p for p in self.world.processes.values() if p.servable == servable and not p.told]
-                    assert [(p.path, p.form) for p in others] != [(path, form)], "two workers"
+                    assert [(p.path, p.digest, p.form) for p in others] != [(path, digest, form)], "two workers"
                     assert len(others) <= 1
                     self.world.numbers.add(worker)
-                    self.world.processes[worker] = Process(servable, path, form, action.may_find_form)
+                    self.world.processes[worker] = Process(servable, path, digest, form, action.may_find_form)
                 case DrainWorker(worker) | KillWorker(worker):
                     process = self.world.processes[worker]
                     assert not process.told
                     assert isinstance(action, KillWorker) or process.reported
                     process.told = True
                     leaving.add(worker)
+        loading = {
+            (name, v.version)
+            for name, model in self.manager.routes().items()
+            for v in model.versions
+            if v.state == "loading"
+        }
+        self.world.loads = {key: self.world.loads.get(key, self.now) for key in loading}
         before, self.routed = self.routed, self.sockets(self.manager.routes())
         assert before - self.routed <= {f"/w{worker}" for worker in leaving}, "a version vanished by itself"
         self.manager.take_changes()
@@ -219,8 +239,10 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @invariant()
     def loads_stay_within_their_limit(self) -> None:
-        states = [v.state for model in self.manager.routes().values() for v in model.versions]
-        assert states.count("loading") <= LOADS
+        """A slow one holds no slot, but there are never more than as many again."""
+        fresh = [began for began in self.world.loads.values() if self.now < began + SLOW_SECONDS]
+        assert len(fresh) <= LOADS
+        assert len(self.world.loads) <= 2 * LOADS
 
     @invariant()
     def what_is_available_has_a_worker_that_is_ready(self) -> None:

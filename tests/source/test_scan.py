@@ -118,11 +118,23 @@ def test_what_is_no_plain_number_is_no_version(base: Path, name: str) -> None:
     assert seen.remark == ""
 
 
-def test_names_that_are_not_utf_8_are_passed_over(base: Path) -> None:
+def test_names_that_are_not_utf_8_are_remarked_on_and_inside_a_version_passed_over(base: Path) -> None:
     os.mkdir(os.fsencode(base) + b"/\xff\xfe")
     folder = version(base, "1")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.bin")).write_bytes(b"x")
-    assert set(scan_base_path(str(base)).versions) == {1}
+    seen = scan_base_path(str(base))
+    assert set(seen.versions) == {1}
+    assert seen.remark == f"{base}/\\xff\\xfe is ignored: its name is not UTF-8"
+    assert seen.remark.encode()
+
+
+def test_a_base_path_full_of_odd_names_is_remarked_on_in_bounds(base: Path) -> None:
+    for number in range(50):
+        os.mkdir(os.fsencode(base) + b"/\xff%d" % number)
+    version(base, "1")
+    remark = scan_base_path(str(base)).remark
+    assert remark.count("is not UTF-8") == 20
+    assert remark.endswith("30 more remarks are left out")
 
 
 def test_a_file_named_like_a_number_is_no_version(base: Path) -> None:
@@ -341,7 +353,7 @@ def test_the_models_of_a_root_are_its_folders_and_links(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_bytes(b"")
     os.symlink("a", tmp_path / "linked")
-    device, names = scan_root(str(tmp_path))
+    device, names, _ = scan_root(str(tmp_path))
     assert names == ["a", "b", "linked"]
     assert device == os.stat(tmp_path).st_dev
 
@@ -352,6 +364,26 @@ def test_a_link_in_a_circle_stops_no_other_model(tmp_path: Path) -> None:
     assert "a" in scan_root(str(tmp_path))[1]
 
 
+def test_folders_of_a_root_whose_names_cannot_be_a_model_s_are_refused_with_the_reason(tmp_path: Path) -> None:
+    for name in (b"a", b"b:c", b"d\xff", b".\xff", "é".encode()):
+        os.mkdir(os.fsencode(tmp_path) + b"/" + name)
+    _, names, refused = scan_root(str(tmp_path))
+    assert names == ["a", "é"]
+    assert refused == {
+        "b:c": f"{tmp_path}/b:c is ignored: a model's name has no colon; rename the folder",
+        "d\\xff": f"{tmp_path}/d\\xff is ignored: its name is not UTF-8; rename the folder",
+    }
+
+
 def test_a_missing_root_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan_root(f"{tmp_path}/missing")
+
+
+def test_a_loaded_version_that_cannot_be_looked_into_is_not_left_out(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(base, "1")
+    monkeypatch.setattr("appliance.source.scan._MAX_ENTRIES", 1)
+    assert set(scan_base_path(str(base)).versions) == set()
+    assert scan_base_path(str(base), loaded=frozenset({1})).versions == {1: None}

@@ -195,3 +195,34 @@ def test_a_mount_that_comes_back_is_followed_on() -> None:
     look(settler, 0, "a", age=10)
     assert settler.lost_mount(scan(device=2))
     assert look(settler, 5, "a", age=15).settled  # the same files: nothing waits
+
+
+# -- the files of loaded versions -------------------------------------------------------------------------------
+
+
+def test_files_of_a_loaded_version_that_change_are_those_of_the_same_folder() -> None:
+    settler = Settler(2.0)
+    one, loaded = frozenset({1}), Fingerprint("a", WALL - 10)
+    assert not settler.observe(scan({1: loaded}), NOW, WALL)[1].in_place
+    seen = settler.observe(scan({1: loaded}), NOW + 1, WALL + 1, one)[1]
+    assert (seen.in_place, seen.settled) == (True, True)
+    changed = Fingerprint("b", WALL + 2)
+    seen = settler.observe(scan({1: changed}), NOW + 2, WALL + 2, one)[1]
+    assert (seen.in_place, seen.settled, settler.due) == (True, False, NOW + 4)
+    seen = settler.observe(scan({1: changed}), NOW + 4, WALL + 4, one)[1]
+    assert (seen.in_place, seen.settled, seen.digest) == (True, True, "b")
+
+
+def test_a_folder_that_takes_the_place_of_a_loaded_version_s_is_another() -> None:
+    settler = Settler(2.0)
+    one, paths = frozenset({1}), {1: "/models/a/1"}
+    settler.observe(Scan(1, {1: Fingerprint("a", WALL - 10)}, paths, inodes={1: 7}), NOW, WALL)
+    replaced = Scan(1, {1: Fingerprint("b", WALL)}, paths, inodes={1: 8})
+    assert not settler.observe(replaced, NOW + 1, WALL + 1, one)[1].in_place
+
+
+def test_a_folder_of_a_loaded_version_that_went_and_came_back_is_another() -> None:
+    settler = Settler(2.0)
+    settler.observe(scan({1: Fingerprint("a", WALL - 10)}), NOW, WALL)
+    settler.observe(scan(), NOW + 1, WALL + 1, frozenset({1}))
+    assert not settler.observe(scan({1: Fingerprint("b", WALL)}), NOW + 2, WALL + 2, frozenset({1}))[1].in_place

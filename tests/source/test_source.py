@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -91,3 +92,47 @@ def test_a_scan_that_fails_as_its_model_is_removed_is_no_unheard_error(tmp_path:
     asyncio.run(follow_and_remove())
     gc.collect()  # asyncio tells of an exception that nobody took when it is collected
     assert unheard == []
+
+
+class Looks(Listener):
+    """Keeps what is observed."""
+
+    def __init__(self) -> None:
+        super().__init__(frozenset())
+        self.seen: asyncio.Queue[dict[int, Observed]] = asyncio.Queue()
+
+    def versions_observed(self, name: str, observed: dict[int, Observed], remark: str, holds_model: bool) -> None:
+        self.seen.put_nowait(observed)
+
+
+def test_files_of_a_loaded_version_are_looked_at_when_that_is_asked_for(tmp_path: Path) -> None:
+    """Also where folders are scanned once only; their content is told, and is the same whoever touches them."""
+    base = tmp_path / "m"
+    (base / "1").mkdir(parents=True)
+    (base / "1" / "saved_model.pb").write_bytes(b"graph")
+
+    async def look_twice() -> list[Observed]:
+        listener = Looks()
+        source = Source(listener, 0.0)
+        source.add("m", str(base), 0.0)
+
+        async def look() -> Observed:
+            source.look("m")
+            return (await listener.seen.get())[1]
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            found = [(await listener.seen.get())[1]]
+            listener.loaded = frozenset({1})
+            os.utime(base / "1" / "saved_model.pb")
+            found.append(await look())
+            (base / "1" / "saved_model.pb").write_bytes(b"another graph")
+            found.append(await look())
+        source.stop()
+        source.look("unknown")
+        return found
+
+    first, touched, changed = asyncio.run(look_twice())
+    assert [seen.in_place for seen in (first, touched, changed)] == [False, True, True]
+    assert first.content == touched.content != changed.content
+    assert first.content
+    assert all(seen.settled for seen in (first, touched, changed))

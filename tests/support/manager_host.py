@@ -16,13 +16,14 @@ from appliance.lifecycle.replicas import Loaded
 from backends.contract import Signature
 
 RETRY_SECONDS = 60.0
+SLOW_SECONDS = 30.0
 
 
 class Host:
     """Stands where the supervisor stands: keeps the time, and knows of each worker what it runs."""
 
     def __init__(self, retries: int = 2, loads: int = 8) -> None:
-        self.manager = Manager(retries, RETRY_SECONDS, loads)
+        self.manager = Manager(retries, RETRY_SECONDS, loads, slow_load_seconds=SLOW_SECONDS)
         self.now = 100.0
         self.workers: dict[ServableId, int] = {}  # the last worker of each version
         self.by_number: dict[int, ServableId] = {}
