@@ -352,6 +352,9 @@ class TensorFlow:
     def risk(self, name: str, inputs: Arrays, _: float) -> dict[str, np.ndarray]:
         return self.run(name, inputs)
 
+    def risk_moved(self, _: str, __: Arrays, ___: object) -> None:
+        return None  # a function has no weights
+
 
 def test_an_answer_that_varies_only_at_the_graphs_own_numbers_can_be_proven() -> None:
     def prices(x: np.ndarray) -> np.ndarray:
