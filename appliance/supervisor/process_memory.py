@@ -6,12 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeGuard
 
 from appliance.core.errors import ServingError
 from appliance.host.memory import proportional_bytes
 
 __all__ = ["ProcessMemory"]
 
+_MOST_BYTES = 1 << 62
 _KEEP_SECONDS = 10.0  # the kernel walks a process's pages for milliseconds
 
 
@@ -41,10 +43,15 @@ class ProcessMemory:
                 asyncio.to_thread(proportional_bytes), *(_answer(ask) for ask in questions.values())
             )
             found = {os.getpid(): own, **dict(zip(questions, answers, strict=True))}
-            self._known = {pid: nbytes for pid, nbytes in found.items() if isinstance(nbytes, int)}
+            self._known = {pid: nbytes for pid, nbytes in found.items() if _is_memory(nbytes)}
             self._read = time.monotonic()
         finally:
             self._reading = None
+
+
+def _is_memory(value: object) -> TypeGuard[int]:
+    """Tell whether a process can have so much memory: a worker says what its model likes."""
+    return isinstance(value, int) and 0 <= value < _MOST_BYTES
 
 
 async def _answer(ask: Callable[[], Awaitable[object]]) -> object:
