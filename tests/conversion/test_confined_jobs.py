@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from appliance.config.model_options import ModelOptions
+from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import accelerate
 from appliance.host.confinement import supported
 from converters.report import Report
-from tests.support.server import ROOT
+from tests.support.server import KEY_FILE, ROOT
 
 
 def job(model: Path, tmp_path: Path, sandbox: str) -> Report:
     options = ModelOptions(sandbox=sandbox, acceleration="tflite")
-    return accelerate(options, str(model), str(tmp_path / "cache"), 1 << 30, lambda _: None)
+    cache = FormCache(str(tmp_path / "cache"), 1 << 30, KEY_FILE)
+    return accelerate(options, str(model), cache, lambda _: None)
 
 
 @pytest.fixture
