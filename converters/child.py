@@ -273,6 +273,7 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        _close_others(theirs.fileno())
         become_child(parent, limits.yielding)
         # TensorFlow is in forked children only, and is served on the CPU: there it must be judged and measured.
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -287,6 +288,19 @@ def fork(name: str, run: Callable[[socket.socket], None], log: str, limits: Limi
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)  # without the interpreter's teardown, which is the parent's
+
+
+def _close_others(kept: int) -> None:
+    """Close what a forked process has open of its parent's, but for standard output and error and `kept`.
+
+    By the socket to the job, a process that its model has taken over could say what came of the work.
+    """
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(descriptor)
 
 
 def start(name: str, log: str, limits: Limits, module: str = "") -> Child:

@@ -55,7 +55,7 @@ class Questions:
         if future is None or future.done():
             return
         if "code" in answer:
-            future.set_exception(ServingError(Code(answer["code"]), answer["message"]))
+            future.set_exception(ServingError(Code(answer["code"]), str(answer["message"])))
         else:
             future.set_result(answer["result"])
 

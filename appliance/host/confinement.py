@@ -81,7 +81,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What a process needs: paths that it reads, besides the runtime and the system's libraries; folders in which it
-    changes files; whether it uses a GPU; and the largest file that it writes (None: any)."""
+    changes files; whether it uses a GPU; and the largest file that it writes (None: any).
+
+    No part of a path that it `reads` is a link: whoever may write in a model's folder could put one there when it was
+    decided already that the path may be read.
+    """
 
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
@@ -162,7 +166,8 @@ def confine(profile: Profile, mode: str = "on") -> Confined:
 
 def _rules(profile: Profile) -> list[Rule]:
     """Return the rules for the paths that `profile` names, and for the runtime and the system's libraries."""
-    found = [Rule(path, READ) for path in (*_SYSTEM, *_runtime(), *profile.reads)]
+    found = [Rule(path, READ) for path in (*_SYSTEM, *_runtime())]
+    found += [Rule(path, READ, is_real=True) for path in profile.reads]
     found += [Rule("/dev/null", DEVICE), *(Rule(path, WRITE) for path in profile.writes)]
     if profile.gpu:
         found += [Rule(path, READ) for path in (*_GPU_FILES, os.path.join(os.path.dirname(sys.base_prefix), "driver"))]
@@ -229,6 +234,8 @@ def _restrict_files(allowed: Iterable[Rule], abi: int) -> None:
             except OSError:
                 continue  # it is not there, or not for this user: neither can it be read
             try:
+                if rule.is_real and os.readlink(f"/proc/self/fd/{descriptor}") != rule.path:
+                    continue
                 is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
                 _checked(
                     _libc.syscall(

@@ -36,10 +36,14 @@ WRITE = READ | _WRITE_FILE | _TRUNCATE | _MAKE_PLAIN | _REFER
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is allowed below `path`, or with it if it is a file: READ, DEVICE or WRITE."""
+    """What is allowed below `path`, or with it if it is a file: READ, DEVICE or WRITE.
+
+    If `is_real`, no part of the path may be a link.
+    """
 
     path: str
     access: int
+    is_real: bool = False
 
 
 def ruleset_bytes(abi: int) -> bytes:

@@ -164,6 +164,16 @@ class Router:
         self._inflight_bytes += nbytes
         self.on_inflight(self._inflight_bytes)
 
+    def check_answer(self, nbytes: int) -> None:
+        """Raise RESOURCE_EXHAUSTED if an answer of `nbytes` is too large, also if nothing else is in flight: no option
+        bounds what a model answers."""
+        if nbytes > self._max_inflight_bytes:
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"The answer has more than {self._max_inflight_bytes:,} bytes",
+                "ask for less at once, or raise max_inflight_bytes, of which each front process has a share",
+            )
+
     def release(self, nbytes: int) -> None:
         """Stop counting `nbytes` that `reserve` has counted."""
         self._inflight_bytes -= nbytes

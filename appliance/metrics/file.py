@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import mmap
 import os
 import struct
@@ -39,6 +40,7 @@ import orjson
 __all__ = [
     "CHUNK_BYTES",
     "MAX_FILE_BYTES",
+    "WORKER",
     "Collected",
     "Kind",
     "MetricsFile",
@@ -51,13 +53,18 @@ __all__ = [
 CHUNK_BYTES = 16 * 1024  # a multiple of the page size
 MAX_FILE_BYTES = 4 * 1024 * 1024
 _MAX_SERIES = 100_000  # of all processes together
+_MAX_SERIES_BYTES = 48 * 1024 * 1024  # likewise, so that the file `base` can be read whole, with its names
 _MAX_BASE_BYTES = 64 * 1024 * 1024
+_MAX_WORKER_SERIES = 4_000  # of one process that runs a model, and may write what that likes; some 25 are usual
 _MAX_PASSING_SERIES = 1_000
 _MAX_ATTEMPTS = 10
 _STALE_SECONDS = 60.0
 
 # Nobody opens it for writing again: whoever shortened a file that is mapped would end its process by SIGBUS.
 _MODE = 0o400
+
+WORKER = "worker"
+"""The name of the files of processes that run models."""
 
 _CHUNK_MAGIC = b"DSMETRIC"
 _BASE_MAGIC = b"DSMFOLD1"
@@ -98,13 +105,17 @@ class Collected:
 
     series: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
+    nbytes: int = 0
 
     def add(self, key: bytes, values: tuple[float, ...]) -> None:
-        """Add one record. A record of a damaged file is ignored if its number of values does not fit."""
+        """Add one record. A record of a damaged file is ignored if its number of values does not fit, and a new one if
+        there are too many."""
         found = self.series.get(key)
         if found is None:
-            if len(self.series) < _MAX_SERIES:
+            nbytes = _RECORD_HEAD.size + _padded(len(key)) + 8 * len(values)
+            if len(self.series) < _MAX_SERIES and self.nbytes + nbytes <= _MAX_SERIES_BYTES:
                 self.series[key] = values
+                self.nbytes += nbytes
         elif len(found) == len(values):
             self.series[key] = tuple([one + other for one, other in zip(found, values, strict=True)])
 
@@ -261,12 +272,15 @@ def _add_file(into: Collected, path: str, only_ended: bool) -> bool:
         data = _read_bounded(descriptor, MAX_FILE_BYTES)
     finally:
         os.close(descriptor)
+    records = _chunk_records(data)
+    if os.path.basename(path).startswith(f"{WORKER}-"):
+        records = itertools.islice(records, _MAX_WORKER_SERIES)
     with contextlib.suppress(MetricsFileError):
-        for kind, key, values in _chunk_records(data):
+        for kind, key, values in records:
             if kind == Kind.TOTAL or (kind == Kind.GAUGE and not ended):
                 into.add(key, values)
             elif kind == Kind.PROCESS and not ended:
-                with contextlib.suppress(ValueError, TypeError):
+                with contextlib.suppress(ValueError, TypeError, OverflowError):  # a worker writes what its model likes
                     role, model, version = orjson.loads(key)
                     pid, started = values
                     into.processes.append(Process(str(role), str(model), str(version), int(pid), started))

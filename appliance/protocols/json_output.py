@@ -19,19 +19,63 @@ import orjson
 from appliance.core.errors import Code, ServingError
 from appliance.protocols.classify_regress import Regression, Result, labels_of
 
-__all__ = ["encode_predict", "encode_result", "json_bytes"]
+__all__ = ["check_outputs", "encode_predict", "encode_result", "encode_value", "fewest_bytes", "json_bytes"]
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The types that orjson writes without a conversion.
 _KNOWN = frozenset(np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
 
 
-_TEXT_BYTES = {"f": 3, "i": 3, "u": 3, "b": 6, "O": 12}  # at most, for each byte of an array of the kind
+_TEXT_BYTES = {"f": 3, "i": 3, "u": 3, "b": 6}  # at most, for each byte of an array of the kind
+_ESCAPE_BYTES = 6  # of a character that is written as \\u0001
+_STRING_BYTES = 12  # the quotes, a comma, and {"b64":}
+_LOOKED_AT_BYTES = 4096  # a longer string has its characters counted
+_LIST_BYTES = 3  # the brackets and a comma
 
 
 def json_bytes(outputs: Mapping[str, np.ndarray]) -> int:
-    """Return about how many bytes `encode_predict` writes at most; strings count as they are on average."""
-    return sum(_TEXT_BYTES.get(array.dtype.kind, 8) * array.nbytes for array in outputs.values())
+    """Return about how many bytes `encode_predict` writes at most."""
+    total = 0
+    for name, array in outputs.items():
+        kind = array.dtype.kind
+        if kind == "O":
+            is_base64 = name.endswith("_bytes")
+            total += sum([_string_bytes(value, is_base64) for value in array.ravel().tolist()])
+        else:
+            total += _TEXT_BYTES.get(kind, 8) * array.nbytes
+        lists = 1
+        for size in array.shape[:-1]:
+            lists *= size
+            total += _LIST_BYTES * lists
+    return total
+
+
+def fewest_bytes(outputs: Mapping[str, np.ndarray]) -> int:
+    """Return how many bytes `encode_predict` writes at least."""
+    total = 0
+    for name, array in outputs.items():
+        lists = 1
+        for size in array.shape:
+            total += 2 * lists
+            lists *= size
+        if array.dtype.kind != "O":
+            total += 2 * array.size
+            continue
+        is_base64 = name.endswith("_bytes")
+        for value in array.ravel().tolist():
+            total += len(value) if len(value) <= _LOOKED_AT_BYTES else _string_bytes(value, is_base64)
+    return total
+
+
+def _string_bytes(value: bytes, is_base64: bool) -> int:
+    """Return how many bytes a string is written in, at most."""
+    if is_base64:
+        return len(value) * 4 // 3 + _STRING_BYTES
+    if len(value) <= _LOOKED_AT_BYTES:
+        return len(value) * _ESCAPE_BYTES + _STRING_BYTES
+    codes = np.frombuffer(value, np.uint8)
+    escaped = np.count_nonzero(codes < 0x20) * (_ESCAPE_BYTES - 1)
+    return len(value) + int(escaped) + value.count(b'"') + value.count(b"\\") + _STRING_BYTES
 
 
 def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes:
@@ -44,13 +88,24 @@ def encode_predict(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes
     cannot hold, and for strings that are not UTF-8 in an output whose name does not end in `_bytes` (TensorFlow Serving
     sends them, in an answer that no client can parse).
     """
+    check_outputs(outputs, row_format)
+    data = _encoded(outputs, row_format, finite=True)
+    # orjson writes null for numbers that are not finite: searching for that is faster than checking all values before.
+    return _encoded(outputs, row_format, finite=False) if b"null" in data else data
+
+
+def check_outputs(outputs: Mapping[str, np.ndarray], row_format: bool) -> None:
+    """Raise ServingError (INVALID_ARGUMENT) for outputs whose number or shapes cannot be written in this format."""
     if not outputs:
         raise _refusal("Cannot convert empty tensor map to JSON")
     if row_format:
         _check_rows(outputs)
-    data = _encoded(outputs, row_format, finite=True)
-    # orjson writes null for numbers that are not finite: searching for that is faster than checking all values before.
-    return _encoded(outputs, row_format, finite=False) if b"null" in data else data
+
+
+def encode_value(name: str, array: np.ndarray) -> bytes:
+    """Return the JSON of one array, as `encode_predict` writes it."""
+    data = orjson.dumps(_value(name, array, finite=True), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(_value(name, array), option=orjson.OPT_SERIALIZE_NUMPY) if b"null" in data else data
 
 
 def _encoded(outputs: Mapping[str, np.ndarray], row_format: bool, finite: bool) -> bytes:

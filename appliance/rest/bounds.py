@@ -24,6 +24,10 @@ COUNTED_ANSWER_BYTES = 65536
 """Answers of more bytes count as in flight until they are sent; a connection may hold that much unsent."""
 
 _SWEEP_SECONDS = 1.0
+# What is parsed of one read before it is looked whether a request has to wait for an earlier one's answer. A waiting
+# request takes 2 kB, and may have 18 bytes.
+_PARSED_BYTES = 4096
+_PARSED_BODY_BYTES = 16384
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
 _REASONS = {
     400: "Bad Request",
@@ -109,6 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = False
         self._has_body = False
         self._trailer_bytes = self._header_count = 0
+        self._unparsed: bytes | memoryview = b""
         one_write = _OneWrite(transport, self.loop, self._watch_unread)
         super().connection_made(one_write)  # type: ignore[arg-type]  # it acts as one
         if len(self.connections) > self.max_connections:
@@ -122,6 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._heads.pop(self, None)
         self._leftovers.pop(self, None)
         self._unread.pop(self, None)
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -133,10 +139,29 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) <= _PARSED_BYTES and not self._unparsed:
+            self._parse(data)
+            return
+        self._unparsed = memoryview(bytes(self._unparsed) + data) if self._unparsed else memoryview(data)
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse what was received, until a request has to wait for the answer to the one before."""
+        while self._unparsed and not self.pipeline and not self._refused:
+            is_body = self.cycle is not None and self.cycle.more_body
+            size = _PARSED_BODY_BYTES if is_body else _PARSED_BYTES
+            piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+            self._parse(piece)
+        if self._refused:
+            self._unparsed = b""
+        elif self._unparsed:
+            self.flow.pause_reading()
+
+    def _parse(self, data: bytes | memoryview) -> None:
         if self._refused:
             return
         self._head_is_new = self._has_body = False
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]  # httptools takes any buffer
         # A pipelined head may start anywhere in `data`, so it is not counted: the bytes before it may be a large body.
         if self in self._heads and not self._head_is_new:
             self._head_bytes += len(data)
@@ -191,6 +216,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._unparsed:
+            self.loop.call_soon(self._parse_on)
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._leftovers[self] = self.loop.time()
             self._start_sweeping()
@@ -237,7 +264,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _sweep(cls, loop: Any) -> None:
         now = loop.time()
         for protocol, since in list(cls._heads.items()):
-            if now - since > cls.header_timeout_seconds:
+            if protocol._unparsed or protocol.flow.read_paused:  # the rest may be there, and waits for an answer
+                cls._heads[protocol] = now
+            elif now - since > cls.header_timeout_seconds:
                 seconds = cls.header_timeout_seconds
                 protocol._refuse(408, f"The request's headers took longer than {seconds:g} s")
         for protocol, since in list(cls._leftovers.items()):

@@ -8,10 +8,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import falcon.asgi
+import numpy as np
 
 from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
@@ -28,7 +29,8 @@ from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
 from appliance.protocols.classify_regress import Method
 from appliance.protocols.json_examples import parse_examples
-from appliance.protocols.json_output import encode_predict, encode_result, json_bytes
+from appliance.protocols.json_output import encode_predict, encode_result, fewest_bytes, json_bytes
+from appliance.protocols.json_pieces import predict_pieces
 from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
 from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
@@ -47,6 +49,9 @@ _CORS = {
     "access-control-allow-methods": "POST, GET",
     "access-control-allow-headers": "Content-Type",
 }
+
+_AT_ONCE_BYTES = 1 << 20  # of an answer as JSON; a larger one is written piece by piece
+_PAUSE_BYTES = 1 << 16
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -186,8 +191,13 @@ class RestFront:
                     return (_run_of(parse_predict(body, self._parsing.room), version),)
 
             answered = await self._pipeline.run(spec, check, deadline_ns)
-            reserved.add(json_bytes(answered.outputs[0]))
-            resp.data = encode_predict(answered.outputs[0], row_format)
+            outputs = answered.outputs[0]
+            nbytes = json_bytes(outputs)
+            if nbytes <= _AT_ONCE_BYTES:
+                reserved.add(nbytes)
+                resp.data = encode_predict(outputs, row_format)
+            else:
+                resp.data = await _encoded_in_pieces(outputs, row_format, reserved)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Answer POST …:classify."""
@@ -284,6 +294,18 @@ class RestFront:
         ready = self.router.snapshot.ready
         resp.status = "200" if ready else "503"
         resp.data = json_document({"status": "ready" if ready else "not ready; see GET /v1/models"})
+
+
+async def _encoded_in_pieces(outputs: Mapping[str, np.ndarray], row_format: bool, reserved: Reservation) -> bytes:
+    """Return a large answer to predict, while others are answered too. Raise ServingError if it is too large."""
+    reserved.check_answer(fewest_bytes(outputs))  # one string may be all of it
+    pieces: list[bytes] = []
+    for piece in predict_pieces(outputs, row_format):
+        reserved.add_answer(len(piece))
+        pieces.append(piece)
+        if len(piece) >= _PAUSE_BYTES:
+            await asyncio.sleep(0)
+    return b"".join(pieces)
 
 
 def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from appliance.core.errors import ServingError
 from appliance.host.memory import proportional_bytes
@@ -14,6 +14,7 @@ from appliance.host.memory import proportional_bytes
 __all__ = ["ProcessMemory"]
 
 _SECONDS = 2.0  # that a process has to answer
+_MOST_BYTES = 1 << 62
 _KEEP_SECONDS = 10.0  # the kernel walks a process's pages for milliseconds
 
 
@@ -51,10 +52,15 @@ class ProcessMemory:
                 asyncio.to_thread(proportional_bytes), *(_answer(ask) for ask in questions.values())
             )
             found = {os.getpid(): own, **dict(zip(questions, answers, strict=True))}
-            self._known = {pid: nbytes for pid, nbytes in found.items() if isinstance(nbytes, int)}
+            self._known = {pid: nbytes for pid, nbytes in found.items() if _is_memory(nbytes)}
             self._read = time.monotonic()
         finally:
             self._reading = None
+
+
+def _is_memory(value: object) -> TypeGuard[int]:
+    """Tell whether a process can have so much memory: a worker says what its model likes."""
+    return isinstance(value, int) and 0 <= value < _MOST_BYTES
 
 
 async def _answer(ask: Callable[[], Awaitable[object]]) -> object:

@@ -110,10 +110,16 @@ class Profiler:
         return traces
 
     async def _ask(self, number: int, path: str, asked: Mapping[str, Any], seconds: float) -> Any:
-        """Have a worker write its trace to the new file `path`, and return its answer. Raise ServingError, OSError."""
+        """Have a worker write its trace to the new file `path`, and return its "bytes" and whether it "has_events".
+
+        Raise ServingError, OSError. Its answer cannot name another file, which the front would read and remove, and its
+        file is measured.
+        """
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            return await self._workers.ask(number, "profile", asked, seconds + _COLLECT_SECONDS, file)
+            answer = await self._workers.ask(number, "profile", asked, seconds + _COLLECT_SECONDS, file)
+            has_events = isinstance(answer, dict) and answer.get("has_events") is True
+            return {"bytes": os.fstat(file).st_size, "has_events": has_events}
         finally:
             os.close(file)
 

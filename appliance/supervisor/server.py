@@ -281,9 +281,8 @@ class Supervisor:
 
     def _status(self) -> str:
         """Return how the server stands, in one line for the service manager."""
-        if self._leaving or self._stopping:
-            return "stopping"
-        return f"{'serving' if self._announced else 'starting'}; {self._fronts.snapshot.summary()}"
+        state = "serving" if self._announced else "starting"
+        return "stopping" if self._leaving or self._stopping else f"{state}; {self._fronts.snapshot.summary()}"
 
     # -- workers ---------------------------------------------------------------------------------------------
 

@@ -59,10 +59,10 @@ class WorkerProcess:
     watched: Watched | None = None  # since it has loaded
     why_hanging: str = ""  # if it was killed because it hung
     questions: Questions = field(init=False)
+    _unanswered: int = 0  # questions, those for signs of life too
 
     def __post_init__(self) -> None:
-        whom = f"{self.action.servable}: its worker"
-        self.questions = Questions(lambda question: self.tell({"do": "answer", **question}), whom)
+        self.questions = Questions(self._ask, f"{self.action.servable}: its worker")
 
     @property
     def backend(self) -> str:
@@ -82,7 +82,19 @@ class WorkerProcess:
     def ask_for_life(self) -> None:
         """Ask it for a sign of life, unless it has not read the last such question."""
         if self.writer is not None and not self.writer.transport.get_write_buffer_size():
+            self._unanswered += 1
             self.tell({"do": "ping"})
+
+    def check_asked(self) -> None:
+        """Count something that it has said since it serves. Raise ValueError if it was not asked for that much: a model
+        that says things for ever would keep the supervisor from all else."""
+        self._unanswered -= 1
+        if self._unanswered < 0:
+            raise ValueError("it says more than it was asked for")
+
+    def _ask(self, question: Mapping[str, Any]) -> None:
+        self._unanswered += 1
+        self.tell({"do": "answer", **question})
 
     def hung(self, why: str) -> None:
         """Note why it is killed."""

@@ -25,7 +25,15 @@ from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.watch import Watch, Watched
 from appliance.supervisor.worker_end import WorkerEnd
 from appliance.supervisor.worker_process import Starter, WorkerProcess
-from appliance.supervisor.worker_reports import MAX_LINE_BYTES, Failure, Reports, loaded_of, next_report
+from appliance.supervisor.worker_reports import (
+    MAX_LINE_BYTES,
+    UNREADABLE,
+    Failure,
+    Reports,
+    loaded_of,
+    next_report,
+    odd_reports,
+)
 from appliance.worker.run_record import read_record
 
 __all__ = ["OddTrial", "Workers"]
@@ -264,13 +272,15 @@ class Workers:
             self._reaper.kill(worker.pid)
         worker.control = ours.dup()
         reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-        await self._hear(worker, reader)
-        worker.serving = False
-        if worker.watched is not None:
-            self._watch.remove(worker.watched)
-        worker.writer.close()
-        worker.control.close()
-        worker.questions.fail(f"{worker.action.servable}: its worker ended")
+        try:
+            await self._hear(worker, reader)
+        finally:
+            worker.serving = False
+            if worker.watched is not None:
+                self._watch.remove(worker.watched)
+            worker.writer.close()
+            worker.control.close()
+            worker.questions.fail(f"{worker.action.servable}: its worker ended")
         for _ in range(2):  # by itself, or because it is killed
             done, _ = await asyncio.wait([exited], timeout=_KILL_SECONDS)
             if done:
@@ -300,6 +310,7 @@ class Workers:
             self._start_watching(worker)
             self._reports.worker_ready(worker.action.worker, replace(loaded, remarks=(*loaded.remarks, *remarks)))
             while line := await reader.readline():
+                worker.check_asked()
                 message = json.loads(line)
                 if "alive" in message:
                     self._heard(worker, message)
@@ -315,7 +326,7 @@ class Workers:
             worker.failure = Failure(error.code, str(error))
         except OSError:
             return  # its process has ended: its status says how
-        except (ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             logger.error("%s: a report of its worker cannot be read: %r", servable, error)
             if not worker.serving:
                 reason = f"what its worker reports cannot be read ({error}); a line may have {MAX_LINE_BYTES:,} bytes"
@@ -349,7 +360,7 @@ class Workers:
         """Run one process that tries odd shapes from the one with the number `first` on, and is lost if one of them
         ends it.
 
-        Raises OSError, ServingError, and TimeoutError after `seconds`.
+        Raises OSError, ServingError, ValueError for what is no report, and TimeoutError after `seconds`.
         """
         if self._stopping:
             raise ServingError(Code.UNAVAILABLE, "the server is stopping")
@@ -364,10 +375,9 @@ class Workers:
                 if self._stopping:  # since it was asked for
                     raise ServingError(Code.UNAVAILABLE, "the server is stopping")
                 reader, worker.writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-                while line := await reader.readline():
-                    report = json.loads(line)
-                    at = report.get("index", at)
-                    message = "" if report["event"] == "tried" else report.get("message", message)
+                async for report in odd_reports(reader):
+                    at = at if report.index is None else report.index
+                    message = "" if report.event == "tried" else report.message or message
                 status = await exited
                 await asyncio.wait([stderr], timeout=1)
         finally:

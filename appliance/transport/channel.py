@@ -31,6 +31,7 @@ from appliance.transport.wire import (
 
 _MAX_PAYLOAD_BYTES = 4 * 1024**3
 _MAX_BUFFERS = 1024  # the most in one sendmsg (Linux's UIO_MAXIOV): with more, the call fails
+_MAX_UNCLAIMED = 16  # descriptors whose frames are not whole yet; one comes at a time
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
 
 
@@ -59,7 +60,7 @@ class Channel:
     def receive(self) -> list[Frame]:
         """Return the frames that are complete now.
 
-        Raise EOFError at the connection's end, WireError for malformed bytes.
+        Raise EOFError at the connection's end, WireError for malformed bytes and for descriptors without frames.
         """
         try:
             count, ancillary, _, _ = self.sock.recvmsg_into([self._decoder.target()], _ANCILLARY_BYTES)
@@ -72,6 +73,8 @@ class Channel:
                 self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
         if not count:
             raise EOFError
+        if len(self._descriptors) > _MAX_UNCLAIMED:
+            raise WireError(f"{len(self._descriptors)} descriptors that no frame announces")
         return self._decoder.received(count)
 
     def shared_payload(self, frame: Frame) -> tuple[bytes, Buffer]:

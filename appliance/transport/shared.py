@@ -17,13 +17,16 @@ import errno
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from appliance.core.limits import SHARED_MEMORY_BYTES
 from appliance.transport.wire import Buffer, WireError
 
 THRESHOLD_BYTES = 1024 * 1024  # smaller payloads go through the socket: the copy costs little beside running a model
 _DIRECTORY = "/dev/shm"  # noqa: S108 - the kernel's shared memory, no temporary file
+_MAX_SEGMENTS = SHARED_MEMORY_BYTES // THRESHOLD_BYTES  # of one peer: none is smaller than that
 _spare: list[int] | None = None  # empty files for segments to come; None: they are made when they are needed
 
 
@@ -144,15 +147,33 @@ class PeerSegments:
         self._segments: dict[int, mmap.mmap | int] = {}  # mappings of a trusted peer's, descriptors of another's
 
     def add(self, number: int, descriptor: int) -> None:
-        """Take over the descriptor of a new segment. Raise OSError or ValueError if it cannot be mapped."""
+        """Take over the descriptor of a new segment.
+
+        Raise OSError or ValueError if it cannot be mapped, WireError if it is no segment, or one too many.
+        """
         self.forget(number)
         if not self._is_trusted:
+            if why := self._why_refused(descriptor):
+                os.close(descriptor)
+                raise WireError(why)
             self._segments[number] = descriptor
             return
         try:
             self._segments[number] = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
+
+    def _why_refused(self, descriptor: int) -> str:
+        """Return why a peer that is not trusted may not share this file; "" if it may.
+
+        It can send whatever it can open, and reading that could take for ever.
+        """
+        if len(self._segments) >= _MAX_SEGMENTS:
+            return f"more than {_MAX_SEGMENTS} shared segments"
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(_DIRECTORY).st_dev:
+            return f"a shared segment that is no file of {_DIRECTORY}"
+        return ""
 
     def payload(self, number: int, size: int) -> Buffer:
         """Return the first `size` bytes of a segment.
@@ -162,6 +183,8 @@ class PeerSegments:
         segment = self._segments[number]
         if not isinstance(segment, int):
             return memoryview(segment)[:size]
+        if size > SHARED_MEMORY_BYTES:
+            raise WireError(f"a shared segment of {size:,} bytes, more than {SHARED_MEMORY_BYTES:,}")
         try:
             return read(segment, size)
         except (OSError, MemoryError) as error:

@@ -48,7 +48,7 @@ def _profile(task: WorkerTask) -> Profile:
     paths = [
         *follow_links(task.path).targets,
         *(follow_links(task.form_path).targets if task.form_path else ()),
-        *filter(None, [options.tensorflow_session_config_file]),
+        *(os.path.realpath(path) for path in [options.tensorflow_session_config_file] if path),
         *_folders(options.op_libraries),
     ]
     gpu = uses_gpu(task.backend, options.device)

@@ -14,12 +14,12 @@ from appliance.conversion.form_cache import FormCache
 from appliance.conversion.job import accelerate
 from appliance.host.confinement import supported
 from converters.report import Report
-from tests.support.server import ROOT
+from tests.support.server import KEY_FILE, ROOT
 
 
 def job(model: Path, tmp_path: Path, sandbox: str) -> Report:
     options = ModelOptions(sandbox=sandbox, acceleration="tflite")
-    cache = FormCache(str(tmp_path / "cache"), 1 << 30, str(tmp_path / "key"))
+    cache = FormCache(str(tmp_path / "cache"), 1 << 30, KEY_FILE)
     return accelerate(options, str(model), cache, lambda _: None)
 
 

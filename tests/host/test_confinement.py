@@ -119,6 +119,14 @@ def test_what_the_profile_does_not_name_cannot_be_read(target: Path) -> None:
 
 
 @LANDLOCK
+def test_a_path_that_has_become_a_link_since_it_was_decided_on_is_not_read(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "version").symlink_to(target)
+    (tmp_path / "model").symlink_to(target.parent)
+    said = attempts(target, reads=[tmp_path / "version", tmp_path / "model", tmp_path / "model" / "file"])
+    assert (said["read"], said["list"]) == ("EACCES", "EACCES")
+
+
+@LANDLOCK
 def test_a_process_that_writes_does_so_below_its_own_folder_only(target: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()

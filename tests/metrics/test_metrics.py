@@ -22,7 +22,7 @@ from appliance.core.errors import Code
 from appliance.host.memory import proportional_bytes, resident_bytes
 from appliance.metrics import catalogue
 from appliance.metrics.catalogue import METRICS, Page, Type, is_passing
-from appliance.metrics.file import CHUNK_BYTES, MAX_FILE_BYTES, Kind, MetricsFile, collect, fold
+from appliance.metrics.file import CHUNK_BYTES, MAX_FILE_BYTES, WORKER, Kind, MetricsFile, collect, fold
 from appliance.metrics.recording import Recorder, RequestMetrics, WorkerMetrics
 from appliance.metrics.text import read_series, render, render_tensorflow
 from tests.support.server import ROOT
@@ -275,6 +275,35 @@ def test_a_damaged_file_harms_no_other(tmp_path_factory: pytest.TempPathFactory,
     assert found[catalogue.WORKER_RESTARTS.name] == {("well",): (3.0,)}
     render(found)
     render_tensorflow(found)
+
+
+def test_a_process_that_runs_a_model_harms_no_other_by_what_it_writes(tmp_path: Path) -> None:
+    """Neither by numbers that are none, nor by series without end, nor by those that fill the file of the ended."""
+    good = Recorder(str(tmp_path), "supervisor")
+    good.counter(catalogue.WORKER_RESTARTS, "good").add()
+
+    def write() -> None:
+        file = MetricsFile(str(tmp_path), WORKER)
+        values, at = file.allocate(Kind.PROCESS, b'["worker", "m", "1"]', 2)
+        values[at], values[at + 1] = math.inf, math.nan
+        while True:
+            try:
+                file.allocate(Kind.TOTAL, b'["%d"%s]' % (os.getpid() << 32 | len(file._maps), os.urandom(4000)), 1)
+            except ValueError:
+                break
+
+    for _ in range(20):
+        kill(in_child(write))
+        fold(str(tmp_path), is_passing)
+    pid = in_child(write)
+    try:
+        collected = collect(str(tmp_path))
+    finally:
+        kill(pid)
+    assert [process.role for process in collected.processes] == ["supervisor"]
+    assert total(tmp_path, catalogue.WORKER_RESTARTS, ("good",)) == 1.0
+    good.counter(catalogue.WORKER_RESTARTS, "good").add()
+    assert total(tmp_path, catalogue.WORKER_RESTARTS, ("good",)) == 2.0
 
 
 def test_of_what_comes_and_goes_without_end_only_the_newest_is_kept(tmp_path: Path) -> None:

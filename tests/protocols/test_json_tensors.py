@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from appliance.core.errors import Code, ServingError
-from appliance.protocols.json_output import encode_predict
+from appliance.protocols.json_output import encode_predict, fewest_bytes, json_bytes
+from appliance.protocols.json_pieces import predict_pieces
 from appliance.protocols.json_tensors import parse_predict
 from backends.contract import Signature, TensorSpec
 from backends.dtypes import BY_NAME
@@ -559,3 +560,45 @@ def test_float32_answers_never_have_more_digits_than_needed(array: np.ndarray) -
             assert len(digits) <= len(
                 np.format_float_scientific(value, trim="-").split("e")[0].replace(".", "").lstrip("-")
             )
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.sampled_from(["<f4", "<i8", "?", "O"]),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_an_answer_in_pieces_is_the_answer(
+    shape: list[int], dtype: str, piece_bytes: int, row_format: bool, count: int
+) -> None:
+    flat = np.arange(math.prod(shape))
+    array = np.array([b'a "%d"\x01' % n for n in flat], object) if dtype == "O" else (flat % 3).astype(dtype)
+    if dtype == "<f4":
+        array[::5] = np.nan
+    outputs = {name: array.reshape(shape) for name in ("a", "b_bytes", "c")[:count]}
+    whole = encode_predict(outputs, row_format)
+    assert b"".join(predict_pieces(outputs, row_format, piece_bytes)) == whole
+    assert fewest_bytes(outputs) <= len(whole)
+    assert len(whole) <= json_bytes(outputs) + 100 * max(math.prod(shape[:1]), 1)  # and the names
+
+
+def test_an_answer_of_rows_without_elements_is_counted_and_written_in_pieces() -> None:
+    outputs = {"y": np.zeros((1_000_000, 0), np.float32)}
+    assert fewest_bytes(outputs) >= 2_000_000
+    pieces = list(predict_pieces(outputs, row_format=True))
+    assert len(b"".join(pieces)) == 3_000_000 + len(b'{"predictions":[]}') - 1
+    assert max(map(len, pieces)) <= 1 << 20
+
+
+def test_a_string_is_counted_as_it_is_written() -> None:
+    for name, value in (
+        ("y", b"\x01" * 100_000),
+        ("y", b'"' * 100_000),
+        ("y", b"a" * 100_000),
+        ("y_bytes", b"a" * 100_000),
+    ):
+        outputs = {name: np.array([value], object)}
+        written = len(encode_predict(outputs, row_format=True))
+        assert fewest_bytes(outputs) == pytest.approx(written, abs=100)
+        assert json_bytes(outputs) == pytest.approx(written, abs=100)

@@ -162,6 +162,16 @@ def test_nothing_of_others_is_read(server: Attacked, tmp_path: Path) -> None:
     assert status == 200, answer
 
 
+def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(server: Attacked) -> None:
+    before = server.processes()
+    status, refused = server.attack("rows", count=ENDLESS)
+    assert status == 429
+    assert "The answer has more than" in refused["error"]
+    assert "raise max_inflight_bytes" in refused["error"]
+    assert server.attack("rows", count=500_000) == (200, {"outputs": [[]] * 500_000})
+    server.assert_unharmed(before)
+
+
 def test_nothing_is_connected_to(server: Attacked) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)

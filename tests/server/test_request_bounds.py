@@ -111,6 +111,28 @@ def large_request(rows: int) -> bytes:
     return f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
+def test_requests_that_wait_for_the_answer_before_take_no_more_memory_than_their_text(server: Server) -> None:
+    """A connection that sent 256 KiB of the shortest requests behind a slow one held 26 MB."""
+    shortest = b"GET /x HTTP/1.1\r\n\r\n" * 13_000
+    slow = large_request(1_000_000)
+    with connected(server) as sock:
+        sock.sendall(slow + shortest + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 404") == 13_000
+    assert b'"status": "alive"' in answer
+    before = peak_bytes(server, "ds-rest")
+    socks = []
+    try:
+        for _ in range(8):
+            socks.append(connected(server, 4096))
+            socks[-1].sendall(slow + shortest)  # all of it is taken
+        assert server.predict("half_plus_two", {"instances": [1.0] * 1_000_000})[0] == 200  # parsed after the others
+        assert peak_bytes(server, "ds-rest") - before < 170 * MIB
+    finally:
+        for sock in socks:
+            sock.close()
+
+
 def test_an_answer_that_nobody_reads_ends_its_connection(server: Server) -> None:
     """Also one that has been answered, is closed, and waits for the last bytes to be read."""
     socks = []
@@ -258,7 +280,11 @@ def test_an_answer_that_may_not_be_sent_counts_and_ends_its_connection(server: S
 def test_answers_that_may_not_be_sent_are_bounded_in_memory(server: Server) -> None:
     """Twelve requests of 42 bytes held 1.5 GB for as long as the connection lived."""
     before = peak_bytes(server, "ds-grpc")
-    with http2.Client(server.grpc_port, window=0) as client, grpc.insecure_channel(server_address(server)) as channel:
+    any_size = [("grpc.max_receive_message_length", -1)]
+    with (
+        http2.Client(server.grpc_port, window=0) as client,
+        grpc.insecure_channel(server_address(server), any_size) as channel,
+    ):
         for _ in range(30):
             client.call(PREDICT, repeated(60 * MIB))
         call = channel.unary_unary(PREDICT)

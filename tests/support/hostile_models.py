@@ -63,6 +63,10 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
     def hang(wanted: Any) -> Any:
         return {"wanted": tf.while_loop(lambda x: x > 1000, lambda x: (x + 1,), [wanted])[0]}
 
+    def rows(count: Any) -> Any:
+        """Rows without an element, which take no memory until somebody writes them down."""
+        return {"rows": tf.zeros(tf.stack([tf.where(count > 1000, count, 1), 0]))}
+
     def connect(address: Any) -> Any:
         def do() -> Any:
             dataset = tf.data.Dataset.range(1)._variant_tensor
@@ -87,6 +91,7 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         "allocate": (allocate, [number]),
         "abort": (abort, [number]),
         "hang": (hang, [number]),
+        "rows": (rows, [number]),
         "connect": (connect, [text]),
     }
     signatures = {name: tf.function(do).get_concrete_function(*specs) for name, (do, specs) in attacks.items()}

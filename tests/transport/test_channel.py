@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,12 +146,73 @@ def test_a_segment_that_its_writer_has_shrunk_is_refused_by_a_reader_that_copies
     ours, theirs = socket.socketpair()
     with theirs:
         channel = Channel(ours)
-        descriptor = os.memfd_create("shrunk")
         meta = bytes(4)
         head = header(Kind.RESULT, len(meta), LARGE, 1, 0, FLAG_SHARED | FLAG_DESCRIPTOR)
-        socket.send_fds(theirs, [head + meta], [descriptor])
-        os.close(descriptor)
+        with tempfile.TemporaryFile(dir="/dev/shm") as shrunk:
+            socket.send_fds(theirs, [head + meta], [shrunk.fileno()])
         (frame,) = received(channel)
         with pytest.raises(WireError, match="ends after 0 of 1,048,576 bytes"):
             channel.shared_payload(frame)
         channel.close()
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[socket.socket, Channel]]:
+    """The end of a worker that its model has taken over, and the front's."""
+    ours, theirs = socket.socketpair()
+    front = Channel(theirs)
+    yield ours, front
+    ours.close()
+    front.close()
+
+
+def announced(number: int, size: int) -> bytes:
+    head = header(Kind.RESULT, SEGMENT_ID.size + 2, size, 1, flags=FLAG_SHARED | FLAG_DESCRIPTOR)
+    return head + SEGMENT_ID.pack(number) + b"\0\0"
+
+
+def test_descriptors_that_no_frame_announces_end_the_connection(worker: tuple[socket.socket, Channel]) -> None:
+    """Else a front would have none left for its clients."""
+    ours, front = worker
+    begun = header(Kind.RESULT, 16, 0)
+    with open("/dev/null", "rb") as file:
+        for start in (0, 1):
+            socket.send_fds(ours, [begun[start : start + 1]], [file.fileno()] * 9)
+    assert front.receive() == []
+    with pytest.raises(WireError, match="18 descriptors that no frame announces"):
+        front.receive()
+
+
+def test_a_worker_shares_only_so_many_files(worker: tuple[socket.socket, Channel]) -> None:
+    ours, front = worker
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.write(bytes(64))
+        file.flush()
+        for number in range(257):
+            socket.send_fds(ours, [announced(number, 64)], [file.fileno()])
+            (frame,) = front.receive()
+            if number < 256:
+                front.shared_payload(frame)
+    with pytest.raises(WireError, match="more than 256 shared segments"):
+        front.shared_payload(frame)
+
+
+def test_a_worker_shares_only_files_of_shared_memory(worker: tuple[socket.socket, Channel], tmp_path: Path) -> None:
+    ours, front = worker
+    (tmp_path / "other").write_bytes(bytes(64))
+    for number, path in enumerate(("/dev/zero", tmp_path / "other")):
+        with open(path, "rb") as file:
+            socket.send_fds(ours, [announced(number, 64)], [file.fileno()])
+        (frame,) = front.receive()
+        with pytest.raises(WireError, match="no file of /dev/shm"):
+            front.shared_payload(frame)
+
+
+def test_a_shared_payload_is_no_larger_than_all_shared_memory(worker: tuple[socket.socket, Channel]) -> None:
+    ours, front = worker
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        os.truncate(file.fileno(), 1 << 30)  # takes no memory
+        socket.send_fds(ours, [announced(1, 1 << 30)], [file.fileno()])
+    (frame,) = front.receive()
+    with pytest.raises(WireError, match="1,073,741,824 bytes, more than 268,435,456"):
+        front.shared_payload(frame)
