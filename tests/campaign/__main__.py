@@ -1,0 +1,47 @@
+"""`make campaign`: see the package, and docs/reliability.md.
+
+    python -m tests.campaign PART [--seed N] [--count N] [--seconds N] [--report FILE] [--only TARGET …]
+
+`--count` and `--seconds` make a part smaller. The report's lines stand in build/campaign/PART-SEED.jsonl. The exit
+status is 1 if there are findings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.campaign.fuzz import fuzz_parsers
+from tests.campaign.parsers import TARGETS
+from tests.campaign.report import Report
+from tests.support.server import ROOT
+
+
+def fuzz(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    count = asked.count or 1_000_000
+    return {"parsed": fuzz_parsers(report, asked.seed, count, asked.only)}
+
+
+PARTS = {"fuzz": fuzz}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Tries to break the server.")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
+    parser.add_argument(
+        "--count", type=int, default=0, help="of inputs, swaps or cycles; 0: as many as a whole run has"
+    )
+    parser.add_argument("--seconds", type=float, default=0.0, help="of load; 0: as many as a whole run has")
+    parser.add_argument("--only", nargs="+", default=(), choices=TARGETS, metavar="TARGET", help="of fuzz")
+    parser.add_argument("--report", default="")
+    asked = parser.parse_args()
+    path = asked.report or ROOT / "build" / "campaign" / f"{asked.part}-{asked.seed}.jsonl"
+    report = Report(path, part=asked.part, seed=asked.seed, count=asked.count, load_seconds=asked.seconds)
+    figures = PARTS[asked.part](report, asked)
+    return 1 if report.end(**figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
