@@ -13,8 +13,11 @@ import sys
 import time
 
 from tests.campaign.fuzz import fuzz_parsers
+from tests.campaign.leaks import come_and_go
 from tests.campaign.parsers import TARGETS
 from tests.campaign.report import Report
+from tests.campaign.serving import serving
+from tests.campaign.swaps import swap_versions
 from tests.support.server import ROOT
 
 
@@ -23,7 +26,17 @@ def fuzz(report: Report, asked: argparse.Namespace) -> dict[str, float]:
     return {"parsed": fuzz_parsers(report, asked.seed, count, asked.only)}
 
 
-PARTS = {"fuzz": fuzz}
+def swaps(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    with serving(settle_seconds=0.2) as server:
+        return swap_versions(report, server, asked.count or 1000)
+
+
+def leaks(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    with serving("stays") as server:
+        return come_and_go(report, server, asked.count or 500)
+
+
+PARTS = {"fuzz": fuzz, "leaks": leaks, "swaps": swaps}
 
 
 def main() -> int:

@@ -33,17 +33,18 @@ def fuzz_parsers(report: Report, seed: int, count: int, names: Iterable[str] = (
     targets = [target_named(name) for name in names] or list(parsers.TARGETS.values())
     shares = sum(target.share for target in targets)
     done = 0
-    for target in targets:
-        wanted = max(1, round(count * target.share / shares))
-        done += _fuzz(report, target, seed, wanted)
+    with tempfile.TemporaryDirectory(prefix="campaign-", dir="/dev/shm") as scratch:  # some are files
+        for target in targets:
+            wanted = max(1, round(count * target.share / shares))
+            done += _fuzz(report, target, seed, wanted, scratch)
     return done
 
 
-def _fuzz(report: Report, target: parsers.Target, seed: int, wanted: int) -> int:
+def _fuzz(report: Report, target: parsers.Target, seed: int, wanted: int, scratch: str) -> int:
     begun, first, found = time.monotonic(), 0, 0
     while first < wanted and found < _MOST_FINDINGS:
         size = min(_PIECE, wanted - first)
-        reached, findings = _run(target, seed, first, size)
+        reached, findings = _run(target, seed, first, size, scratch)
         for number, what, data in findings:
             report.finding(
                 f"{target.name}: {what}", number=number, seed=seed, input=_kept(report, target, number, data)
@@ -55,14 +56,18 @@ def _fuzz(report: Report, target: parsers.Target, seed: int, wanted: int) -> int
     return first
 
 
-def _run(target: parsers.Target, seed: int, first: int, count: int) -> tuple[int, list[tuple[int, str, bytes]]]:
+def _run(
+    target: parsers.Target, seed: int, first: int, count: int, scratch: str
+) -> tuple[int, list[tuple[int, str, bytes]]]:
     """Run one process. Return the number after the last input that was parsed, and the findings with their inputs."""
     with tempfile.NamedTemporaryFile() as progress, tempfile.TemporaryFile() as output:
         progress.write(struct.pack("<q", first))
         progress.flush()
         command = [sys.executable, "-m", "tests.campaign.in_process", target.name]
         command += [*map(str, (seed, first, count)), progress.name]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": scratch}
+        )
         why = ""
         at, since = first, time.monotonic()
         while process.poll() is None:

@@ -242,7 +242,7 @@ class _Folder:
     def put(self, data: bytes) -> str:
         """The folder, with `data` in it."""
         if not self._path:
-            self._keeper = tempfile.TemporaryDirectory(prefix="campaign-", dir="/dev/shm")
+            self._keeper = tempfile.TemporaryDirectory(prefix="campaign-")
             self._path = self._keeper.name
             for name, content in self._others().items():
                 path = Path(self._path, name)
