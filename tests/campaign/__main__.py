@@ -9,11 +9,17 @@ status is 1 if there are findings.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from tests.campaign.disk import Disk, in_own_mounts
+from tests.campaign.faults import break_processes
 from tests.campaign.fuzz import fuzz_parsers
 from tests.campaign.leaks import come_and_go
+from tests.campaign.overload import overload
 from tests.campaign.parsers import TARGETS
 from tests.campaign.report import Report
 from tests.campaign.serving import serving
@@ -31,12 +37,30 @@ def swaps(report: Report, asked: argparse.Namespace) -> dict[str, float]:
         return swap_versions(report, server, asked.count or 1000)
 
 
+def faults(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    seconds = asked.seconds or 900.0
+    with contextlib.ExitStack() as stack:
+        disk, folders = None, {}
+        if in_own_mounts():
+            disk = stack.enter_context(Disk(Path(stack.enter_context(tempfile.TemporaryDirectory()), "disk")))
+            folders = {"runtime_dir": disk.path / "run", "cache_dir": disk.path / "cache"}
+        else:
+            report.line("left out", what="a full disk: neither a mount namespace nor a user namespace is allowed here")
+        server = stack.enter_context(serving("stays", hang_seconds=5, **folders))
+        return break_processes(report, server, asked.seed, seconds, "stays", asked.count, disk)
+
+
 def leaks(report: Report, asked: argparse.Namespace) -> dict[str, float]:
     with serving("stays") as server:
         return come_and_go(report, server, asked.count or 500)
 
 
-PARTS = {"fuzz": fuzz, "leaks": leaks, "swaps": swaps}
+def overloaded(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    with serving("stays") as server:
+        return overload(report, server, "stays", asked.seed, asked.seconds or 300.0)
+
+
+PARTS = {"faults": faults, "fuzz": fuzz, "leaks": leaks, "overload": overloaded, "swaps": swaps}
 
 
 def main() -> int:
@@ -51,6 +75,8 @@ def main() -> int:
     parser.add_argument("--report", default="")
     asked = parser.parse_args()
     path = asked.report or ROOT / "build" / "campaign" / f"{asked.part}-{asked.seed}.jsonl"
+    if asked.part == "faults":
+        in_own_mounts()
     report = Report(path, part=asked.part, seed=asked.seed, count=asked.count, load_seconds=asked.seconds)
     figures = PARTS[asked.part](report, asked)
     return 1 if report.end(**figures) else 0

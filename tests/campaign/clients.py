@@ -32,7 +32,7 @@ def addend_of(version: int) -> float:
 
 
 class Clients:
-    """Threads that ask `model` over REST and gRPC. An answer has one of `addends`, that of the version which it names."""
+    """Threads that ask `model` over REST and gRPC. An answer has one of `addends`: that of the version it names."""
 
     def __init__(
         self,
