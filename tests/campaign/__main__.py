@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from tests.campaign.disk import Disk, in_own_mounts
+from tests.campaign.drops import drop_mutated_models
 from tests.campaign.faults import break_processes
 from tests.campaign.fuzz import fuzz_parsers
 from tests.campaign.leaks import come_and_go
@@ -24,12 +25,18 @@ from tests.campaign.parsers import TARGETS
 from tests.campaign.report import Report
 from tests.campaign.serving import serving
 from tests.campaign.swaps import swap_versions
+from tests.campaign.wire import fuzz_sockets
 from tests.support.server import ROOT
 
 
 def fuzz(report: Report, asked: argparse.Namespace) -> dict[str, float]:
     count = asked.count or 1_000_000
-    return {"parsed": fuzz_parsers(report, asked.seed, count, asked.only)}
+    figures: dict[str, float] = {"parsed": fuzz_parsers(report, asked.seed, count, asked.only)}
+    if not asked.only:
+        with serving("stays", incomplete_after_seconds=1) as server:
+            figures["sent"] = fuzz_sockets(report, server, "stays", asked.seed, max(1, count // 100))
+            figures["dropped"] = drop_mutated_models(report, server, "stays", asked.seed, max(1, count // 5000))
+    return figures
 
 
 def swaps(report: Report, asked: argparse.Namespace) -> dict[str, float]:

@@ -21,7 +21,7 @@ __all__ = ["feed_http"]
 
 _BOUNDS = BodyBounds(1 << 20, "max_request_bytes", 10.0)
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
-_EXPECTED = {100, 200, 400, 408, 413, 429, 431}
+_EXPECTED = {100, 200, 400, 408, 413, 429, 431, 505}
 _TURNS = 8  # of the loop, in which a request is answered
 
 
@@ -66,6 +66,8 @@ class _Connections:
         self.config.load()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["http_version"] not in ("1.0", "1.1"):  # falcon's application takes no other
+            self.failures.append(f"a request of HTTP/{scope['http_version']} comes through")
         request = falcon.asgi.Request(scope, receive)
         status, body = 200, b"{}"
         try:
