@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint zoo bench bench-acceleration operators protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
+.PHONY: help run test lint zoo bench bench-acceleration operators campaign protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures an
 
 operators: $(STAMP) ## Try each operator on odd values, as TensorFlow and as its forms, and write what differs (ONLY="NAME …" tries those).
 	$(BIN)/python -m benchmarks.operators $(if $(ONLY),--only $(ONLY))
+
+campaign: $(STAMP) ## Try to break the server: PART=fuzz|faults|swaps|leaks|overload (SEED=N; COUNT=N or SECONDS=N makes it smaller).
+	$(BIN)/python -m tests.campaign $(PART) $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT)) $(if $(SECONDS),--seconds $(SECONDS))
 
 protos: $(STAMP) ## Compile the protocol buffers.
 	$(BIN)/python -m grpc_tools.protoc -Iappliance/protocols/protos -I$$($(BIN)/python -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))') --include_imports --descriptor_set_out=appliance/protocols/protos/dropserve.binpb appliance/protocols/protos/*.proto

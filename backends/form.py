@@ -79,7 +79,7 @@ def parse_form(value: Any) -> FormDescription:
     """Return the form that JSON's `value` describes. Raise BackendError if it describes none."""
     try:
         return msgspec.convert(value, FormDescription)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the second: a lone surrogate, which JSON may have
         raise _invalid(f"it has another structure: {error}") from error
 
 

@@ -22,6 +22,7 @@ __all__ = ["FileStream", "Frame", "FrameError", "Stream", "receive", "send"]
 _HEAD = struct.Struct("<IQ")
 _MAX_JSON_BYTES = 64 << 20
 _MAX_PAYLOAD_BYTES = 2 << 30
+_STEP_BYTES = 1 << 20
 
 Frame = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -112,11 +113,13 @@ def _unpack(data: memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _exactly(stream: Stream, size: int, may_end: bool = False) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
+    data = bytearray(min(size, _STEP_BYTES))
     at = 0
     while at < size:
-        count = stream.recv_into(view[at:])
+        if at == len(data):  # a peer makes us take memory only by as much as it has sent
+            data.extend(bytes(min(size - at, at)))
+        with memoryview(data) as view, view[at:] as room:
+            count = stream.recv_into(room)
         if not count:
             if may_end and not at:
                 return bytearray()

@@ -164,6 +164,8 @@ def _walk_request(data: bytes) -> tuple[Any, dict[str, tuple[bytes, int, int]], 
                     value_start, value_stop = entry_start, entry_stop
                 else:
                     raise UnusualError
+            if name in tensors:
+                raise UnusualError  # the last one counts, and the others must be valid
             tensors[name] = data, value_start, value_stop
         elif tag == _MODEL_SPEC and spec is None:
             spec = _parse(protos.ModelSpec, data[start:stop])

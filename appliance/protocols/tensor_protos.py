@@ -127,12 +127,12 @@ def read_tensor(
         element = _element(number)
         dims, size = _dims(shape, element, allowance)
         # Without elements, TensorFlow ignores the values, and numpy refuses to view an empty buffer.
-        if not size or elements_start == elements_stop:
-            values = np.empty(0, element.numpy)
-        elif held == _CONTENT:
-            values = _from_content(data, elements_start, elements_stop, element, size)
-        else:
+        if held and held != _CONTENT:  # a list is checked also if nothing of it is wanted
             values = _from_packed(data, elements_start, elements_stop, element, size)
+        elif not size or elements_start == elements_stop:
+            values = np.empty(0, element.numpy)
+        else:
+            values = _from_content(data, elements_start, elements_stop, element, size)
     if len(values) == size:
         return values.reshape(dims), values.nbytes
     return _repeated(values, size, allowance, dims, grow)
@@ -179,7 +179,7 @@ def _walk_tensor(data: bytes, start: int, stop: int) -> tuple[int, tuple[int, in
     number = held = 0
     shape = elements = (0, 0)
     for tag, value, value_stop in fields(data, start, stop):
-        if tag == _DTYPE and not number:
+        if tag == _DTYPE and not number and value < 2**31:  # protobuf takes the lowest 32 bits of others
             number = value
         elif tag == _SHAPE and not shape[1]:
             shape = value, value_stop

@@ -23,6 +23,7 @@ ANSWER_BYTES = "dropserve.answer_bytes"  # in the ASGI scope: the bytes of the a
 COUNTED_ANSWER_BYTES = 65536
 """Answers of more bytes count as in flight until they are sent; a connection may hold that much unsent."""
 
+_VERSIONS = ("1.1", "1.0")
 _SWEEP_SECONDS = 1.0
 # What is parsed of one read before it is looked whether a request has to wait for an earlier one's answer. A waiting
 # request takes 2 kB, and may have 18 bytes.
@@ -34,6 +35,7 @@ _REASONS = {
     408: "Request Timeout",
     431: "Request Header Fields Too Large",
     503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
 }
 
 
@@ -196,6 +198,9 @@ class BoundedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
+        elif (version := self.parser.get_http_version()) not in _VERSIONS:
+            # Such as 0.9, which the parser reads of a request line without a version. falcon takes no other.
+            self._refuse(505, f"The request is of HTTP/{version}; send HTTP/1.1")
         elif not self._refused:
             self._header_count = len(self.headers)
             super().on_headers_complete()

@@ -77,24 +77,20 @@ def front_programs(
 
 
 def _watch_master(watch: Watch, pid: int, life: int) -> None:
-    """Watch gunicorn's master by the signs of life that come from `life` (a pipe, which is closed), from the first one
-    to its end."""
+    """Watch gunicorn's master by the signs of life that come from `life` (a pipe, which is closed), from its start
+    to its end: one that hangs before its first sign would never be replaced."""
     watched = Watched("gunicorn's master", "rest-master", pid)
     loop = asyncio.get_running_loop()
-    is_new = True
 
     def hear() -> None:
-        nonlocal is_new
         if not os.read(life, 4096):
             loop.remove_reader(life)
             os.close(life)
             watch.remove(watched)
             return
-        if is_new:
-            watch.add(watched)
-            is_new = False
         watch.heard(watched)
 
+    watch.add(watched)
     loop.add_reader(life, hear)
 
 

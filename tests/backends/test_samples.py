@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,3 +66,15 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="has no samples: the peer ended 8 bytes before the end of a frame"):
         list(read_samples(str(path)))
+
+
+def test_a_file_that_states_more_than_it_has_takes_no_memory_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "samples"
+    file.write_bytes((2).to_bytes(4, "little") + (2 << 30).to_bytes(8, "little") + b"{}" + b"x" * 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="before the end of a frame"):
+            list(read_samples(str(file)))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

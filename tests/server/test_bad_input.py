@@ -202,6 +202,20 @@ def test_a_strange_model_name_is_a_model_that_is_not_there(server: Server, name:
         assert answer["error"]
 
 
+@pytest.mark.parametrize(
+    "line", [b"GET /healthz", b"POST " + PATH.encode() + b"\r\ncontent-length: 2", b"GET /x HTTP/0.9"]
+)
+def test_a_request_without_a_version_of_http_that_we_speak_is_refused(server: Server, line: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(line + b"\r\n\r\n{}")
+        status, body, headers = connection.response()
+        assert status in (400, 505)
+        assert json.loads(body)["error"]
+        assert headers["connection"] == "close"
+        assert connection.ended()
+    assert "Traceback" not in server.log()
+
+
 # -- size, encoding and pace of a body ----------------------------------------------------------------------------
 
 
