@@ -27,6 +27,8 @@ from backends.contract import Signature
 
 __all__ = ["Done", "Inference"]
 
+_VALUE_BYTES = 200  # of a label or score while it is written: Python's objects for it (150 are usual), and its text
+
 
 class Done(NamedTuple):
     """The version that answered, and its results in the order of the tasks."""
@@ -89,8 +91,8 @@ class Inference:
     ) -> Done:
         """Run all tasks that `plan` returns for the version that `spec` asks for, on that version.
 
-        The bytes that the context adds to the examples are added to `reserved`. `deadline_ns` is in CLOCK_MONOTONIC
-        nanoseconds. Raise ServingError.
+        The bytes that the context adds to the examples are added to `reserved`, and what the results take while they
+        are written. `deadline_ns` is in CLOCK_MONOTONIC nanoseconds. Raise ServingError.
         """
         inputs: dict[str, np.ndarray] = {}
         planned: tuple[Task, ...] = ()
@@ -106,6 +108,9 @@ class Inference:
             return [Run(one.signature_name, inputs, one.outputs, packed) for one in planned]
 
         answered = await self.pipeline.run(spec, check, deadline_ns)
+        reserved.add_answer(
+            _VALUE_BYTES * sum([array.size for arrays in answered.outputs for array in arrays.values()])
+        )
         count = len(examples.examples)
         results = [result_of(one, arrays, count) for one, arrays in zip(planned, answered.outputs, strict=True)]
         self.on_examples(answered.model, count)

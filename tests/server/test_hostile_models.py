@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -169,6 +170,20 @@ def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(serve
     assert "The answer has more than" in refused["error"]
     assert "raise max_inflight_bytes" in refused["error"]
     assert server.attack("rows", count=500_000) == (200, {"outputs": [[]] * 500_000})
+    server.assert_unharmed(before)
+
+
+def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacked) -> None:
+    before = server.processes()
+
+    def classify(text: str) -> tuple[int, Any]:
+        body = json.dumps({"signature_name": "scores", "examples": [{"x": text}]}).encode()
+        status, answer, _ = server.http("POST", "/v1/models/hostile:classify", body)
+        return status, answer
+
+    assert classify("short") == (200, {"results": [[["", 0.0]]]})
+    status, refused = classify("x" * 2000)
+    assert (status, "The answer has more than" in refused["error"]) == (429, True)
     server.assert_unharmed(before)
 
 

@@ -67,6 +67,11 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         """Rows without an element, which take no memory until somebody writes them down."""
         return {"rows": tf.zeros(tf.stack([tf.where(count > 1000, count, 1), 0]))}
 
+    def scores(inputs: Any) -> Any:
+        """Classify: eight million scores of an example that is long."""
+        count = tf.where(tf.reduce_max(tf.strings.length(inputs)) > 1000, 8_000_000, 1)
+        return {"scores": tf.zeros(tf.stack([tf.size(inputs), count]))}
+
     def connect(address: Any) -> Any:
         def do() -> Any:
             dataset = tf.data.Dataset.range(1)._variant_tensor
@@ -92,6 +97,7 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         "abort": (abort, [number]),
         "hang": (hang, [number]),
         "rows": (rows, [number]),
+        "scores": (scores, [tf.TensorSpec([None], tf.string)]),
         "connect": (connect, [text]),
     }
     signatures = {name: tf.function(do).get_concrete_function(*specs) for name, (do, specs) in attacks.items()}
