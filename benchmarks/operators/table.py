@@ -19,7 +19,7 @@ _DTYPES = ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "
 _KINDS: tuple[tuple[str, Values], ...] = (
     (r"ordinary values|one row|many rows|whole numbers from 0 on, of up to 8 bits", Values.ORDINARY),
     (r"equal values", Values.EQUAL),
-    (r"halves", Values.HALVES),
+    (r"halves|floats halves and other simple ones", Values.HALVES),
     (r"floats of hundreds", Values.HUNDREDS),
     (r"floats ±0 or tiny", Values.TINY),
     (r"floats subnormal", Values.SUBNORMAL),
