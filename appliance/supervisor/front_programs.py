@@ -51,24 +51,20 @@ def front_programs(
 
     def start_rest() -> int:
         assert listener is not None
-        life, theirs = os.pipe()
-        try:
-            os.set_blocking(theirs, False)
-            pid = spawn("appliance.rest.process", settings(0, rest), [listener.fileno(), theirs])
-        except OSError:
-            os.close(life)
-            raise
-        finally:
-            os.close(theirs)
-        _watch_master(watch, pid, life)
-        return pid
+        descriptor = listener.fileno()
+
+        def start(life: int) -> int:
+            return spawn("appliance.rest.process", settings(0, rest), [descriptor, life])
+
+        return _watched(watch, "gunicorn's master", "rest-master", start)
 
     def start_grpc(index: int) -> Callable[[], int]:
-        def start() -> int:
+        def start(life: int) -> int:
             environment = GRPC_ENVIRONMENT | os.environ
-            return spawn("appliance.rpc.server", settings(index, 1), environment=environment)
+            return spawn("appliance.rpc.server", settings(index, 1), [life], environment=environment)
 
-        return start
+        # Once it has connected, it is watched as a front.
+        return lambda: _watched(watch, f"the grpc {index} process", "grpc", start)
 
     programs = [] if listener is None else [Program("rest", start_rest)]
     if port is None:
@@ -76,10 +72,23 @@ def front_programs(
     return [*programs, *(Program(f"grpc {index}", start_grpc(index)) for index in range(grpc))]
 
 
-def _watch_master(watch: Watch, pid: int, life: int) -> None:
-    """Watch gunicorn's master by the signs of life that come from `life` (a pipe, which is closed), from its start
-    to its end: one that hangs before its first sign would never be replaced."""
-    watched = Watched("gunicorn's master", "rest-master", pid)
+def _watched(watch: Watch, who: str, role: str, start: Callable[[int], int]) -> int:
+    """Start a process, and watch it from its start to its end: one that hangs before its first sign of life would never
+    be replaced.
+
+    `start` is given the end of a pipe, which the process keeps open and may write signs of life to; it returns the
+    process's number, and so does this. Raise OSError.
+    """
+    life, theirs = os.pipe()
+    try:
+        os.set_blocking(theirs, False)
+        pid = start(theirs)
+    except OSError:
+        os.close(life)
+        raise
+    finally:
+        os.close(theirs)
+    watched = Watched(who, role, pid)
     loop = asyncio.get_running_loop()
 
     def hear() -> None:
@@ -92,6 +101,7 @@ def _watch_master(watch: Watch, pid: int, life: int) -> None:
 
     watch.add(watched)
     loop.add_reader(life, hear)
+    return pid
 
 
 def log_serving(options: Options, rest: int | None, grpc: int | None) -> None:

@@ -50,7 +50,10 @@ class Watch:
         self._suspects: set[Watched] = set()
 
     def add(self, watched: Watched, run_limit_seconds: float = 0.0) -> None:
-        """Watch a process from now on, and its runs too, unless the limit is 0."""
+        """Watch a process from now on, and its runs too, unless the limit is 0. It takes the place of what the same
+        process was watched as before."""
+        for earlier in [each for each in self._watched if each.pid == watched.pid]:
+            self.remove(earlier)
         self._watched.add(watched)
         self._liveness.add(watched, run_limit_seconds)
 

@@ -33,8 +33,9 @@ def test_who_shows_no_life_is_suspected_and_killed_and_who_does_is_not() -> None
             hung.set()
 
         watch = Watch(0.5, counted.append, lambda: suspected.append(watch.is_suspected("grpc", "rest")))
+        watch.add(Watched("what it was while it started", "worker", alive))
         lively = Watched("a worker", "worker", alive, lambda: watch.heard(lively))
-        watch.add(lively)
+        watch.add(lively)  # and is no more
         watch.add(Watched("a front", "grpc", silent, lambda: None, on_hang))
         running = asyncio.create_task(watch.run())
         async with asyncio.timeout(SECONDS):
