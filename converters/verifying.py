@@ -20,7 +20,7 @@ import msgspec
 from backends.contract import BackendError
 from backends.domain import Domain
 from backends.form import read_form
-from backends.samples import Sample, new_file, read_samples, write_samples
+from backends.samples import Sample, new_file, pack_samples, read_samples
 from converters import cores
 from converters.child import ChildError
 from converters.live import MAX_DIFFERING, Judged, LiveReport, judge
@@ -61,11 +61,8 @@ def verify(spec: VerifyingSpec) -> LiveReport:
     if judged.differing:
         judged = _confirmed(spec, judged, precision)
     if wrong := [sample for sample, _ in judged.differing[:MAX_DIFFERING]]:
-        file = new_file(wrong_samples(spec.job.work_dir))
-        try:
-            write_samples(file, wrong)
-        finally:
-            os.close(file)
+        with open(new_file(wrong_samples(spec.job.work_dir)), "wb") as file:
+            pack_samples(file, wrong)
     return msgspec.structs.replace(judged.report(), cpu_seconds=_used())
 
 

@@ -79,7 +79,8 @@ async def look_again(looked: Iterable[Looked]) -> None:
 
 
 class LoadChecks:
-    """Looks at the signatures of version folders, each in a process of its own."""
+    """Looks at version folders: whether they hold the files that were last seen, and what was signed, which a process
+    of its own verifies."""
 
     def __init__(self, reaper: Reaper, tasks: Tasks, metrics: MetricsKeeper) -> None:
         self._reaper = reaper
