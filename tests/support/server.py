@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,9 @@ DEADLINE_SECONDS = 60.0
 _KEYS = tempfile.TemporaryDirectory(prefix="dropserve-test-keys-")  # removed with the test run
 KEY_FILE = os.path.join(_KEYS.name, "cache.key")
 """The key of the cache of all servers of a test run, which may share a cache."""
+_FOLDERS = tempfile.TemporaryDirectory(prefix="ds-")  # short: a socket's path has little room
+os.chmod(_FOLDERS.name, 0o711)  # a server of another user reaches its own folder in it
+_NUMBERS = itertools.count()
 
 
 def eventually(probe: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:
@@ -46,7 +50,8 @@ class Server:
     environment: Mapping[str, str] = {}
 
     def __init__(self, *flags: str, **options: Any) -> None:
-        self.runtime_dir = tempfile.mkdtemp(prefix="ds-")
+        self.runtime_dir = os.path.join(_FOLDERS.name, str(next(_NUMBERS)))
+        os.mkdir(self.runtime_dir, 0o700)
         values = {"rest_api_port": 0, "port": 0, "settle_seconds": 0.2, "bind_address": "127.0.0.1", **options}
         values.setdefault("runtime_dir", os.path.join(self.runtime_dir, "run"))
         values.setdefault("file_system_poll_wait_seconds", 0.2)
