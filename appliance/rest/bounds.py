@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from appliance.core.limits import MAX_HEADER_BYTES, MIN_BYTES_PER_SECOND
 
@@ -30,13 +30,6 @@ _SWEEP_SECONDS = 1.0
 _PARSED_BYTES = 4096
 _PARSED_BODY_BYTES = 16384
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
-_REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
 
 
 class _OneWrite:
@@ -203,8 +196,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(505, f"The request is of HTTP/{version}; send HTTP/1.1")
         elif not self._refused:
             self._header_count = len(self.headers)
-            super().on_headers_complete()
-            self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
+            self.begin_request()
+
+    def begin_request(self) -> None:
+        """Begin a request whose head is complete and within its bounds: uvicorn makes a task of it, or queues it."""
+        super().on_headers_complete()
+        self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
 
     def on_body(self, body: bytes) -> None:
         self._has_body = True
@@ -247,7 +244,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_sweeping(self) -> None:
         if not BoundedProtocol._sweeping:
             BoundedProtocol._sweeping = True
-            self.loop.call_later(_SWEEP_SECONDS, BoundedProtocol._sweep, self.loop)
+            self.loop.call_later(_SWEEP_SECONDS, self._sweep, self.loop)
 
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True
@@ -258,11 +255,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         body = orjson.dumps({"error": message})
-        head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
 
     @classmethod

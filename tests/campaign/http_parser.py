@@ -16,6 +16,7 @@ from appliance.inference.reservation import Reservation
 from appliance.inference.router import Router
 from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
 from appliance.rest.bounds import BoundedProtocol
+from tests.support.memory_transport import MemoryTransport
 
 __all__ = ["feed_http"]
 
@@ -23,35 +24,6 @@ _BOUNDS = BodyBounds(1 << 20, "max_request_bytes", 10.0)
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _EXPECTED = {100, 200, 400, 408, 413, 429, 431, 505}
 _TURNS = 8  # of the loop, in which a request is answered
-
-
-class _Memory(asyncio.Transport):
-    """A transport whose peer reads everything at once."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.sent = bytearray()
-        self._is_closing = False
-
-    def write(self, data: Any) -> None:
-        self.sent += data
-
-    def close(self) -> None:
-        self._is_closing = True
-
-    abort = close
-
-    def is_closing(self) -> bool:
-        return self._is_closing
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
 
 
 class _Connections:
@@ -85,7 +57,7 @@ class _Connections:
 
     def feed(self, data: bytes) -> bytes:
         """Give a connection `data` in two pieces, end it, and return what it has answered."""
-        transport = _Memory()
+        transport = MemoryTransport()
         protocol = BoundedProtocol(self.config, ServerState(), {}, self.loop)
         protocol.connection_made(transport)
         middle = len(data) // 2
