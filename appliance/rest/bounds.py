@@ -98,6 +98,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _heads: ClassVar[dict[BoundedProtocol, float]] = {}
     # Connections that are answered but still send the request's body, and since when.
     _leftovers: ClassVar[dict[BoundedProtocol, float]] = {}
+    # Connections that have answered all that they were asked, and since when. uvicorn has a timer for each answer.
+    _idle: ClassVar[dict[BoundedProtocol, float]] = {}
     # Connections whose client has yet to read more than the transport should hold, or the last bytes before the end.
     _unread: ClassVar[dict[BoundedProtocol, _Unread]] = {}
     _sweeping: ClassVar[bool] = False
@@ -121,6 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._heads.pop(self, None)
         self._leftovers.pop(self, None)
+        self._idle.pop(self, None)
         self._unread.pop(self, None)
         self._unparsed = b""
         super().connection_lost(exc)
@@ -156,6 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._head_is_new = self._has_body = False
+        self._idle.pop(self, None)
         super().data_received(data)  # type: ignore[arg-type]  # httptools takes any buffer
         # A pipelined head may start anywhere in `data`, so it is not counted: the bytes before it may be a large body.
         if self in self._heads and not self._head_is_new:
@@ -188,6 +192,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._heads.pop(self, None)
+        self._idle.pop(self, None)  # a request before this one may have been answered meanwhile
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
@@ -217,10 +222,19 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """Go on with the next request, as uvicorn does; if there is none, the connection is idle."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle[self] = self.loop.time()
+            self._start_sweeping()
         if self._unparsed:
             self.loop.call_soon(self._parse_on)
-        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+        if self.cycle.response_complete and self.cycle.more_body:
             self._leftovers[self] = self.loop.time()
             self._start_sweeping()
 
@@ -272,10 +286,14 @@ class BoundedProtocol(HttpToolsProtocol):
             if now - since > cls.header_timeout_seconds:
                 del cls._leftovers[protocol]
                 protocol.transport.close()
+        for protocol, since in list(cls._idle.items()):
+            if now - since > protocol.timeout_keep_alive:
+                del cls._idle[protocol]
+                protocol.transport.close()
         for protocol, unread in list(cls._unread.items()):
             if unread.is_too_slow(protocol.transport.get_write_buffer_size(), now, cls.grace_seconds):
                 del cls._unread[protocol]
                 protocol.transport.abort()
-        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers or cls._unread)
+        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers or cls._idle or cls._unread)
         if BoundedProtocol._sweeping:
             loop.call_later(_SWEEP_SECONDS, cls._sweep, loop)

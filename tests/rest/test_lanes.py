@@ -239,3 +239,26 @@ def test_a_connection_is_kept_for_more_requests(connections: Connections) -> Non
     assert not transport.is_closing()
     protocol.shutdown()
     assert transport.is_closing()
+
+
+def test_a_connection_that_is_idle_for_too_long_is_closed(connections: Connections) -> None:
+    protocol, transport = connections.connect()
+    protocol.data_received(request() + SLOW["status"])
+    RestProtocol._sweep(connections.loop)
+    connections.turn()
+    RestProtocol._sweep(connections.loop)
+    assert not transport.is_closing()
+    protocol.timeout_keep_alive = -1
+    RestProtocol._sweep(connections.loop)
+    assert transport.is_closing()
+    assert len(STATUS.findall(transport.sent)) == 2
+
+
+def test_a_request_that_runs_is_not_taken_for_an_idle_connection(connections: Connections) -> None:
+    protocol, transport = connections.connect()
+    protocol.timeout_keep_alive = -1
+    protocol.data_received(request() + SLOW["status"])
+    RestProtocol._sweep(connections.loop)
+    assert not transport.is_closing()
+    connections.turn()
+    assert len(STATUS.findall(transport.sent)) == 2
