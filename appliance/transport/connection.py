@@ -26,6 +26,7 @@ from appliance.transport.wire import (
     WireError,
     header,
     predict_meta,
+    small_frame,
     unpack_arrays,
 )
 
@@ -59,6 +60,7 @@ Arrays = dict[str, np.ndarray]
 Done = Callable[[Arrays | Exception], None]
 """Takes the answer to one request: its arrays by output name, or a ServingError or DrainingError. It raises nothing."""
 
+_GATHERED_BYTES = 16384  # of a request; to copy more would cost as much as another system call
 _NEVER = 1 << 64  # later than any deadline (CLOCK_MONOTONIC, nanoseconds)
 
 
@@ -93,6 +95,7 @@ class Connection:
         # One timer, set to the first deadline: one for each request would cost more than the look at all of them.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = _NEVER
+        self._gathered: list[Buffer] = []  # frames that are sent at the end of this pass of the loop
         self._next_id = 1
         self._goodbye = False
         self._leaving = False
@@ -109,13 +112,14 @@ class Connection:
         self._next_id += 1
         meta = predict_meta(signature, outputs, packed.table)
         segment = None
-        if self.open:
-            try:
+        if packed.payload_bytes <= _GATHERED_BYTES:
+            self._send(small_frame(Kind.PREDICT, request_id, meta, packed, deadline_ns))
+        elif self.open:
+            self._flush()
+            with contextlib.suppress(EOFError):  # as in `_flush`
                 sent, segment = self._channel.send_arrays(Kind.PREDICT, request_id, meta, packed, deadline_ns)
-            except EOFError:  # as in `_send`
-                sent = True
-            if not sent:
-                self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
+                if not sent:
+                    self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
         self._pending[request_id] = Pending(done, deadline_ns, segment)
         if deadline_ns < self._timer_ns:
             self._set_timer(deadline_ns)
@@ -146,8 +150,7 @@ class Connection:
         if pending is None:
             return
         pending.done = None
-        if self.open:
-            self._send([header(Kind.CANCEL, 0, 0, request_id)])
+        self._send([header(Kind.CANCEL, 0, 0, request_id)])
 
     def _set_timer(self, deadline_ns: int) -> None:
         if self._timer is not None:
@@ -177,9 +180,20 @@ class Connection:
         if not self._pending:
             self._close()
 
-    def _send(self, buffers: Sequence[Buffer]) -> None:
+    def _send(self, frame: Sequence[Buffer]) -> None:
+        """Send a small frame at the end of this pass of the loop, with all others of the pass.
+
+        Each system call may wake the worker, which costs (2026-12: 8 connections, 53 µs of a front's CPU a request
+        became 46).
+        """
+        if not self._gathered:
+            self._loop.call_soon(self._flush)
+        self._gathered += frame
+
+    def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
         with contextlib.suppress(EOFError):  # the reader sees the end of file, and fails all pending requests
-            if self.open and not self._channel.send(buffers):
+            if gathered and self.open and not self._channel.send([b"".join(gathered)]):
                 self._loop.add_writer(self._channel.sock.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
