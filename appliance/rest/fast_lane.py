@@ -136,6 +136,7 @@ class FastLane:
         """Run a request whose body is there."""
         try:
             body = bytes(request.body)
+            request.body.clear()  # the connection keeps the request until the next one
             request.reserved.add(len(body))
             predict = SmallPredict(body)
             request.row_format = predict.row_format
@@ -146,6 +147,7 @@ class FastLane:
 
     def finish(self, request: FastRequest, answer: Answered | Exception) -> None:
         """Answer a request, or leave it to the slow lane if its answer is large."""
+        request.submitted = None  # it holds the inputs
         if isinstance(answer, Exception):
             self._refuse(request, answer)
             return
@@ -167,6 +169,7 @@ class FastLane:
         """End a request whose client is gone."""
         if request.submitted is not None:
             request.submitted.cancel()
+            request.submitted = None
         request.exchange.code = Code.CANCELLED
         self._account(request, 0)
 

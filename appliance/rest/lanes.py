@@ -46,6 +46,8 @@ class RestProtocol(BoundedProtocol):
         if request is not None:
             self._lane.leave(request)
         super().connection_lost(exc)
+        if isinstance(self.cycle, FastRequest):
+            self.cycle = None  # break the reference cycle, so that no garbage collection is needed
 
     def begin_request(self) -> None:
         """Choose the lane of a request whose head is complete."""
