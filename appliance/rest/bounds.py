@@ -6,6 +6,7 @@ uvicorn with httptools accepts headers of any size at any pace; gunicorn's own l
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -74,6 +75,11 @@ class _OneWrite:
         self.flush()
         self._transport.close()  # once the client has read what is left
         self._on_closing()
+
+
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return how many bytes the lines of the headers have."""
+    return 4 * len(headers) + sum(map(len, itertools.chain.from_iterable(headers)))
 
 
 class _Unread(NamedTuple):
@@ -171,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _drop_trailers(self) -> None:
         """Take a request's trailers, which have all come, from its headers: nobody asks for them."""
-        size = sum(len(name) + len(value) + 4 for name, value in self.headers[self._header_count :])
+        size = _size(self.headers[self._header_count :])
         del self.headers[self._header_count :]
         if size > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's trailers have more than {MAX_HEADER_BYTES:,} bytes")
@@ -193,10 +199,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._heads.pop(self, None)
         self._idle.pop(self, None)  # a request before this one may have been answered meanwhile
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEADER_BYTES:
+        self.http_version = version = self.parser.get_http_version()
+        if len(self.url) + _size(self.headers) > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
-        elif (version := self.parser.get_http_version()) not in _VERSIONS:
+        elif version not in _VERSIONS:
             # Such as 0.9, which the parser reads of a request line without a version. falcon takes no other.
             self._refuse(505, f"The request is of HTTP/{version}; send HTTP/1.1")
         elif not self._refused:

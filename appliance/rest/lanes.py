@@ -74,9 +74,8 @@ class RestProtocol(BoundedProtocol):
                 length = value
         if not length.isdigit() or len(length) > _MAX_DIGITS or not 0 < int(length) <= self._lane.max_body_bytes:
             return None
-        version = parser.get_http_version()
-        keep_alive = version != "1.0" and parser.should_keep_alive()
-        return FastRequest(self._lane, self, spec, self.url, self.headers, version, keep_alive)
+        keep_alive = self.http_version != "1.0" and parser.should_keep_alive()
+        return FastRequest(self._lane, self, spec, self.url, self.headers, self.http_version, keep_alive)
 
     def on_body(self, body: bytes) -> None:
         request = self._fast
