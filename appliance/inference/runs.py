@@ -11,7 +11,7 @@ from appliance.core.routes import VersionRoute
 from appliance.transport.connection import Arrays
 from appliance.transport.wire import Packed, pack_arrays
 
-__all__ = ["Answered", "Check", "Run"]
+__all__ = ["Answered", "Check", "OnAnswered", "Run"]
 
 
 class Run(NamedTuple):
@@ -38,3 +38,7 @@ class Answered(NamedTuple):
     model: str
     version: int
     outputs: Sequence[Arrays]
+
+
+OnAnswered = Callable[[Answered | Exception], None]
+"""Takes the answer to a request, or its error. It raises nothing."""

@@ -6,12 +6,13 @@ uvicorn with httptools accepts headers of any size at any pace; gunicorn's own l
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from appliance.core.limits import MAX_HEADER_BYTES, MIN_BYTES_PER_SECOND
 
@@ -30,13 +31,6 @@ _SWEEP_SECONDS = 1.0
 _PARSED_BYTES = 4096
 _PARSED_BODY_BYTES = 16384
 _JOINED_BYTES = 65536  # copying a larger body would cost more than a second system call
-_REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
 
 
 class _OneWrite:
@@ -83,6 +77,11 @@ class _OneWrite:
         self._on_closing()
 
 
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return how many bytes the lines of the headers have."""
+    return 4 * len(headers) + sum(map(len, itertools.chain.from_iterable(headers)))
+
+
 class _Unread(NamedTuple):
     """Bytes that a client has not read, and since when (the loop's clock)."""
 
@@ -105,6 +104,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _heads: ClassVar[dict[BoundedProtocol, float]] = {}
     # Connections that are answered but still send the request's body, and since when.
     _leftovers: ClassVar[dict[BoundedProtocol, float]] = {}
+    # Connections that have answered all that they were asked, and since when. uvicorn has a timer for each answer.
+    _idle: ClassVar[dict[BoundedProtocol, float]] = {}
     # Connections whose client has yet to read more than the transport should hold, or the last bytes before the end.
     _unread: ClassVar[dict[BoundedProtocol, _Unread]] = {}
     _sweeping: ClassVar[bool] = False
@@ -128,6 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._heads.pop(self, None)
         self._leftovers.pop(self, None)
+        self._idle.pop(self, None)
         self._unread.pop(self, None)
         self._unparsed = b""
         super().connection_lost(exc)
@@ -163,6 +165,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._head_is_new = self._has_body = False
+        self._idle.pop(self, None)
         super().data_received(data)  # type: ignore[arg-type]  # httptools takes any buffer
         # A pipelined head may start anywhere in `data`, so it is not counted: the bytes before it may be a large body.
         if self in self._heads and not self._head_is_new:
@@ -174,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _drop_trailers(self) -> None:
         """Take a request's trailers, which have all come, from its headers: nobody asks for them."""
-        size = sum(len(name) + len(value) + 4 for name, value in self.headers[self._header_count :])
+        size = _size(self.headers[self._header_count :])
         del self.headers[self._header_count :]
         if size > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's trailers have more than {MAX_HEADER_BYTES:,} bytes")
@@ -195,16 +198,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._heads.pop(self, None)
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEADER_BYTES:
+        self._idle.pop(self, None)  # a request before this one may have been answered meanwhile
+        self.http_version = version = self.parser.get_http_version()
+        if len(self.url) + _size(self.headers) > MAX_HEADER_BYTES:
             self._refuse(431, f"The request's headers have more than {MAX_HEADER_BYTES:,} bytes")
-        elif (version := self.parser.get_http_version()) not in _VERSIONS:
+        elif version not in _VERSIONS:
             # Such as 0.9, which the parser reads of a request line without a version. falcon takes no other.
             self._refuse(505, f"The request is of HTTP/{version}; send HTTP/1.1")
         elif not self._refused:
             self._header_count = len(self.headers)
-            super().on_headers_complete()
-            self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
+            self.begin_request()
+
+    def begin_request(self) -> None:
+        """Begin a request whose head is complete and within its bounds: uvicorn makes a task of it, or queues it."""
+        super().on_headers_complete()
+        self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]  # ours
 
     def on_body(self, body: bytes) -> None:
         self._has_body = True
@@ -220,10 +228,19 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """Go on with the next request, as uvicorn does; if there is none, the connection is idle."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle[self] = self.loop.time()
+            self._start_sweeping()
         if self._unparsed:
             self.loop.call_soon(self._parse_on)
-        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+        if self.cycle.response_complete and self.cycle.more_body:
             self._leftovers[self] = self.loop.time()
             self._start_sweeping()
 
@@ -247,7 +264,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_sweeping(self) -> None:
         if not BoundedProtocol._sweeping:
             BoundedProtocol._sweeping = True
-            self.loop.call_later(_SWEEP_SECONDS, BoundedProtocol._sweep, self.loop)
+            self.loop.call_later(_SWEEP_SECONDS, self._sweep, self.loop)
 
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True
@@ -258,11 +275,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         body = orjson.dumps({"error": message})
-        head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
 
     @classmethod
@@ -278,10 +292,14 @@ class BoundedProtocol(HttpToolsProtocol):
             if now - since > cls.header_timeout_seconds:
                 del cls._leftovers[protocol]
                 protocol.transport.close()
+        for protocol, since in list(cls._idle.items()):
+            if now - since > protocol.timeout_keep_alive:
+                del cls._idle[protocol]
+                protocol.transport.close()
         for protocol, unread in list(cls._unread.items()):
             if unread.is_too_slow(protocol.transport.get_write_buffer_size(), now, cls.grace_seconds):
                 del cls._unread[protocol]
                 protocol.transport.abort()
-        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers or cls._unread)
+        BoundedProtocol._sweeping = bool(cls._heads or cls._leftovers or cls._idle or cls._unread)
         if BoundedProtocol._sweeping:
             loop.call_later(_SWEEP_SECONDS, cls._sweep, loop)

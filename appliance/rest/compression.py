@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
+from typing import NamedTuple
 
-__all__ = ["MIN_BYTES", "gzipped", "is_gzip_wanted"]
+__all__ = ["MIN_BYTES", "Coding", "coding_of", "gzipped", "gzipped_at_once", "is_gzip_wanted"]
 
 MIN_BYTES = 1024
 """Smaller answers are sent uncompressed."""
@@ -42,13 +43,29 @@ def is_gzip_wanted(accept_encoding: str | None, size: int) -> bool:
     return gzip > 0 and gzip >= identity and (size >= MIN_BYTES or refused)
 
 
+class Coding(NamedTuple):
+    """Whether an answer is sent as gzip, and the headers that say so."""
+
+    is_gzip: bool
+    headers: tuple[tuple[str, str], ...]
+
+
+def coding_of(accept_encoding: str | None, size: int) -> Coding:
+    """Return how to send an answer of `size` bytes to a client that sent that Accept-Encoding header."""
+    vary = ("vary", "Accept-Encoding")  # so that caches keep both forms
+    if is_gzip_wanted(accept_encoding, size):
+        return Coding(True, (("content-encoding", "gzip"), vary))
+    return Coding(False, (vary,) if size >= MIN_BYTES else ())
+
+
 async def gzipped(data: bytes) -> bytes:
     """Return `data` as one gzip member; the same data gives the same bytes."""
     if len(data) < _IN_THREAD_BYTES:
-        return _gzipped(data)
-    return await asyncio.to_thread(_gzipped, data)
+        return gzipped_at_once(data)
+    return await asyncio.to_thread(gzipped_at_once, data)
 
 
-def _gzipped(data: bytes) -> bytes:
+def gzipped_at_once(data: bytes) -> bytes:
+    """Return what `gzipped` returns; for small data, because nobody else is served meanwhile."""
     compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
     return compressor.compress(data) + compressor.flush()

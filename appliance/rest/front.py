@@ -8,11 +8,10 @@ import os
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import falcon.asgi
-import numpy as np
 
 from appliance.config.front_settings import FrontSettings
 from appliance.core.errors import Code, ServingError
@@ -29,31 +28,20 @@ from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.metrics.text import CONTENT_TYPE, TENSORFLOW_SERVING_CONTENT_TYPE
 from appliance.protocols.classify_regress import Method
 from appliance.protocols.json_examples import parse_examples
-from appliance.protocols.json_output import encode_predict, encode_result, fewest_bytes, json_bytes
-from appliance.protocols.json_pieces import predict_pieces
-from appliance.protocols.json_tensors import PredictBody, parse_predict
+from appliance.protocols.json_output import encode_result
+from appliance.protocols.json_tensors import parse_predict
 from appliance.protocols.metadata import metadata_json
-from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
+from appliance.rest.answers import CORS, REFUSALS, access_entry, refusal
+from appliance.rest.bodies import BodyBounds, read_body
 from appliance.rest.bounds import ANSWER_BYTES, COUNTED_ANSWER_BYTES
-from appliance.rest.compression import MIN_BYTES, gzipped, is_gzip_wanted
-from appliance.rest.documents import error_document, json_document, models_document, status_document
+from appliance.rest.compression import MIN_BYTES, coding_of, gzipped
+from appliance.rest.documents import json_document, models_document, status_document
+from appliance.rest.fast_lane import FAST, FastLane, FastRequest
 from appliance.rest.gpu_pages import gpu_page, gpu_status, scraped_gpu_status
 from appliance.rest.metrics_pages import MetricsPages
 from appliance.rest.parsing import LARGE_BYTES, Parsing
 from appliance.rest.paths import VERSION, anything, model_name, model_path, model_spec
-from backends.contract import DEFAULT_SIGNATURE, Signature
-
-# What web pages of other origins may do; the same headers as TensorFlow Serving's.
-_CORS = {
-    "access-control-allow-origin": "*",
-    "access-control-allow-methods": "POST, GET",
-    "access-control-allow-headers": "Content-Type",
-}
-
-_AT_ONCE_BYTES = 1 << 20  # of an answer as JSON; a larger one is written piece by piece
-_PAUSE_BYTES = 1 << 16
-
-_LOOPBACK = ("127.0.0.1", "::1")
+from appliance.rest.predict import PREDICT_PATH, SmallPredict, encoded, run_of
 
 Request = falcon.asgi.Request
 Response = falcon.asgi.Response
@@ -80,6 +68,7 @@ class RestFront:
             settings.options.max_request_bytes,
             counts.examples,
         )
+        self.fast_lane = FastLane(self._pipeline, self.router, self._accounting, settings.options)
 
     async def start(self) -> None:
         """Get the first routes; the front can take requests afterwards."""
@@ -89,10 +78,11 @@ class RestFront:
     async def dispatch(self, req: Request, resp: Response | None, **_: Any) -> None:
         """Answer any request, and account for it."""
         assert resp is not None  # falcon passes None only for WebSockets
-        exchange = Exchange("other")
+        begun: FastRequest | None = req.scope.get(FAST)
+        exchange = Exchange("other") if begun is None else begun.exchange
         path: str = req.scope["raw_path"].decode("latin-1")  # raw: an escaped slash in it does not separate segments
         if self._options.rest_api_enable_cors_support:
-            resp.set_headers(_CORS)  # first, so that every answer has them, even one to an unexpected error
+            resp.set_headers(CORS)  # first, so that every answer has them, even one to an unexpected error
         try:
             await self._answer(exchange, req, resp, path)
             if resp.data:
@@ -120,21 +110,11 @@ class RestFront:
                 self.router.reserve(len(resp.data))
                 req.scope[ANSWER_BYTES] = len(resp.data)
             exchange.code = Code.OK
-        except ServingError as error:
-            exchange.code = error.code
-            resp.status = str(error.http_status)
-            resp.data = error_document(str(error))
-            if error.retry_after_seconds is not None:
-                resp.set_header("retry-after", str(error.retry_after_seconds))
-        except UnwantedBodyError as error:
-            exchange.code = Code.DEADLINE_EXCEEDED if error.status == 408 else Code.RESOURCE_EXHAUSTED
-            resp.status = str(error.status)
-            resp.data = error_document(str(error))
-            resp.set_header("connection", "close")
-        except MemoryError:
-            exchange.code = Code.RESOURCE_EXHAUSTED
-            resp.status = "429"
-            resp.data = error_document("The server has no memory for this request; try again, or send a smaller one")
+        except REFUSALS as error:
+            exchange.code, refused = refusal(error)
+            resp.status = str(refused.status)
+            resp.data = refused.data
+            resp.set_headers(refused.headers)
 
     def _route(self, req: Request, path: str) -> tuple[Handler, re.Match[str]]:
         """Return the handler for the request, and its pattern's match of the path.
@@ -161,26 +141,22 @@ class RestFront:
         """Answer POST …:predict, in the row or the column format of the request."""
         deadline_ns = self._deadline_ns()
         spec = _asked(exchange, match)
+        ran: FastRequest | None = req.scope.get(FAST)
+        if ran is not None and ran.outputs is not None:  # the fast lane leaves large answers
+            with ran.reserved as reserved:
+                resp.data = await encoded(ran.outputs, ran.row_format, reserved)
+            return
         with Reservation(self.router) as reserved:
             body = await read_body(req, self._body_bounds, reserved)
             if len(body) < LARGE_BYTES:
-                first = parse_predict(body)
-                row_format = first.row_format
-                parsed: PredictBody | None = first
-                del first
-
-                def check(version: VersionRoute) -> Sequence[Run]:
-                    nonlocal parsed
-                    # What is parsed takes many times the body's memory, so only the body is kept for another attempt.
-                    request, parsed = parsed or parse_predict(body), None
-                    return (_run_of(request, version),)
-
+                small = SmallPredict(body)
+                row_format, check = small.row_format, small.check
             else:
                 # The values of a large body are read in a thread, for the version that is served now.
                 def read(room: int) -> tuple[bool, VersionRoute, Run]:
                     request = parse_predict(body, room)
                     _, version = self.router.snapshot.resolve(spec)
-                    return request.row_format, version, _run_of(request, version)
+                    return request.row_format, version, run_of(request, version)
 
                 row_format, asked, run = await self._parsing.run(read, deadline_ns)
                 reserved.add(run.packed.payload_bytes)
@@ -188,16 +164,10 @@ class RestFront:
                 def check(version: VersionRoute) -> Sequence[Run]:
                     if version.signatures == asked.signatures:
                         return (run,)
-                    return (_run_of(parse_predict(body, self._parsing.room), version),)
+                    return (run_of(parse_predict(body, self._parsing.room), version),)
 
             answered = await self._pipeline.run(spec, check, deadline_ns)
-            outputs = answered.outputs[0]
-            nbytes = json_bytes(outputs)
-            if nbytes <= _AT_ONCE_BYTES:
-                reserved.add(nbytes)
-                resp.data = encode_predict(outputs, row_format)
-            else:
-                resp.data = await _encoded_in_pieces(outputs, row_format, reserved)
+            resp.data = await encoded(answered.outputs[0], row_format, reserved)
 
     async def classify(self, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
         """Answer POST …:classify."""
@@ -296,18 +266,6 @@ class RestFront:
         resp.data = json_document({"status": "ready" if ready else "not ready; see GET /v1/models"})
 
 
-async def _encoded_in_pieces(outputs: Mapping[str, np.ndarray], row_format: bool, reserved: Reservation) -> bytes:
-    """Return a large answer to predict, while others are answered too. Raise ServingError if it is too large."""
-    reserved.check_answer(fewest_bytes(outputs))  # one string may be all of it
-    pieces: list[bytes] = []
-    for piece in predict_pieces(outputs, row_format):
-        reserved.add_answer(len(piece))
-        pieces.append(piece)
-        if len(piece) >= _PAUSE_BYTES:
-            await asyncio.sleep(0)
-    return b"".join(pieces)
-
-
 def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
     """Return the model and version that the path asks for. Raise ServingError."""
     try:
@@ -321,51 +279,29 @@ def _asked(exchange: Exchange, match: re.Match[str]) -> ModelSpec:
 
 def _access(exchange: Exchange, req: Request, resp: Response, path: str) -> Access:
     """Return the request's access log entry."""
-    status = "-" if exchange.code is Code.CANCELLED else str(resp.status)[:3]
-    client = req.remote_addr
-    if client in _LOOPBACK:  # a proxy on this machine names its client in the header
-        client = (req.get_header("x-forwarded-for") or client).rpartition(",")[2].strip()[:100]
-    fields = {
-        "method": req.method,
-        "path": path,
-        "status": int(status) if status.isdigit() else 0,
-        "request_bytes": req.content_length,
-    }
-    return Access(client, f"{req.method} {path[:200]}", status, fields)
+    status = str(resp.status)[:3]
+    return access_entry(
+        exchange,
+        req.remote_addr,
+        req.get_header("x-forwarded-for") or "",
+        req.method,
+        path,
+        int(status) if status.isdigit() else 0,
+        req.content_length,
+    )
 
 
 async def _compress(resp: Response, accept_encoding: str) -> None:
     """Compress the answer if it is large enough and the client accepts it."""
     assert resp.data is not None
-    size = len(resp.data)
-    wanted = is_gzip_wanted(accept_encoding, size)
-    if wanted:
+    coding = coding_of(accept_encoding, len(resp.data))
+    if coding.is_gzip:
         resp.data = await gzipped(resp.data)
-        resp.set_header("content-encoding", "gzip")
-    if wanted or size >= MIN_BYTES:
-        resp.set_header("vary", "Accept-Encoding")  # so that caches keep both forms
-
-
-def _run_of(request: PredictBody, version: VersionRoute) -> Run:
-    """Return what the request runs on `version`. Raise ServingError if it does not fit."""
-    name = request.signature_name or DEFAULT_SIGNATURE
-    signature = _signature(version, name)
-    return Run.of(name, request.inputs(signature), list(signature.outputs))
-
-
-def _signature(version: VersionRoute, name: str) -> Signature:
-    signature = version.signatures.get(name)
-    if signature is None:
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f'Serving signature name: "{name[:200]}" not found in signature def',
-            version.why_not(name) or f"the model has {', '.join(sorted(version.signatures)) or 'none'}",
-        )
-    return signature
+    resp.set_headers(coding.headers)
 
 
 _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
-    ("POST", model_path(":predict"), RestFront.predict),
+    ("POST", PREDICT_PATH, RestFront.predict),
     ("POST", model_path(":classify"), RestFront.classify),
     ("POST", model_path(":regress"), RestFront.regress),
     ("GET", model_path("/metadata"), RestFront.metadata),

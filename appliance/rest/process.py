@@ -22,8 +22,9 @@ from appliance.host import logs
 from appliance.host.confinement import close_to_others
 from appliance.host.descriptors import connections_within, raise_descriptor_limit
 from appliance.host.processes import die_with_parent, set_name, take_argument
-from appliance.rest.app import App, make_app
+from appliance.rest.app import App
 from appliance.rest.bounds import BoundedProtocol
+from appliance.rest.lanes import RestProtocol
 
 _LIFE_DESCRIPTOR = 4
 
@@ -91,7 +92,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # the base has no ty
         _Arbiter(self).run()
 
     def load(self) -> App:
-        return make_app(self._settings)
+        return App(self._settings)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
     BoundedProtocol.grace_seconds = options.body_grace_seconds
     _RestWorker.CONFIG_KWARGS = {
         "loop": "uvloop",
-        "http": BoundedProtocol,
+        "http": RestProtocol,
         "ws": "none",
         "lifespan": "on",
         "access_log": False,

@@ -26,7 +26,7 @@ from appliance.transport.wire import (
     Packed,
     WireError,
     header,
-    inline,
+    small_frame,
 )
 
 _MAX_PAYLOAD_BYTES = 4 * 1024**3
@@ -113,8 +113,7 @@ class Channel:
             self.send([header(Kind.FORGET, SEGMENT_ID.size, 0) + SEGMENT_ID.pack(number)])
         self._pool.forgotten.clear()
         if segment is None:
-            head = header(kind, len(meta), nbytes, request_id, deadline_ns)
-            return self.send([head + meta, *inline(packed)]), None
+            return self.send(small_frame(kind, request_id, meta, packed, deadline_ns)), None
         segment.write(packed.chunks)
         flags = FLAG_SHARED if segment.announced else FLAG_SHARED | FLAG_DESCRIPTOR
         head = header(kind, SEGMENT_ID.size + len(meta), nbytes, request_id, deadline_ns, flags)

@@ -130,6 +130,11 @@ def inline(packed: Packed) -> list[Buffer]:
     return buffers
 
 
+def small_frame(kind: Kind, request_id: int, meta: bytes, packed: Packed, deadline_ns: int) -> list[Buffer]:
+    """Return a frame whose arrays go through the stream, as consecutive buffers."""
+    return [header(kind, len(meta), packed.payload_bytes, request_id, deadline_ns) + meta, *inline(packed)]
+
+
 def unpack_arrays(table: Buffer, payload: Buffer) -> dict[str, np.ndarray]:
     """Return the named arrays of a table and its payload.
 

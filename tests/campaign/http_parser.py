@@ -1,4 +1,4 @@
-"""One HTTP connection in memory: the product's own protocol and its reading of bodies, without a socket."""
+"""One HTTP connection in memory: the product's own protocol, fast lane and reading of bodies, without a socket."""
 
 from __future__ import annotations
 
@@ -11,61 +11,43 @@ import falcon.asgi
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from appliance.config.options import Options
 from appliance.core.errors import ServingError
+from appliance.inference.accounting import Accounting
+from appliance.inference.pipeline import Pipeline
 from appliance.inference.reservation import Reservation
 from appliance.inference.router import Router
+from appliance.metrics.recording import Recorder, RequestMetrics
 from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
-from appliance.rest.bounds import BoundedProtocol
+from appliance.rest.fast_lane import FastLane
+from appliance.rest.lanes import RestProtocol
+from tests.support.memory_transport import MemoryTransport
 
 __all__ = ["feed_http"]
 
 _BOUNDS = BodyBounds(1 << 20, "max_request_bytes", 10.0)
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
-_EXPECTED = {100, 200, 400, 408, 413, 429, 431, 505}
+_EXPECTED = {100, 200, 400, 404, 408, 413, 429, 431, 505}
 _TURNS = 8  # of the loop, in which a request is answered
 
 
-class _Memory(asyncio.Transport):
-    """A transport whose peer reads everything at once."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.sent = bytearray()
-        self._is_closing = False
-
-    def write(self, data: Any) -> None:
-        self.sent += data
-
-    def close(self) -> None:
-        self._is_closing = True
-
-    abort = close
-
-    def is_closing(self) -> bool:
-        return self._is_closing
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-
 class _Connections:
-    """The loop and the application that all connections share."""
+    """The loop that all connections share, and their application: it answers with the size of the body."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.router = Router("", "rest", 1 << 30)
+        self.router = Router("", "rest", 1 << 30)  # it knows no model, so the fast lane answers 404
+        counts = RequestMetrics(Recorder("/nonexistent", "rest"), "rest")
+        accounting = Accounting(counts, self.router, "rest", access_log=False)
+        self.fast_lane = FastLane(Pipeline(self.router, counts), self.router, accounting, Options())
         self.failures: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.failures.append(repr(context)))
-        self.config = Config(self._app, log_config=None, access_log=False, lifespan="off", ws="none", interface="asgi3")
+        self.config = Config(
+            self, log_config=None, access_log=False, proxy_headers=False, lifespan="off", ws="none", interface="asgi3"
+        )
         self.config.load()
 
-    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["http_version"] not in ("1.0", "1.1"):  # falcon's application takes no other
             self.failures.append(f"a request of HTTP/{scope['http_version']} comes through")
         request = falcon.asgi.Request(scope, receive)
@@ -85,8 +67,8 @@ class _Connections:
 
     def feed(self, data: bytes) -> bytes:
         """Give a connection `data` in two pieces, end it, and return what it has answered."""
-        transport = _Memory()
-        protocol = BoundedProtocol(self.config, ServerState(), {}, self.loop)
+        transport = MemoryTransport()
+        protocol = RestProtocol(self.config, ServerState(), {}, self.loop)
         protocol.connection_made(transport)
         middle = len(data) // 2
         for piece in (data[:middle], data[middle:]):
@@ -98,6 +80,8 @@ class _Connections:
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self._turn()
+        if self.router._inflight_bytes:
+            self.failures.append(f"{self.router._inflight_bytes} bytes are in flight for ever")
         return bytes(transport.sent)
 
     def _turn(self) -> None:
