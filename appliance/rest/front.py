@@ -33,6 +33,7 @@ from appliance.protocols.json_output import encode_predict, encode_result, fewes
 from appliance.protocols.json_pieces import predict_pieces
 from appliance.protocols.json_tensors import PredictBody, parse_predict
 from appliance.protocols.metadata import metadata_json
+from appliance.rest import open_inference
 from appliance.rest.bodies import BodyBounds, UnwantedBodyError, read_body
 from appliance.rest.bounds import ANSWER_BYTES, COUNTED_ANSWER_BYTES
 from appliance.rest.compression import MIN_BYTES, gzipped, is_gzip_wanted
@@ -80,6 +81,7 @@ class RestFront:
             settings.options.max_request_bytes,
             counts.examples,
         )
+        self.open_inference = open_inference.OpenInference(self.router, self._pipeline, self._parsing, self._options)
 
     async def start(self) -> None:
         """Get the first routes; the front can take requests afterwards."""
@@ -364,6 +366,16 @@ def _signature(version: VersionRoute, name: str) -> Signature:
     return signature
 
 
+def _of_open_inference(handler: open_inference.Handler) -> Handler:
+    """Return a handler that calls the other protocol's."""
+
+    @functools.wraps(handler)
+    async def handle(front: RestFront, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await handler(front.open_inference, exchange, req, resp, match)
+
+    return handle
+
+
 _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("POST", model_path(":predict"), RestFront.predict),
     ("POST", model_path(":classify"), RestFront.classify),
@@ -381,6 +393,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("GET", re.compile("/metrics"), RestFront.metrics),
     ("GET", re.compile("/healthz"), RestFront.healthz),
     ("GET", re.compile("/readyz"), RestFront.readyz),
+    *((method, pattern, _of_open_inference(handler)) for method, pattern, handler in open_inference.ROUTES),
 )
 
 
