@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint zoo bench bench-acceleration operators campaign protos docs balancers lock lock-zoo rpm rpm-cuda relock repo rpm-tools test-rpm clean
+.PHONY: help run test test-clients lint zoo bench bench-acceleration operators campaign protos docs balancers lock lock-zoo lock-clients rpm rpm-cuda relock repo rpm-tools test-rpm clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,19 @@ run: $(STAMP) ## Train the example if need be, and serve it on ports 8501 (REST)
 	@echo "Try: curl -d @examples/digits/sample.json http://localhost:8501/v1/models/digits:predict"
 	@exec $(BIN)/dropserve serve --model_root $(CURDIR)/examples/digits/models --cache_dir $(CURDIR)/build/cache
 
-test: $(STAMP) lint ## Run all checks and tests.
+test: $(STAMP) build/clients/tritonclient/.installed lint ## Run all checks and tests.
 	$(BIN)/python -m pytest
+
+CLIENTS := tritonclient kserve ovmsclient
+
+test-clients: $(STAMP) $(CLIENTS:%=build/clients/%/.installed) ## Try the clients of other projects.
+	$(BIN)/python -m pytest tests/server/test_clients.py
+
+build/clients/%/.installed: tests/clients/%.lock
+	@echo "Installing $* into $(@D) ..."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	@touch $@
 
 lint: $(STAMP) ## Run the linters and the type checker.
 	$(BIN)/ruff check .
@@ -79,6 +90,12 @@ lock-zoo: ## The same for the tools and packages of the zoo (needs uv).
 		uv pip compile $$name.in $$(test $$name = published && echo --no-deps) --generate-hashes --python-version 3.11 \
 			--python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet --upgrade \
 			--custom-compile-command "make lock-zoo" -o $$name.lock || exit 1; \
+	done
+
+lock-clients: ## The same for the clients of other projects (needs uv).
+	cd tests/clients && for name in $(CLIENTS); do \
+		uv pip compile $$name.in --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+			--no-emit-index-url --quiet --upgrade --custom-compile-command "make lock-clients" -o $$name.lock || exit 1; \
 	done
 
 # -- the RPM: packaging/rpm/README.md ---------------------------------------------------------------------------------

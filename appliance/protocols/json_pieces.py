@@ -13,7 +13,7 @@ import orjson
 
 from appliance.protocols.json_output import check_outputs, encode_predict, encode_value, json_bytes
 
-__all__ = ["predict_pieces"]
+__all__ = ["array_pieces", "predict_pieces"]
 
 _ROWS = b'{"predictions":'
 _PIECE_BYTES = 1 << 20  # about, at most; a string is never divided
@@ -27,7 +27,7 @@ def predict_pieces(
     yield _ROWS if row_format else b'{"outputs":'
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
-        yield from _array(name, array, piece_bytes)
+        yield from array_pieces(name, array, piece_bytes)
     elif row_format:
         yield from _rows(outputs, piece_bytes)
     else:
@@ -35,8 +35,8 @@ def predict_pieces(
     yield b"}"
 
 
-def _array(name: str, array: np.ndarray, piece_bytes: int) -> Iterator[bytes]:
-    """Yield the JSON of `array`."""
+def array_pieces(name: str, array: np.ndarray, piece_bytes: int = _PIECE_BYTES) -> Iterator[bytes]:
+    """Yield the JSON of `array` in pieces. Raise ServingError for values that JSON cannot carry."""
     nbytes = json_bytes({name: array})
     if nbytes <= piece_bytes or not array.ndim or not len(array):
         yield encode_value(name, array)
@@ -47,7 +47,7 @@ def _array(name: str, array: np.ndarray, piece_bytes: int) -> Iterator[bytes]:
         if rows or array.ndim == 1:
             yield encode_value(name, array[start : start + (rows or 1)])[1:-1]
         else:
-            yield from _array(name, array[start], piece_bytes)
+            yield from array_pieces(name, array[start], piece_bytes)
     yield b"]"
 
 
@@ -74,6 +74,6 @@ def _object(outputs: Mapping[str, np.ndarray], piece_bytes: int) -> Iterator[byt
     start = b"{"
     for name, array in outputs.items():
         yield start + orjson.dumps(name) + b":"
-        yield from _array(name, array, piece_bytes)
+        yield from array_pieces(name, array, piece_bytes)
         start = b","
     yield b"}"

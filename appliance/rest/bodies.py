@@ -23,6 +23,8 @@ _INFLATE_STEP_BYTES = 4 * 1024 * 1024
 _DRAIN_BYTES = 256 * 1024 * 1024
 _DRAIN_SECONDS = 2.0
 
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # RFC 9110
+
 Request = falcon.asgi.Request
 
 
@@ -68,9 +70,11 @@ async def read_body(req: Request, bounds: BodyBounds, reserved: Reservation) -> 
     encoding = (req.get_header("content-encoding") or "identity").strip().lower()
     if encoding in ("identity", ""):
         return body
-    if encoding not in ("gzip", "x-gzip"):
-        raise ServingError(Code.INVALID_ARGUMENT, f"Content-Encoding is {encoding[:100]!r}", "send gzip, or none")
-    return await _inflated(body, bounds, reserved)
+    if encoding not in _WINDOWS:
+        raise ServingError(
+            Code.INVALID_ARGUMENT, f"Content-Encoding is {encoding[:100]!r}", "send gzip or deflate, or none"
+        )
+    return await _inflated(body, encoding, bounds, reserved)
 
 
 async def _received(req: Request, bounds: BodyBounds, reserved: Reservation) -> bytes:
@@ -137,12 +141,12 @@ async def _discard(cycle: Any) -> None:
                 total += len(chunk)
 
 
-async def _inflated(body: bytes, bounds: BodyBounds, reserved: Reservation) -> bytes:
-    """Return a gzip body inflated.
+async def _inflated(body: bytes, encoding: str, bounds: BodyBounds, reserved: Reservation) -> bytes:
+    """Return a body of gzip or zlib data ("deflate" in HTTP) inflated.
 
     It is inflated in steps that count as in flight as they come, so that many gzip bombs at once stay bounded too.
     """
-    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    inflater = zlib.decompressobj(_WINDOWS[encoding])
     pieces: list[bytes] = []
     total = 0
     position = 0
@@ -163,11 +167,11 @@ async def _inflated(body: bytes, bounds: BodyBounds, reserved: Reservation) -> b
             if total > bounds.nbytes:
                 raise UnwantedBodyError(413, f"The body inflates to {total:,} bytes and more; {bounds}")
             if not piece and not rest and position == len(body) and not inflater.eof:
-                raise ServingError(Code.INVALID_ARGUMENT, "The gzip body is cut off", "send it whole")
+                raise ServingError(Code.INVALID_ARGUMENT, f"The {encoding} body is cut off", "send it whole")
             reserved.add(len(piece))
             pieces.append(piece)
     except zlib.error as error:
-        raise ServingError(Code.INVALID_ARGUMENT, f"The body is not gzip: {error}") from None
+        raise ServingError(Code.INVALID_ARGUMENT, f"The body is not {encoding}: {error}") from None
     if inflater.unused_data:
-        raise ServingError(Code.INVALID_ARGUMENT, "The body goes on after its gzip data", "send one gzip member")
+        raise ServingError(Code.INVALID_ARGUMENT, f"The body goes on after its {encoding} data", "send one stream")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

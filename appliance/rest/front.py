@@ -31,6 +31,7 @@ from appliance.protocols.json_examples import parse_examples
 from appliance.protocols.json_output import encode_result
 from appliance.protocols.json_tensors import parse_predict
 from appliance.protocols.metadata import metadata_json
+from appliance.rest import open_inference
 from appliance.rest.answers import CORS, REFUSALS, access_entry, refusal
 from appliance.rest.bodies import BodyBounds, read_body
 from appliance.rest.bounds import ANSWER_BYTES, COUNTED_ANSWER_BYTES
@@ -69,6 +70,7 @@ class RestFront:
             counts.examples,
         )
         self.fast_lane = FastLane(self._pipeline, self.router, self._accounting, settings.options)
+        self.open_inference = open_inference.OpenInference(self.router, self._pipeline, self._parsing, self._options)
 
     async def start(self) -> None:
         """Get the first routes; the front can take requests afterwards."""
@@ -300,6 +302,16 @@ async def _compress(resp: Response, accept_encoding: str) -> None:
     resp.set_headers(coding.headers)
 
 
+def _of_open_inference(handler: open_inference.Handler) -> Handler:
+    """Return a handler that calls the other protocol's."""
+
+    @functools.wraps(handler)
+    async def handle(front: RestFront, exchange: Exchange, req: Request, resp: Response, match: re.Match[str]) -> None:
+        await handler(front.open_inference, exchange, req, resp, match)
+
+    return handle
+
+
 _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("POST", PREDICT_PATH, RestFront.predict),
     ("POST", model_path(":classify"), RestFront.classify),
@@ -317,6 +329,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Handler], ...] = (
     ("GET", re.compile("/metrics"), RestFront.metrics),
     ("GET", re.compile("/healthz"), RestFront.healthz),
     ("GET", re.compile("/readyz"), RestFront.readyz),
+    *((method, pattern, _of_open_inference(handler)) for method, pattern, handler in open_inference.ROUTES),
 )
 
 

@@ -8,7 +8,7 @@ import urllib.parse
 from appliance.core.errors import Code, ServingError
 from appliance.core.servable import ModelSpec
 
-__all__ = ["VERSION", "anything", "model_name", "model_path", "model_spec"]
+__all__ = ["VERSION", "anything", "model_name", "model_path", "model_spec", "unquoted"]
 
 _VERSION_DIGITS = 19
 
@@ -32,14 +32,14 @@ def anything(path: str) -> re.Match[str]:
 
 def model_name(match: re.Match[str]) -> str:
     """Return the name of the model in the path."""
-    return _unquoted(match["model"])
+    return unquoted(match["model"])
 
 
 def model_spec(match: re.Match[str]) -> ModelSpec:
     """Return the model and version that the path asks for. Raise ServingError (INVALID_ARGUMENT) if no int64."""
     name, version, label = model_name(match), match["version"], match["label"]
     if version is None:
-        return ModelSpec(name, label=_unquoted(label or ""))
+        return ModelSpec(name, label=unquoted(label or ""))
     digits = version.lstrip("0") or "0"
     if len(digits) > _VERSION_DIGITS or int(digits) > 2**63 - 1:
         raise ServingError(
@@ -50,7 +50,7 @@ def model_spec(match: re.Match[str]) -> ModelSpec:
     return ModelSpec(name, int(digits))
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """Return the percent-decoded text of a path in latin-1; unescaped characters may be UTF-8 too."""
     if "%" not in text and text.isascii():
         return text

@@ -27,7 +27,7 @@ from appliance.host.confinement import close_to_others
 from appliance.host.descriptors import connections_within, raise_descriptor_limit
 from appliance.host.memory import proportional_bytes
 from appliance.host.processes import set_name, take_argument
-from appliance.inference.accounting import Access, Accounting, Exchange
+from appliance.inference.accounting import Accounting, Exchange
 from appliance.inference.examples import Inference
 from appliance.inference.pipeline import Pipeline
 from appliance.inference.predict_checks import check_dtypes, check_method_name, check_names, wanted_outputs
@@ -40,7 +40,11 @@ from appliance.protocols import protos
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
 from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
+from appliance.rpc.access import access_of
 from appliance.rpc.health import serve_health
+from appliance.rpc.infer_stream import STREAM, stream_handler
+from appliance.rpc.open_inference import SERVICE as OPEN_INFERENCE
+from appliance.rpc.open_inference import OpenInferenceFront
 from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
 from appliance.rpc.peers import check_may_reload, peer_of
 from appliance.rpc.profiler import SERVICE as PROFILER_SERVICE
@@ -67,6 +71,8 @@ _COUNTED_AS = {
     "GetModelMetadata": "metadata",
     "GetModelStatus": "status",
     "HandleReloadConfigRequest": "reload",
+    "ModelInfer": "infer",
+    "ModelMetadata": "metadata",
 }
 
 _Method = Callable[[Exchange, bytes, float], Awaitable[bytes]]
@@ -97,6 +103,7 @@ class _GrpcFront:
             settings.options.max_grpc_message_bytes,
             counts.examples,
         )
+        self.open_inference = OpenInferenceFront(self.router, self._pipeline)
 
     async def predict(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
@@ -293,16 +300,10 @@ def _handler(
                 _STATUS[exchange.code], f"Internal error: {type(error).__name__}; the server's log has more"
             )
         finally:
-            accounting.account(exchange, lambda: _access(exchange, name, data, context))
+            accounting.account(exchange, lambda: access_of(exchange, name, data, context))
         raise AssertionError("context.abort returned")
 
     return grpc.unary_unary_rpc_method_handler(handle)
-
-
-def _access(exchange: Exchange, name: str, data: bytes, context: Any) -> Access:
-    """Return the call's access log entry."""
-    status = exchange.code.name
-    return Access(context.peer(), name, status, {"method": name, "status": status, "request_bytes": len(data)})
 
 
 async def _serve(settings: FrontSettings) -> None:
@@ -321,6 +322,7 @@ async def _serve(settings: FrontSettings) -> None:
             "GetModelStatus": front.get_model_status,
             "HandleReloadConfigRequest": front.handle_reload_config_request,
         },
+        OPEN_INFERENCE: front.open_inference.methods,
     }
     admission: dict[str, Callable[[Any], None]] = {"HandleReloadConfigRequest": front.admit_reload}
     # Calls about a model's state need no slot, and a trace does not take a request's slot.
@@ -329,6 +331,7 @@ async def _serve(settings: FrontSettings) -> None:
     )
     unsent = Unsent(front.router.reserve, front.router.release, options.body_grace_seconds)
     immediate = {"GetModelMetadata", "GetModelStatus", "HandleReloadConfigRequest"}
+    immediate |= front.open_inference.methods.keys() - {"ModelInfer"}
     if options.enable_profiler:
         profiler = ProfilerFront(front.router)
         services[PROFILER_SERVICE] = profiler.methods
@@ -348,6 +351,9 @@ async def _serve(settings: FrontSettings) -> None:
             )
             for name, method in methods.items()
         }
+        if service == OPEN_INFERENCE:
+            grace = options.body_grace_seconds
+            handlers[STREAM] = stream_handler(front.open_inference, slots, front.accounting, grace)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool=protos.POOL)
     if options.enable_grpc_healthcheck_service:

@@ -1,4 +1,4 @@
-"""Our .proto files against TensorFlow Serving's, and the pool that they live in."""
+"""Our .proto files against the official ones, and the pool that they live in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from appliance.protocols import protos
-from tests.support import official_protos
+from tests.support import clients, official_protos
 
 FOLDER = os.path.dirname(protos.__file__)
 Field = descriptor_pb2.FieldDescriptorProto
@@ -22,6 +22,12 @@ Field = descriptor_pb2.FieldDescriptorProto
 @pytest.fixture(scope="module")
 def official() -> descriptor_pb2.FileDescriptorSet:
     return descriptor_pb2.FileDescriptorSet.FromString(official_protos.ask("descriptors"))
+
+
+@pytest.fixture(scope="module")
+def official_v2() -> descriptor_pb2.FileDescriptorSet:
+    printed = clients.run("tritonclient", "triton_descriptors.py")
+    return descriptor_pb2.FileDescriptorSet.FromString(bytes.fromhex(printed))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,8 @@ def test_every_field_is_the_official_one(
 ) -> None:
     theirs = messages(official)
     for name, message in messages(ours).items():
+        if name.startswith("inference."):
+            continue  # below
         if name.startswith("dropserve."):
             continue  # views of our own, which tests of those who use them compare with the official messages
         if name in NOT_PACKAGED:
@@ -96,7 +104,35 @@ def test_every_enum_value_is_the_official_one(
 ) -> None:
     theirs = enums(official)
     for name, values in enums(ours).items():
-        assert values.items() <= theirs[name].items(), name
+        if not name.startswith("inference."):
+            assert values.items() <= theirs[name].items(), name
+
+
+def test_the_open_inference_protocol_is_the_official_one(
+    ours: descriptor_pb2.FileDescriptorSet, official_v2: descriptor_pb2.FileDescriptorSet
+) -> None:
+    theirs = messages(official_v2)
+    compared = [name for name in messages(ours) if name.startswith("inference.")]
+    assert len(compared) > 30
+    for name in compared:
+        assert described(messages(ours)[name]).items() <= described(theirs[name]).items(), name
+    assert enums(ours)["inference.DataType"] == enums(official_v2)["inference.DataType"]
+
+
+def test_the_methods_of_the_open_inference_protocol_are_official_ones(
+    ours: descriptor_pb2.FileDescriptorSet, official_v2: descriptor_pb2.FileDescriptorSet
+) -> None:
+    def methods(files: descriptor_pb2.FileDescriptorSet) -> dict[str, tuple[Any, ...]]:
+        return {
+            method.name: (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
+            for file in files.file
+            for service in file.service
+            if service.name == "GRPCInferenceService"
+            for method in service.method
+        }
+
+    assert methods(ours).items() <= methods(official_v2).items()
+    assert len(methods(ours)) == 9
 
 
 def test_every_dtype_has_its_name(official: descriptor_pb2.FileDescriptorSet) -> None:

@@ -1,6 +1,7 @@
-"""TensorFlow Serving's protocol buffers: our own minimal definitions, in a descriptor pool of our own.
+"""The protocol buffers of TensorFlow Serving and of the Open Inference Protocol: our own minimal definitions, in a pool
+of our own.
 
-The `.proto` files in this folder have TensorFlow Serving's package, message and field numbers. `dropserve.binpb` is
+The `.proto` files in this folder have upstream's package, message and field numbers. `dropserve.binpb` is
 their compiled FileDescriptorSet, with the well-known types that they import; `make protos` writes it. The pool is
 private because TensorFlow registers the same names in protobuf's default pool, and a process may have both.
 """
@@ -27,8 +28,17 @@ __all__ = [
     "GetModelStatusRequest",
     "GetModelStatusResponse",
     "Int64Value",
+    "ModelConfigRequest",
+    "ModelConfigResponse",
+    "ModelInferRequest",
+    "ModelInferResponse",
+    "ModelMetadataRequest",
+    "ModelMetadataResponse",
+    "ModelReadyRequest",
+    "ModelReadyResponse",
     "ModelServerConfig",
     "ModelSpec",
+    "ModelStreamInferResponse",
     "ModelType",
     "MonitoringConfig",
     "MultiInferenceRequest",
@@ -42,8 +52,13 @@ __all__ = [
     "RegressionResponse",
     "ReloadConfigRequest",
     "ReloadConfigResponse",
+    "RepositoryIndexRequest",
+    "RepositoryIndexResponse",
     "SSLConfig",
     "SerializedInput",
+    "ServerLiveResponse",
+    "ServerMetadataResponse",
+    "ServerReadyResponse",
     "SignatureDefMap",
     "TasksRequest",
     "TensorProto",
@@ -105,4 +120,19 @@ SerializedInput = _message("dropserve.SerializedInput")
 ExamplesRequest = _message("dropserve.ExamplesRequest")
 TasksRequest = _message("dropserve.TasksRequest")
 PredictionLog = _message("dropserve.PredictionLog")
+
+ServerLiveResponse = _message("inference.ServerLiveResponse")
+ServerReadyResponse = _message("inference.ServerReadyResponse")
+ModelReadyRequest = _message("inference.ModelReadyRequest")
+ModelReadyResponse = _message("inference.ModelReadyResponse")
+ServerMetadataResponse = _message("inference.ServerMetadataResponse")
+ModelMetadataRequest = _message("inference.ModelMetadataRequest")
+ModelMetadataResponse = _message("inference.ModelMetadataResponse")
+ModelInferRequest = _message("inference.ModelInferRequest")
+ModelInferResponse = _message("inference.ModelInferResponse")
+ModelStreamInferResponse = _message("inference.ModelStreamInferResponse")
+ModelConfigRequest = _message("inference.ModelConfigRequest")
+ModelConfigResponse = _message("inference.ModelConfigResponse")
+RepositoryIndexRequest = _message("inference.RepositoryIndexRequest")
+RepositoryIndexResponse = _message("inference.RepositoryIndexResponse")
 ModelType = EnumTypeWrapper(POOL.FindEnumTypeByName("tensorflow.serving.ModelType"))
