@@ -16,9 +16,8 @@ from tests.support.server import eventually
 __all__ = ["KINDS", "break_processes"]
 
 KINDS = ("ds-worker", "ds-rest", "ds-rest-master", "ds-grpc", "ds-forkserver", "dropserve")
-RECOVERY_SECONDS = 150.0
-"""After a fault, until everything is there again. A process that hangs is killed after `hang_seconds`, but one of REST
-that hangs before it says that it serves is gunicorn's to replace, after 120 s."""
+RECOVERY_SECONDS = 90.0
+"""After a fault, until everything is there again. A process that hangs is killed after `hang_seconds`."""
 
 _PAUSE_SECONDS = 1.5  # how long the supervisor, which nobody here watches, stands still
 
