@@ -29,7 +29,7 @@ from appliance.transport.wire import (
     unpack_arrays,
 )
 
-__all__ = ["Arrays", "Connection", "DiedError", "DrainingError", "UnprovenInputError"]
+__all__ = ["Arrays", "Connection", "DiedError", "DrainingError", "UnprovenInputError", "answer_too_large"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,10 @@ class Pending:
 
 
 class Connection:
-    """A multiplexed connection to one worker."""
+    """A multiplexed connection to one worker, of which an answer may have `max_answer_bytes`."""
 
-    def __init__(self, route: VersionRoute, model: str) -> None:
+    def __init__(self, route: VersionRoute, model: str, max_answer_bytes: int) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._name = f"model {model} version {route.version}"
         self._loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,7 +80,7 @@ class Connection:
         except OSError:
             sock.close()
             raise
-        self._channel = Channel(sock)
+        self._channel = Channel(sock, max_kept_bytes=max_answer_bytes)
         self._pending: dict[int, Pending] = {}
         self._next_id = 1
         self._goodbye = False
@@ -180,8 +181,10 @@ class Connection:
         else:
             raise WireError(f"a frame of kind {frame.kind}")
 
-    def _result(self, frame: Frame) -> Arrays:
+    def _result(self, frame: Frame) -> Arrays | Exception:
         meta, payload = frame.meta, frame.payload
+        if payload is not None and len(payload) < frame.payload_bytes:  # the channel has not kept it
+            return answer_too_large(self._max_answer_bytes)
         if payload is None:
             meta, payload = self._channel.shared_payload(frame)
             self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), frame.meta[: SEGMENT_ID.size]])
@@ -203,6 +206,15 @@ class Connection:
 def _expire(future: asyncio.Future[Arrays]) -> None:
     if not future.done():
         future.set_exception(ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model's answer"))
+
+
+def answer_too_large(limit: int) -> ServingError:
+    """Return the error for an answer of more than `limit` bytes."""
+    return ServingError(
+        Code.RESOURCE_EXHAUSTED,
+        f"The answer has more than {limit:,} bytes",
+        "ask for less at once, or raise max_inflight_bytes, of which each front process has a share",
+    )
 
 
 def _error(frame: Frame) -> Exception:
