@@ -81,7 +81,7 @@ class Workers:
         self._stopping = False
         self._missing: tuple[str, ...] = ()  # of what confines a process: what was logged last
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
-        self.fork_server = ForkServer(reaper, self._relay_fork_server)
+        self.fork_server = ForkServer(reaper, watch, self._relay_fork_server)
         self._starter = Starter(
             reaper,
             tasks,

@@ -93,10 +93,9 @@ def _break(server: CampaignServer, fault: str, random: Random) -> None:
             os.kill(pid, signal.SIGCONT)
         return
     os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-    if kind == "ds-forkserver":  # it is missed when it is needed
-        drop(server.root, "late", 1)
     eventually(lambda: pid not in server.processes(), f"{kind} {pid} is gone", RECOVERY_SECONDS)
     if kind == "ds-forkserver":
+        drop(server.root, "late", 1)
         server.wait_for("late", 1)
         unload(server, "late")
 

@@ -68,7 +68,13 @@ def answers(server: Server) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "role"),
-    [("ds-worker", "worker"), ("ds-grpc", "grpc"), ("ds-rest", "rest"), ("ds-rest-master", "rest-master")],
+    [
+        ("ds-worker", "worker"),
+        ("ds-grpc", "grpc"),
+        ("ds-rest", "rest"),
+        ("ds-rest-master", "rest-master"),
+        ("ds-forkserver", "forkserver"),
+    ],
 )
 def test_a_process_that_is_stopped_is_killed_and_started_again(server: Server, name: str, role: str) -> None:
     eventually(lambda: answers(server), "it answers")
