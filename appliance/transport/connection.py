@@ -33,6 +33,8 @@ __all__ = ["Arrays", "Connection", "DiedError", "DrainingError", "UnprovenInputE
 
 logger = logging.getLogger(__name__)
 
+_CONNECT_SECONDS = 1  # in which this front does nothing else
+
 
 class DiedError(ServingError):
     """The worker ended while it had the request, which may have run."""
@@ -76,7 +78,9 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.connect(route.socket_path)  # the socket is local and the worker listens, so this does not block
+            # The worker listens, so this waits only if it accepts nobody, and as many as may wait already do.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _CONNECT_SECONDS, 0))
+            sock.connect(route.socket_path)
         except OSError:
             sock.close()
             raise

@@ -30,6 +30,22 @@ def answer(worker: Channel, size: int) -> None:
     worker.sock.sendall(head + packed.table + bytes(packed.chunks[0][1]))
 
 
+def test_a_worker_that_accepts_nobody_keeps_a_front_for_a_moment_only(tmp_path: Path) -> None:
+    path = str(tmp_path / "worker")
+
+    async def scene() -> None:
+        route = VersionRoute(1, "available", PublicState.AVAILABLE, socket_path=path)
+        waiting = Connection(route, "m", MAX_ANSWER_BYTES)
+        with pytest.raises(BlockingIOError):
+            Connection(route, "m", MAX_ANSWER_BYTES)
+        waiting.leave()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        asyncio.run(scene())
+
+
 def test_an_answer_that_is_too_large_is_an_error_of_its_request_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "worker")
 
