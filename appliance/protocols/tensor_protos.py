@@ -18,6 +18,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.protocols import protos
 from appliance.protocols.wire_format import UnusualError, checked_fields, fields, long_varint, varint
 from backends.dtypes import BY_NUMBER, STRING, DType, of_array
@@ -41,10 +42,6 @@ _SMALL_BYTES = 1 << 17  # a smaller tensor cannot have so many fields that it ma
 _MAX_SHAPE_BYTES = 1 << 16  # dimensions may have names
 _FEW_FIELDS = 4096
 _MAX_FIELDS = 1 << 20
-# Each string is an object of its own: a million take 0.2 s until they are on their way, for which no other call is
-# answered, and as long in the worker.
-_MAX_STRINGS = 1_000_000
-
 _MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
 _INT_VAL = ("int_val", np.dtype("<i4"))
@@ -151,7 +148,7 @@ def _check_fields(data: bytes, start: int, stop: int) -> None:
     except ValueError:
         # Many strings, perhaps. Without the bytes of a shape's and a string's tag, there is none to be afraid of.
         codes = np.frombuffer(data, np.uint8, stop - start, start) & 0x7F
-        many_strings = np.count_nonzero(codes == _STRING_VAL) > _MAX_STRINGS
+        many_strings = np.count_nonzero(codes == _STRING_VAL) > MAX_STRINGS
         if np.count_nonzero(codes == _SHAPE) < _MAX_SHAPE_BYTES and not many_strings:
             return
         try:
@@ -219,9 +216,9 @@ def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], 
     # Like TensorFlow, numpy also refuses an empty array whose other dimensions overflow.
     if size == 0 and math.prod(filter(None, dims)) * element.numpy.itemsize >= 2**63:
         raise BadTensorError(f"the shape {list(dims)} is too large")
-    if element is STRING and size > _MAX_STRINGS:
+    if element is STRING and size > MAX_STRINGS:
         raise BadTensorError(
-            f"the shape {list(dims)} has {size:,} strings, more than {_MAX_STRINGS:,}; send them in several requests"
+            f"the shape {list(dims)} has {size:,} strings, more than {MAX_STRINGS:,}; send them in several requests"
         )
     if size * element.numpy.itemsize > allowance:
         raise BadTensorError(

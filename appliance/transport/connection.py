@@ -13,17 +13,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.core.routes import VersionRoute
 from appliance.transport.channel import Channel
 from appliance.transport.wire import (
     FLAG_DRAINING,
     FLAG_UNPROVEN,
+    LENGTH_BYTES,
     SEGMENT_ID,
     Buffer,
     Frame,
     Kind,
     Packed,
     WireError,
+    count_strings,
     header,
     predict_meta,
     unpack_arrays,
@@ -192,6 +195,13 @@ class Connection:
         if payload is None:
             meta, payload = self._channel.shared_payload(frame)
             self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), frame.meta[: SEGMENT_ID.size]])
+        # The length of each string is in the payload, so a small one has few.
+        if len(payload) > LENGTH_BYTES * MAX_STRINGS and (count := count_strings(meta)) > MAX_STRINGS:
+            return ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"The answer has {count:,} strings, more than {MAX_STRINGS:,}",
+                "ask for less at once",
+            )
         return unpack_arrays(meta, payload)
 
     def _close(self) -> None:

@@ -14,6 +14,7 @@ starts with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descripto
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -37,6 +38,7 @@ _BUFFER_BYTES = 256 * 1024
 _SMALL = 16 * 1024
 
 _HEAD_BYTES = struct.Struct("<I")
+LENGTH_BYTES = 4  # of a string, beside its bytes
 _MAX_KEPT_BYTES = 1024  # the largest head that is cached: clients choose the heads
 
 Buffer = bytes | bytearray | memoryview
@@ -184,6 +186,11 @@ def _layout(table: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int, int],
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise WireError(f"a table that cannot be read: {error}") from error
     return tuple(found)
+
+
+def count_strings(table: Buffer) -> int:
+    """Return how many strings the arrays of a table have. Raise WireError."""
+    return sum(math.prod(shape) for _, number, shape in table_shapes(table) if number == STRING.number)
 
 
 def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:

@@ -31,6 +31,7 @@ _RUNS: Mapping[str, Mapping[str, Any]] = {
     "hang": {"wanted": ENDLESS},
     "print_lines": {"lines": 20_000},
     "rows": {"count": 500_000},
+    "strings": {"count": 5_000_000},
 }
 """Of the model `hostile`: a signature, and the inputs for which it does harm, again and again."""
 

@@ -189,6 +189,17 @@ def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(serve
     server.assert_unharmed(before)
 
 
+def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked) -> None:
+    before = server.processes()
+    status, refused = server.attack("strings", count=5_000_000)
+    assert (status, refused["error"].partition(";")[0]) == (
+        429,
+        "The answer has 5,000,000 strings, more than 1,000,000",
+    )
+    assert server.attack("strings", count=100_000) == (200, {"outputs": [""] * 100_000})
+    server.assert_unharmed(before)
+
+
 def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacked) -> None:
     before = server.processes()
 

@@ -67,6 +67,9 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         """Rows without an element, which take no memory until somebody writes them down."""
         return {"rows": tf.zeros(tf.stack([tf.where(count > 1000, count, 1), 0]))}
 
+    def strings(count: Any) -> Any:
+        return {"strings": tf.fill([tf.where(count > 1000, count, 1)], "")}
+
     def scores(inputs: Any) -> Any:
         """Classify: eight million scores of an example that is long."""
         count = tf.where(tf.reduce_max(tf.strings.length(inputs)) > 1000, 8_000_000, 1)
@@ -97,6 +100,7 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         "abort": (abort, [number]),
         "hang": (hang, [number]),
         "rows": (rows, [number]),
+        "strings": (strings, [number]),
         "scores": (scores, [tf.TensorSpec([None], tf.string)]),
         "connect": (connect, [text]),
     }
