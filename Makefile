@@ -58,7 +58,7 @@ bench-acceleration: $(STAMP) ## Convert, prove and measure real architectures an
 operators: $(STAMP) ## Try each operator on odd values, as TensorFlow and as its forms, and write what differs (ONLY="NAME …" tries those).
 	$(BIN)/python -m benchmarks.operators $(if $(ONLY),--only $(ONLY))
 
-campaign: $(STAMP) ## Try to break the server: PART=fuzz|faults|swaps|leaks|overload (SEED=N; COUNT=N or SECONDS=N makes it smaller).
+campaign: $(STAMP) ## Try to break the server: PART=fuzz|faults|hostile|swaps|leaks|overload (SEED=N; COUNT=N or SECONDS=N makes it smaller).
 	$(BIN)/python -m tests.campaign $(PART) $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT)) $(if $(SECONDS),--seconds $(SECONDS))
 
 protos: $(STAMP) ## Compile the protocol buffers.

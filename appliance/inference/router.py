@@ -16,7 +16,7 @@ from appliance.core.errors import Code, ServingError
 from appliance.core.questions import Questions
 from appliance.core.route_updates import LostUpdateError, RouteReader
 from appliance.core.routes import Snapshot, VersionRoute
-from appliance.transport.connection import Connection
+from appliance.transport.connection import Connection, answer_too_large
 
 __all__ = ["Router"]
 
@@ -141,7 +141,7 @@ class Router:
         for path, (model, version) in routed.items():
             if path not in self._connections:
                 with contextlib.suppress(OSError):  # the worker has just died: the next snapshot will show it
-                    self._connections[path] = Connection(version, model.name)
+                    self._connections[path] = Connection(version, model.name, self._max_inflight_bytes)
         self.snapshot = snapshot
         assert self._changed is not None
         self._changed.set()
@@ -168,11 +168,7 @@ class Router:
         """Raise RESOURCE_EXHAUSTED if an answer of `nbytes` is too large, also if nothing else is in flight: no option
         bounds what a model answers."""
         if nbytes > self._max_inflight_bytes:
-            raise ServingError(
-                Code.RESOURCE_EXHAUSTED,
-                f"The answer has more than {self._max_inflight_bytes:,} bytes",
-                "ask for less at once, or raise max_inflight_bytes, of which each front process has a share",
-            )
+            raise answer_too_large(self._max_inflight_bytes)
 
     def release(self, nbytes: int) -> None:
         """Stop counting `nbytes` that `reserve` has counted."""
@@ -192,7 +188,9 @@ class Router:
         self._aside = {known: found for known, found in self._aside.items() if found.open}
         connection = self._connections.get(path) or self._aside.get(path)
         if connection is None or not connection.open:
-            connection = self._aside[path] = Connection(replace(version, socket_path=path), model)
+            connection = self._aside[path] = Connection(
+                replace(version, socket_path=path), model, self._max_inflight_bytes
+            )
         return connection
 
     def tell(self, method: str, params: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from appliance.core.poison import Kind, Refused, Runs
 from appliance.core.servable import ServableId
 from appliance.lifecycle.models import Version
+from appliance.lifecycle.replicas import Files
 from appliance.lifecycle.servables import Servables
 from appliance.lifecycle.states import State
 
@@ -53,10 +54,10 @@ class Poisoning:
             version.untried = f"inputs of shapes that contradict its signatures were not tried: {why}"
             self._servables.say(version, version.untried)
 
-    def served(self) -> list[tuple[ServableId, str, str, frozenset[str]]]:
-        """Return the available versions: what, its folder, what identifies its files, and its model files."""
+    def served(self) -> list[tuple[ServableId, Files, frozenset[str]]]:
+        """Return the available versions: what, its files, which have a digest, and the names of its model files."""
         return [
-            (version.id, version.files.path, version.files.digest, model.names.get(version.files.path, frozenset()))
+            (version.id, version.files, model.names.get(version.files.path, frozenset()))
             for model, version in self._servables.wanted()
             if version.state is State.AVAILABLE and version.files.digest
         ]

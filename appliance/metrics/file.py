@@ -37,10 +37,11 @@ from enum import IntEnum
 
 import orjson
 
+from appliance.metrics.ownership import WORKER, is_of_worker, is_own_process, is_own_series
+
 __all__ = [
     "CHUNK_BYTES",
     "MAX_FILE_BYTES",
-    "WORKER",
     "Collected",
     "Kind",
     "MetricsFile",
@@ -62,9 +63,6 @@ _STALE_SECONDS = 60.0
 
 # Nobody opens it for writing again: whoever shortened a file that is mapped would end its process by SIGBUS.
 _MODE = 0o400
-
-WORKER = "worker"
-"""The name of the files of processes that run models."""
 
 _CHUNK_MAGIC = b"DSMETRIC"
 _BASE_MAGIC = b"DSMFOLD1"
@@ -273,18 +271,31 @@ def _add_file(into: Collected, path: str, only_ended: bool) -> bool:
     finally:
         os.close(descriptor)
     records = _chunk_records(data)
-    if os.path.basename(path).startswith(f"{WORKER}-"):
+    name = os.path.basename(path)
+    of_worker = is_of_worker(name)
+    if of_worker:
         records = itertools.islice(records, _MAX_WORKER_SERIES)
     with contextlib.suppress(MetricsFileError):
         for kind, key, values in records:
             if kind == Kind.TOTAL or (kind == Kind.GAUGE and not ended):
-                into.add(key, values)
+                if not of_worker or is_own_series(name, key):
+                    into.add(key, values)
             elif kind == Kind.PROCESS and not ended:
                 with contextlib.suppress(ValueError, TypeError, OverflowError):  # a worker writes what its model likes
-                    role, model, version = orjson.loads(key)
-                    pid, started = values
-                    into.processes.append(Process(str(role), str(model), str(version), int(pid), started))
+                    process = _process(key, values)
+                    if not of_worker or _is_own(name, process):
+                        into.processes.append(process)
     return True
+
+
+def _process(key: bytes, values: tuple[float, ...]) -> Process:
+    role, model, version = orjson.loads(key)
+    pid, started = values
+    return Process(str(role), str(model), str(version), int(pid), started)
+
+
+def _is_own(name: str, process: Process) -> bool:
+    return process.role == WORKER and is_own_process(name, process.model, process.version, process.pid)
 
 
 def collect(directory: str) -> Collected:

@@ -45,6 +45,7 @@ from appliance.metrics.catalogue import (
     Type,
 )
 from appliance.metrics.file import Kind, MetricsFile
+from appliance.metrics.ownership import WORKER, worker_file
 from backends.contract import Code
 
 __all__ = ["Counter", "Gauge", "Histogram", "Recorder", "RequestMetrics", "WorkerMetrics"]
@@ -108,16 +109,17 @@ S = TypeVar("S", bound=_Series)
 class Recorder:
     """A process's metrics. Create it after the last fork, because the file belongs to one process.
 
-    `role` is the kind of process ("rest", "grpc", "worker", "supervisor"); `model` and `version` are a worker's.
+    `role` is the kind of process ("rest", "grpc", "worker", "supervisor"); `model`, `version` and the version folder
+    `path` are a worker's, which can count for no other.
     """
 
-    def __init__(self, directory: str, role: str, model: str = "", version: str = "") -> None:
+    def __init__(self, directory: str, role: str, model: str = "", version: str = "", path: str = "") -> None:
         self.lock = threading.Lock()
         self._series: dict[tuple[str, ...], _Series] = {}
         self._off = False
         self._file: MetricsFile | None = None
         try:
-            self._file = MetricsFile(directory, role)
+            self._file = MetricsFile(directory, worker_file(model, version, path) if role == WORKER else role)
         except OSError as error:
             self._switch_off(error)
         values, at = self._allocate(Kind.PROCESS, _key((role, model, version)), 2)

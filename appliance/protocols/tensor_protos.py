@@ -18,6 +18,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.protocols import protos
 from appliance.protocols.wire_format import UnusualError, checked_fields, fields, long_varint, varint
 from backends.dtypes import BY_NUMBER, STRING, DType, of_array
@@ -41,7 +42,6 @@ _SMALL_BYTES = 1 << 17  # a smaller tensor cannot have so many fields that it ma
 _MAX_SHAPE_BYTES = 1 << 16  # dimensions may have names
 _FEW_FIELDS = 4096
 _MAX_FIELDS = 1 << 20
-
 _MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
 _INT_VAL = ("int_val", np.dtype("<i4"))
@@ -68,7 +68,7 @@ _FIELDS: dict[int, tuple[str, np.dtype]] = {
 }
 
 # A tag is the field's number << 3 | the wire type: 0 for a varint, 2 for a length and that many bytes.
-_DTYPE, _SHAPE, _VERSION_NUMBER, _CONTENT, _BOOL_VAL = 0x08, 0x12, 0x18, 0x22, 0x5A  # TensorProto
+_DTYPE, _SHAPE, _VERSION_NUMBER, _CONTENT, _STRING_VAL, _BOOL_VAL = 0x08, 0x12, 0x18, 0x22, 0x42, 0x5A  # TensorProto
 _PACKED = {1: 0x2A, 2: 0x32, 8: 0x4A, 18: 0x62}  # dtype's number → the list that is the array's memory
 _MEMORY = frozenset((_CONTENT, *_PACKED.values()))
 
@@ -146,9 +146,10 @@ def _check_fields(data: bytes, start: int, stop: int) -> None:
     try:
         shape_bytes = _shape_bytes(data, start, stop, _FEW_FIELDS)
     except ValueError:
-        # Many strings, perhaps. Without the byte of a shape's tag among them, there is none to be afraid of.
-        codes = np.frombuffer(data, np.uint8, stop - start, start)
-        if np.count_nonzero((codes & 0x7F) == _SHAPE) < _MAX_SHAPE_BYTES:
+        # Many strings, perhaps. Without the bytes of a shape's and a string's tag, there is none to be afraid of.
+        codes = np.frombuffer(data, np.uint8, stop - start, start) & 0x7F
+        many_strings = np.count_nonzero(codes == _STRING_VAL) > MAX_STRINGS
+        if np.count_nonzero(codes == _SHAPE) < _MAX_SHAPE_BYTES and not many_strings:
             return
         try:
             shape_bytes = _shape_bytes(data, start, stop, _MAX_FIELDS)
@@ -215,6 +216,10 @@ def _dims(shape: Any, element: DType, allowance: int) -> tuple[tuple[int, ...], 
     # Like TensorFlow, numpy also refuses an empty array whose other dimensions overflow.
     if size == 0 and math.prod(filter(None, dims)) * element.numpy.itemsize >= 2**63:
         raise BadTensorError(f"the shape {list(dims)} is too large")
+    if element is STRING and size > MAX_STRINGS:
+        raise BadTensorError(
+            f"the shape {list(dims)} has {size:,} strings, more than {MAX_STRINGS:,}; send them in several requests"
+        )
     if size * element.numpy.itemsize > allowance:
         raise BadTensorError(
             f"the shape {list(dims)} takes more than the {allowance} bytes left for this request's arrays "

@@ -2,7 +2,8 @@
 
 `main()` is the master, started by the supervisor with the listening socket as descriptor 3. The socket outlives the
 master, so connections wait instead of being refused while a master is replaced. Descriptor 4 is a pipe that does not
-block: the master's main loop gives a sign of life there each second.
+block: the master's main loop gives a sign of life there each second, a line with the numbers of the processes that it
+has started.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ _LIFE_DESCRIPTOR = 4
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]  # the base has no types
-    """gunicorn's master, which shows the supervisor that it lives."""
+    """gunicorn's master, which shows the supervisor that it lives, and what it has started."""
 
     def murder_workers(self) -> None:
         """Give a sign of life, too: the main loop calls this in each of its rounds, which take a second at most."""
+        line = " ".join(map(str, self.WORKERS)).encode() + b"\n"
         with contextlib.suppress(OSError):  # the supervisor has not read the last ones
-            os.write(_LIFE_DESCRIPTOR, b"a")
+            os.write(_LIFE_DESCRIPTOR, line)  # whole or not at all: it is shorter than PIPE_BUF
         super().murder_workers()
 
 

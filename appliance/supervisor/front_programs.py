@@ -20,6 +20,8 @@ __all__ = ["front_programs", "log_serving"]
 
 logger = logging.getLogger(__name__)
 
+_PIPE_BYTES = 65536  # all that a pipe holds
+
 
 def front_programs(
     options: Options,
@@ -76,8 +78,9 @@ def _watched(watch: Watch, who: str, role: str, start: Callable[[int], int]) -> 
     """Start a process, and watch it from its start to its end: one that hangs before its first sign of life would never
     be replaced.
 
-    `start` is given the end of a pipe, which the process keeps open and may write signs of life to; it returns the
-    process's number, and so does this. Raise OSError.
+    `start` is given the end of a pipe, which the process keeps open; it returns the process's number, and so does this.
+    The process may write signs of life to the pipe: lines with the numbers of the processes that it has started, which
+    are watched too, until they connect as fronts. Raise OSError.
     """
     life, theirs = os.pipe()
     try:
@@ -89,19 +92,34 @@ def _watched(watch: Watch, who: str, role: str, start: Callable[[int], int]) -> 
     finally:
         os.close(theirs)
     watched = Watched(who, role, pid)
+    children: dict[int, Watched] = {}
     loop = asyncio.get_running_loop()
 
     def hear() -> None:
-        if not os.read(life, 4096):
+        said = os.read(life, _PIPE_BYTES)
+        if not said:
             loop.remove_reader(life)
             os.close(life)
             watch.remove(watched)
+            _watch_children(watch, children, set())
             return
         watch.heard(watched)
+        _watch_children(watch, children, set(map(int, said.splitlines()[-1].split())))
 
     watch.add(watched)
     loop.add_reader(life, hear)
     return pid
+
+
+def _watch_children(watch: Watch, children: dict[int, Watched], living: set[int]) -> None:
+    """Watch those processes of gunicorn's master that live, until they connect as fronts. `children` are those that are
+    watched so."""
+    for pid in children.keys() - living:
+        watch.remove(children.pop(pid))
+    for pid in living - children.keys():
+        if not watch.watches(pid):  # else it has connected
+            children[pid] = Watched("a rest process that starts", "rest", pid)
+            watch.add(children[pid])
 
 
 def log_serving(options: Options, rest: int | None, grpc: int | None) -> None:

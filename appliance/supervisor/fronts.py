@@ -94,14 +94,20 @@ class Fronts:
             else:
                 front.news.set()
 
-    async def all_adopted(self) -> None:
-        """Wait until every front has adopted the snapshot that is current now, for a while at most."""
+    async def all_adopted(self, seconds: float = _ACK_SECONDS) -> None:
+        """Wait until every front has adopted the snapshot that is current now, for `seconds` at most.
+
+        One that has not by then hangs, or has much to do. What it sends to a worker that is unloaded is not lost: the
+        worker refuses it, and the front asks anew once it has the snapshot.
+        """
         serial = self.snapshot.serial
-        deadline = time.monotonic() + _ACK_SECONDS
+        deadline = time.monotonic() + seconds
         while any(front.acked < serial for front in self._fronts):
             self._acked.clear()
             delay = deadline - time.monotonic()
             if delay <= 0:
+                late = ", ".join(f"{front.role} ({front.pid})" for front in self._fronts if front.acked < serial)
+                logger.warning("not every front has the newest routes after %g s: %s has not", seconds, late)
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._acked.wait(), delay)

@@ -69,8 +69,9 @@ class Models:
         self._reload_is_due = False  # a SIGHUP has come, and its reload has not begun
         self._model_options: dict[str, ModelOptions] = {}
         self._candidates: dict[str, str] = {}  # sub-folders of the root that have no version yet
-        self._remarks: dict[str, str] = {}  # the last that was logged about each model's folder
+        self._remarks: dict[str, str] = {}  # the last that was logged about each folder that is there
         self._refused: set[str] = set()  # sub-folders of the root whose names cannot be a model's, and that are listed
+        self._told_refused: frozenset[str] = frozenset()  # all of them
         self._waiters: set[asyncio.Future[bool]] = set()
         self._source = Source(self, self._options.file_system_poll_wait_seconds)
 
@@ -112,6 +113,7 @@ class Models:
         for name in changes.removed:
             self._source.remove(name)
             self._remove(name)
+            self._remarks.pop(name, None)
         for model in (*changes.added, *changes.changed):
             name, options = model.name, model.options
             self._model_options[name] = options
@@ -301,6 +303,7 @@ class Models:
         return options.settle_seconds
 
     def model_vanished(self, name: str) -> None:
+        self._remarks.pop(name, None)
         if self._candidates.pop(name, None) is None:
             logger.info("model %s: its folder is gone", name)
             self._remove(name)
@@ -322,6 +325,9 @@ class Models:
             self._controller.post(lambda manager, _now: manager.base_path_lost(name, reason))
 
     def models_refused(self, refused: Mapping[str, str]) -> None:
+        for name in self._told_refused - refused.keys():
+            self._remarks.pop(name, None)
+        self._told_refused = frozenset(refused)
         for name in self._refused - refused.keys():
             self._refused.discard(name)
             if name not in self._models:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from appliance.config.model_options import ModelOptions
 from appliance.core.errors import ServingError
@@ -54,28 +55,23 @@ class OddShapeTrials:
             for version in model.versions
         }
         self._begun = {servable: digest for servable, digest in self._begun.items() if servable in known}
-        for servable, path, digest, names in self._manager.served():
+        for servable, files, names in self._manager.served():
             options = self._options_of(servable.model)
+            digest = files.digest or ""
             if backend_for(names, options.prefer_tflite_model) != "tensorflow" or self._begun.get(servable) == digest:
                 continue
             self._begun[servable] = digest
-            self._tasks.start(self._try(workers, servable, path, digest, names, options))
+            started = StartWorker(0, servable, files.path, names, digest=digest, content=files.content)
+            self._tasks.start(self._try(workers, started, options))
 
-    async def _try(
-        self,
-        workers: Workers,
-        servable: ServableId,
-        path: str,
-        digest: str,
-        names: frozenset[str],
-        options: ModelOptions,
-    ) -> None:
+    async def _try(self, workers: Workers, wanted: StartWorker, options: ModelOptions) -> None:
+        servable, digest = wanted.servable, wanted.digest
         await asyncio.sleep(_SETTLE_SECONDS)
         async with self._one:
             deadline = time.monotonic() + _SECONDS
             first, why = 0, f"{_MAX_PROCESSES} processes were lost to others"
             for _ in range(_MAX_PROCESSES):
-                if not any((known, files) == (servable, digest) for known, _, files, _ in self._manager.served()):
+                if not any((known, files.digest) == (servable, digest) for known, files, _ in self._manager.served()):
                     if self._begun.get(servable) == digest:
                         del self._begun[servable]  # it has gone, or its worker has died: it may come back
                     return
@@ -83,7 +79,7 @@ class OddShapeTrials:
                     why = f"no process is begun for it later than {_SECONDS:g} s after the first"
                     break
                 self._processes += 1
-                action = StartWorker(-self._processes, servable, path, names, digest=digest)
+                action = replace(wanted, worker=-self._processes)
                 try:
                     trial = await workers.try_odd_shapes(
                         action, options, first, options.load_timeout_seconds + _MARGIN_SECONDS

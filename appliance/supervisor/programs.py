@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -11,8 +12,10 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from appliance.host.processes import Reaper, argument_file, describe_status, parent_of, spawn
+from appliance.supervisor.watch import Watch, Watched
 from appliance.worker.task import WorkerTask
 
 logger = logging.getLogger(__name__)
@@ -37,26 +40,28 @@ class Program:
 
 
 class ForkServer:
-    """The fork server's process, and the way to ask it for workers. One that hangs (it does not answer within
-    `fork_seconds`) is killed, and so started again as one that died, by whoever keeps `program` running."""
+    """The fork server's process, and the way to ask it for workers. One that hangs (it gives no sign of life, or does
+    not answer within `fork_seconds`) is killed, and so started again as one that died, by whoever keeps `program`
+    running."""
 
     def __init__(
-        self, reaper: Reaper, relay_stderr: Callable[[int], None], fork_seconds: float = _FORK_SECONDS
+        self, reaper: Reaper, watch: Watch, relay_stderr: Callable[[int], None], fork_seconds: float = _FORK_SECONDS
     ) -> None:
         self._reaper = reaper
+        self._watch = watch
         self._relay_stderr = relay_stderr
         self._fork_seconds = fork_seconds
         self._socket: socket.socket | None = None
         self._pid = 0  # of the last process, which may have ended
+        self._answer: asyncio.Future[int | None] | None = None  # to the last request: a worker's process number
         self._ready = asyncio.Event()
         self._lock = asyncio.Lock()
         self._requests = 0
         self.program = Program("fork server", self._start)
 
     def _start(self) -> int:
-        if self._socket is not None:
-            self._socket.close()
         self._ready.clear()
+        self._answered(None)  # by the last process: it has ended
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         environment = {
@@ -80,21 +85,38 @@ class ForkServer:
             os.close(write_end)
         self._relay_stderr(read_end)
         self._socket, self._pid = ours, pid
-        task = asyncio.create_task(self._wait_until_ready(ours, pid))
-        self._task = task
+        self._hearing = asyncio.create_task(self._hear(ours, pid))
         return pid
 
-    async def _wait_until_ready(self, ours: socket.socket, pid: int) -> None:
+    async def _hear(self, ours: socket.socket, pid: int) -> None:
+        """Hear what the fork server with the number `pid` says, until it ends; watch it once it is ready."""
+        loop = asyncio.get_running_loop()
+        watched = Watched("the fork server", "forkserver", pid, partial(_ask_for_life, ours))
         try:
             async with asyncio.timeout(_IMPORT_SECONDS):
-                said = await asyncio.get_running_loop().sock_recv(ours, _MAX_MESSAGE_BYTES)
+                said = await loop.sock_recv(ours, _MAX_MESSAGE_BYTES)
+            if said and ours is self._socket:
+                self._watch.add(watched)
+                self._ready.set()
+            while said:
+                said = await loop.sock_recv(ours, _MAX_MESSAGE_BYTES)
+                self._watch.heard(watched)
+                answer = json.loads(said or b"{}")
+                if answer.get("id") == self._requests:  # another is late: its asker has given up, and its worker exits
+                    self._answered(int(answer["pid"]))
         except TimeoutError:
             self._kill(pid, f"was not ready within {_IMPORT_SECONDS:g} s")
         except OSError:
             pass
-        else:
-            if said and ours is self._socket:
-                self._ready.set()
+        finally:
+            self._watch.remove(watched)
+            if ours is self._socket:
+                self._answered(None)
+            ours.close()
+
+    def _answered(self, worker: int | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(worker)
 
     def _kill(self, pid: int, why: str) -> None:
         logger.error("the fork server %s; it is killed", why)
@@ -126,16 +148,17 @@ class ForkServer:
     async def _ask(self, number: int, descriptors: list[int]) -> int | None:
         """Return the new worker's process number, or None if the fork server has died."""
         assert self._socket is not None
-        loop = asyncio.get_running_loop()
+        self._answer = asyncio.get_running_loop().create_future()
         try:
             socket.send_fds(self._socket, [json.dumps({"id": number}).encode()], descriptors)
-            while data := await loop.sock_recv(self._socket, _MAX_MESSAGE_BYTES):
-                answer = json.loads(data)
-                if answer["id"] == number:  # another is late: its asker has given up, and its worker exits
-                    return int(answer["pid"])
         except OSError:
-            pass
-        return None
+            return None
+        return await self._answer
+
+
+def _ask_for_life(ours: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has ended, or has not read many of them
+        ours.send(b'{"ping": true}')
 
 
 def spawn_worker(task: WorkerTask, control: int, stderr: int) -> int:

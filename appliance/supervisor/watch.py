@@ -57,6 +57,10 @@ class Watch:
         self._watched.add(watched)
         self._liveness.add(watched, run_limit_seconds)
 
+    def watches(self, pid: int) -> bool:
+        """Tell whether the process with this number is watched."""
+        return any(watched.pid == pid for watched in self._watched)
+
     def remove(self, watched: Watched) -> None:
         """Watch a process no more: it has ended, or is to end by a deadline of its own."""
         self._watched.discard(watched)

@@ -81,7 +81,7 @@ class Workers:
         self._stopping = False
         self._missing: tuple[str, ...] = ()  # of what confines a process: what was logged last
         self._expendable: int | None = None  # the process that tries odd shapes, if one does
-        self.fork_server = ForkServer(reaper, self._relay_fork_server)
+        self.fork_server = ForkServer(reaper, watch, self._relay_fork_server)
         self._starter = Starter(
             reaper,
             tasks,
@@ -360,7 +360,8 @@ class Workers:
         """Run one process that tries odd shapes from the one with the number `first` on, and is lost if one of them
         ends it.
 
-        Raises OSError, ServingError, ValueError for what is no report, and TimeoutError after `seconds`.
+        Raises OSError, ServingError (also if the folder has other files by now), ValueError for what is no report, and
+        TimeoutError after `seconds`.
         """
         if self._stopping:
             raise ServingError(Code.UNAVAILABLE, "the server is stopping")
@@ -370,6 +371,8 @@ class Workers:
         try:
             async with asyncio.timeout(seconds):
                 await self._checks.look_at_version(action.servable, action.path, options, to_serve=False)
+                if await self._checks.changed_files(action) is not None:
+                    raise ServingError(Code.DATA_LOSS, f"files in {action.path} were changed since it was loaded")
                 ours, exited, stderr = await self._starter.start(worker)
                 self._expendable = worker.pid
                 if self._stopping:  # since it was asked for

@@ -39,20 +39,26 @@ class Channel:
     """A non-blocking Unix stream socket for frames, with a queue of what could not be sent yet.
 
     `trusts_peer` is for a worker, which maps the segments of its front. A front must not map those of a worker: the
-    worker could shrink them, and so kill the front. This side shares at most `shared_bytes` of memory at once.
+    worker could shrink them, and so kill the front. This side shares at most `shared_bytes` of memory at once. It keeps
+    no payload of more than `max_kept_bytes` from the socket: see `Decoder`.
 
     Not thread-safe, but one thread may receive (`receive`, `shared_payload`, `forget`) while another one sends (the
     other methods).
     """
 
     def __init__(
-        self, sock: socket.socket, *, trusts_peer: bool = False, shared_bytes: int = SHARED_MEMORY_BYTES
+        self,
+        sock: socket.socket,
+        *,
+        trusts_peer: bool = False,
+        shared_bytes: int = SHARED_MEMORY_BYTES,
+        max_kept_bytes: int = _MAX_PAYLOAD_BYTES,
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.unsent_bytes = 0
         self._descriptors: deque[int] = deque()  # received descriptors, in the order of their frames
-        self._decoder = Decoder(_MAX_PAYLOAD_BYTES)
+        self._decoder = Decoder(_MAX_PAYLOAD_BYTES, max_kept_bytes)
         self._unsent: deque[tuple[Buffer, int | None]] = deque()  # a descriptor goes with its buffer's first byte
         self._pool = SegmentPool(shared_bytes)
         self._peer_segments = PeerSegments(trusts_peer)

@@ -13,26 +13,31 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.core.routes import VersionRoute
 from appliance.transport.channel import Channel
 from appliance.transport.wire import (
     FLAG_DRAINING,
     FLAG_UNPROVEN,
+    LENGTH_BYTES,
     SEGMENT_ID,
     Buffer,
     Frame,
     Kind,
     Packed,
     WireError,
+    count_strings,
     header,
     predict_meta,
     small_frame,
     unpack_arrays,
 )
 
-__all__ = ["Arrays", "Connection", "DiedError", "Done", "DrainingError", "UnprovenInputError"]
+__all__ = ["Arrays", "Connection", "DiedError", "Done", "DrainingError", "UnprovenInputError", "answer_too_large"]
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 1  # in which this front does nothing else
 
 
 class DiedError(ServingError):
@@ -79,18 +84,21 @@ class Pending:
 
 
 class Connection:
-    """A multiplexed connection to one worker."""
+    """A multiplexed connection to one worker, of which an answer may have `max_answer_bytes`."""
 
-    def __init__(self, route: VersionRoute, model: str) -> None:
+    def __init__(self, route: VersionRoute, model: str, max_answer_bytes: int) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._name = f"model {model} version {route.version}"
         self._loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.connect(route.socket_path)  # the socket is local and the worker listens, so this does not block
+            # The worker listens, so this waits only if it accepts nobody, and as many as may wait already do.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _CONNECT_SECONDS, 0))
+            sock.connect(route.socket_path)
         except OSError:
             sock.close()
             raise
-        self._channel = Channel(sock)
+        self._channel = Channel(sock, max_kept_bytes=max_answer_bytes)
         self._pending: dict[int, Pending] = {}
         # One timer, set to the first deadline: one for each request would cost more than the look at all of them.
         self._timer: asyncio.TimerHandle | None = None
@@ -232,11 +240,20 @@ class Connection:
         else:
             raise WireError(f"a frame of kind {frame.kind}")
 
-    def _result(self, frame: Frame) -> Arrays:
+    def _result(self, frame: Frame) -> Arrays | Exception:
         meta, payload = frame.meta, frame.payload
+        if payload is not None and len(payload) < frame.payload_bytes:  # the channel has not kept it
+            return answer_too_large(self._max_answer_bytes)
         if payload is None:
             meta, payload = self._channel.shared_payload(frame)
             self._send([header(Kind.RELEASE, SEGMENT_ID.size, 0), frame.meta[: SEGMENT_ID.size]])
+        # The length of each string is in the payload, so a small one has few.
+        if len(payload) > LENGTH_BYTES * MAX_STRINGS and (count := count_strings(meta)) > MAX_STRINGS:
+            return ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"The answer has {count:,} strings, more than {MAX_STRINGS:,}",
+                "ask for less at once",
+            )
         return unpack_arrays(meta, payload)
 
     def _close(self) -> None:
@@ -252,6 +269,15 @@ class Connection:
         for request in pending.values():
             if request.done is not None:
                 request.done(DrainingError() if self._goodbye else DiedError(self._name))
+
+
+def answer_too_large(limit: int) -> ServingError:
+    """Return the error for an answer of more than `limit` bytes."""
+    return ServingError(
+        Code.RESOURCE_EXHAUSTED,
+        f"The answer has more than {limit:,} bytes",
+        "ask for less at once, or raise max_inflight_bytes, of which each front process has a share",
+    )
 
 
 def _error(frame: Frame) -> Exception:

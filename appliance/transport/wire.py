@@ -14,6 +14,7 @@ starts with the segment's id (u32); with FLAG_DESCRIPTOR the segment's descripto
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -37,6 +38,7 @@ _BUFFER_BYTES = 256 * 1024
 _SMALL = 16 * 1024
 
 _HEAD_BYTES = struct.Struct("<I")
+LENGTH_BYTES = 4  # of a string, beside its bytes
 _MAX_KEPT_BYTES = 1024  # the largest head that is cached: clients choose the heads
 
 Buffer = bytes | bytearray | memoryview
@@ -191,6 +193,11 @@ def _layout(table: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int, int],
     return tuple(found)
 
 
+def count_strings(table: Buffer) -> int:
+    """Return how many strings the arrays of a table have. Raise WireError."""
+    return sum(math.prod(shape) for _, number, shape in table_shapes(table) if number == STRING.number)
+
+
 def table_shapes(table: Buffer) -> list[tuple[str, int, tuple[int, ...]]]:
     """Return name, element type number and shape of each array of a table, without its payload. Raise WireError."""
     found: list[tuple[str, int, tuple[int, ...]]] = []
@@ -253,12 +260,14 @@ def _predict_head(head: bytes) -> tuple[str, tuple[str, ...]]:
 class Decoder:
     """Cuts a byte stream into frames. The caller receives into `target()` and reports the count to `received(n)`.
 
-    A payload that does not fit the small buffer is received directly into memory of its own. `max_payload_bytes` bounds
-    what a peer can make this side allocate.
+    A payload that does not fit the small buffer is received directly into memory of its own; one of more than
+    `max_kept_bytes` is dropped as it comes, and its frame has `payload` b"". A peer that announces more than
+    `max_payload_bytes` makes no sense.
     """
 
-    def __init__(self, max_payload_bytes: int) -> None:
+    def __init__(self, max_payload_bytes: int, max_kept_bytes: int | None = None) -> None:
         self._max_payload_bytes = max_payload_bytes
+        self._max_kept_bytes = max_payload_bytes if max_kept_bytes is None else max_kept_bytes
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
@@ -266,11 +275,15 @@ class Decoder:
         self._head: tuple[int, int, int, int, bytes] | None = None  # kind, flags, request id, deadline, meta
         self._large: bytearray | None = None
         self._filled = 0
+        self._dropped = 0  # bytes of a payload that is not kept
+        self._unread = 0  # of them, those that have not come yet
 
     def target(self) -> memoryview:
         """Return the memory to receive into; never empty."""
         if self._large is not None:
             return memoryview(self._large)[self._filled :]
+        if self._unread:
+            return self._view[: self._unread]
         return self._view[self._end :]
 
     def received(self, count: int) -> list[Frame]:
@@ -283,6 +296,12 @@ class Decoder:
                 kind, flags, request_id, deadline_ns, meta = self._head
                 frames.append(Frame(kind, flags, request_id, deadline_ns, meta, self._large, len(self._large)))
                 self._large = None
+            return frames
+        if self._unread:
+            self._unread -= count
+            if not self._unread:
+                assert self._head is not None
+                frames.append(Frame(*self._head, b"", self._dropped))
             return frames
         self._end += count
         while self._next(frames):
@@ -314,9 +333,12 @@ class Decoder:
         if available >= head_bytes and in_stream > _SMALL:
             meta = bytes(self._view[meta_at : meta_at + meta_bytes])
             self._head = (kind, flags, request_id, deadline_ns, meta)
-            self._large = bytearray(in_stream)
-            self._filled = available - head_bytes
-            self._large[: self._filled] = self._view[self._start + head_bytes : self._end]
+            if in_stream > self._max_kept_bytes:
+                self._dropped, self._unread = in_stream, whole - available
+            else:
+                self._large = bytearray(in_stream)
+                self._filled = available - head_bytes
+                self._large[: self._filled] = self._view[self._start + head_bytes : self._end]
             self._start = self._end = 0
             return False
         self._make_room(head_bytes if in_stream > _SMALL else whole)

@@ -5,7 +5,8 @@ TensorFlow op: a fork after one may hang. A worker is forked twice, so that it b
 a subreaper): the supervisor alone reaps and signals it, and the fork server's own death touches no worker.
 
 Protocol, on a SOCK_SEQPACKET pair: the server says {"ready": true}; each request is {"id": N} with three descriptors,
-the file of the worker's argument, its control socket and its stderr; the answer is {"id": N, "pid": P}.
+the file of the worker's argument, its control socket and its stderr; the answer is {"id": N, "pid": P}. The answer to
+{"ping": true} is {"alive": true}.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def main() -> None:
         if not data:
             return
         request = json.loads(data)
+        if "ping" in request:
+            control.send(b'{"alive": true}')
+            continue
         pid = _fork_twice(descriptors, supervisor, control)
         for descriptor in descriptors:
             os.close(descriptor)

@@ -26,7 +26,7 @@ from appliance.core.errors import ConfigError
 from appliance.core.gpu_devices import gpu_environment
 from appliance.host.memory import resident_bytes
 from appliance.host.processes import set_name, take_argument
-from appliance.metrics.file import WORKER
+from appliance.metrics.ownership import WORKER
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.worker.odd_shape_trial import try_odd_shapes
 from appliance.worker.run_record import RunRecord
@@ -76,7 +76,7 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
     watch = threading.Thread(target=_exit_with_supervisor, args=(control,), daemon=True)
     started = time.monotonic()
     incomplete: list[str] = []
-    recorder = Recorder(task.metrics_directory, WORKER, task.model, str(task.version))
+    recorder = Recorder(task.metrics_directory, WORKER, task.model, str(task.version), task.path)
     metrics = WorkerMetrics(recorder, task.model, task.version)
     try:
         listener = _listener(task.socket_path)

@@ -19,6 +19,7 @@ from tests.campaign.disk import Disk, in_own_mounts
 from tests.campaign.drops import drop_mutated_models
 from tests.campaign.faults import break_processes
 from tests.campaign.fuzz import fuzz_parsers
+from tests.campaign.hostile import beside_hostile
 from tests.campaign.leaks import come_and_go
 from tests.campaign.overload import overload
 from tests.campaign.parsers import TARGETS
@@ -67,7 +68,19 @@ def overloaded(report: Report, asked: argparse.Namespace) -> dict[str, float]:
         return overload(report, server, "stays", asked.seed, asked.seconds or 300.0)
 
 
-PARTS = {"faults": faults, "fuzz": fuzz, "leaks": leaks, "overload": overloaded, "swaps": swaps}
+def hostile(report: Report, asked: argparse.Namespace) -> dict[str, float]:
+    with serving("stays") as server:
+        return beside_hostile(report, server, "stays", asked.seconds or 20.0, most=3.0)
+
+
+PARTS = {
+    "faults": faults,
+    "fuzz": fuzz,
+    "hostile": hostile,
+    "leaks": leaks,
+    "overload": overloaded,
+    "swaps": swaps,
+}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.campaign.drops import drop_mutated_models
 from tests.campaign.faults import break_processes
 from tests.campaign.fuzz import fuzz_parsers
+from tests.campaign.hostile import beside_hostile
 from tests.campaign.in_process import input_of
 from tests.campaign.leaks import come_and_go
 from tests.campaign.overload import overload
@@ -91,6 +93,12 @@ def test_models_that_come_and_go_leave_nothing_behind(server: CampaignServer, re
 
 def test_more_than_the_server_can_answer_is_answered_in_part(server: CampaignServer, report: Report) -> None:
     assert overload(report, server, "stays", SEED, 3.0)["answers"] > 0
+    assert report.findings == []
+
+
+def test_a_hostile_model_costs_no_request_of_another(server: CampaignServer, report: Report) -> None:
+    figures = beside_hostile(report, server, "stays", 0.5, math.inf, ("exhaust", "hangs_at_load"))
+    assert figures.keys() > {"exhaust_p99_ms", "hangs_at_load_p99_ms"}
     assert report.findings == []
 
 

@@ -584,8 +584,9 @@ def test_other_files_are_refused_nothing() -> None:
 def test_what_a_trial_found_is_refused_of_the_files_that_it_tried() -> None:
     host = Host()
     serve(host)
-    ((servable, path, digest, _),) = host.manager.served()
-    assert (servable, path) == (ServableId("a", 1), "/models/a/1")
+    ((servable, files, _),) = host.manager.served()
+    assert (servable, files.path) == (ServableId("a", 1), "/models/a/1")
+    digest = files.digest
     host.manager.odd_shapes_tried(servable, "other files", [kind(4)], HOW, NO_RUNS)
     assert refused(host) == ()
     host.manager.odd_shapes_tried(servable, digest, [kind(4), kind(2, 2)], HOW, Runs(answered=frozenset({kind(2, 2)})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -22,7 +23,8 @@ from appliance.core.errors import Code
 from appliance.host.memory import proportional_bytes, resident_bytes
 from appliance.metrics import catalogue
 from appliance.metrics.catalogue import METRICS, Page, Type, is_passing
-from appliance.metrics.file import CHUNK_BYTES, MAX_FILE_BYTES, WORKER, Kind, MetricsFile, collect, fold
+from appliance.metrics.file import CHUNK_BYTES, MAX_FILE_BYTES, Kind, MetricsFile, collect, fold
+from appliance.metrics.ownership import worker_file
 from appliance.metrics.recording import Recorder, RequestMetrics, WorkerMetrics
 from appliance.metrics.text import read_series, render, render_tensorflow
 from tests.support.server import ROOT
@@ -283,12 +285,13 @@ def test_a_process_that_runs_a_model_harms_no_other_by_what_it_writes(tmp_path: 
     good.counter(catalogue.WORKER_RESTARTS, "good").add()
 
     def write() -> None:
-        file = MetricsFile(str(tmp_path), WORKER)
+        file = MetricsFile(str(tmp_path), worker_file("m", "1", "/m/1"))
         values, at = file.allocate(Kind.PROCESS, b'["worker", "m", "1"]', 2)
         values[at], values[at + 1] = math.inf, math.nan
         while True:
             try:
-                file.allocate(Kind.TOTAL, b'["%d"%s]' % (os.getpid() << 32 | len(file._maps), os.urandom(4000)), 1)
+                key = [catalogue.LOADS.name, "m", f"{os.getpid()} {len(file._maps)} {os.urandom(2000).hex()}"]
+                file.allocate(Kind.TOTAL, json.dumps(key).encode(), 1)
             except ValueError:
                 break
 
@@ -306,9 +309,48 @@ def test_a_process_that_runs_a_model_harms_no_other_by_what_it_writes(tmp_path: 
     assert total(tmp_path, catalogue.WORKER_RESTARTS, ("good",)) == 2.0
 
 
+def test_a_process_that_runs_a_model_counts_for_no_other(tmp_path: Path) -> None:
+    """Whatever it writes to its file; and what it counts for itself is there as long as it lives, and afterwards."""
+
+    def work() -> None:
+        recorder = Recorder(str(tmp_path), "worker", "m", "1", "/models/m/1")
+        worker = WorkerMetrics(recorder, "m", 1)
+        worker.loaded("/models/m/1", 1.0)
+        worker.queue(3, 0, 0)
+        other = WorkerMetrics(recorder, "other", 1)
+        other.loaded("/models/other/1", 1.0)
+        other.queue(3, 0, 0)
+        other.ran("tensorflow/serving/predict", 1, 1, 0.5)
+        WorkerMetrics(recorder, "m", 2).queue(3, 0, 0)
+        recorder.counter(catalogue.HANGS, "rest").add()
+        for role, model, version, pid in (("worker", "other", "1", os.getpid()), ("rest", "m", "1", 1)):
+            values, at = recorder._allocate(Kind.PROCESS, json.dumps([role, model, version]).encode(), 2)
+            values[at] = pid
+
+    def counted() -> dict[str, set[tuple[str, ...]]]:
+        series = read_series(collect(str(tmp_path)).series)
+        return {name: {labels for labels in found if any(found[labels])} for name, found in series.items()}
+
+    pid = in_child(work)
+    found = counted()
+    (process,) = collect(str(tmp_path)).processes
+    assert (process.role, process.model, process.version, process.pid) == ("worker", "m", "1", pid)
+    assert found[catalogue.QUEUE_REQUESTS.name] == {("m", "1")}
+    totals = {name: labels for name, labels in found.items() if labels and name != catalogue.QUEUE_REQUESTS.name}
+    assert totals == {
+        catalogue.LOADS.name: {("m", "ok")},
+        catalogue.LOAD_DURATION.name: {("m",)},
+        catalogue.TF_LOAD_ATTEMPTS.name: {("/models/m/1", "success")},
+        catalogue.TF_LOAD_LATENCY.name: {("/models/m/1",)},
+    }
+    kill(pid)
+    fold(str(tmp_path), is_passing)
+    assert {name: labels for name, labels in counted().items() if labels} == totals
+
+
 def test_of_what_comes_and_goes_without_end_only_the_newest_is_kept(tmp_path: Path) -> None:
     def work() -> None:
-        worker = WorkerMetrics(Recorder(str(tmp_path), "worker", "m", "1"), "m", 1)
+        worker = WorkerMetrics(Recorder(str(tmp_path), "all workers", "m", "1"), "m", 1)
         for n in range(1500):
             worker.loaded(f"/models/m/{n}", 1.0)
 
@@ -341,7 +383,7 @@ def test_every_number_survives_the_text(value: float) -> None:
 
 
 def test_a_histogram_is_cumulative_and_ends_at_infinity(tmp_path: Path) -> None:
-    recorder = Recorder(str(tmp_path), "worker")
+    recorder = Recorder(str(tmp_path), "worker", "m")
     histogram = recorder.histogram(catalogue.BATCH_ROWS, "m")
     for rows in (1, 2, 3, 5000):
         histogram.observe(rows)

@@ -184,6 +184,9 @@ def test_large_tensors_are_views_of_the_request() -> None:
         ({"shape": [2**40, 2**40], "float_val": [1]}, "takes more than"),
         ({"dtype": 18, "shape": [0, 2**59]}, "too large"),
         ({"dtype": 7, "shape": [1000], "string_val": [b"x" * 100_000]}, "repeated 999 times is too large"),
+        ({"dtype": 7, "shape": [10**6 + 1], "string_val": [b"x"]}, r"has 1,000,001 strings, more than 1,000,000"),
+        ({"dtype": 7, "shape": [10**6 + 1], "tensor_content": b"\0" * (10**6 + 1)}, r"has 1,000,001 strings"),
+        ({"dtype": 7, "shape": [1], "string_val": [b""] * (2**20 + 1)}, r"more than 1,048,576 fields; .* in several"),
     ],
 )
 def test_refusal_says_what_is_wrong(fields: dict[str, Any], reason: str) -> None:

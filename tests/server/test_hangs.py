@@ -68,7 +68,13 @@ def answers(server: Server) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "role"),
-    [("ds-worker", "worker"), ("ds-grpc", "grpc"), ("ds-rest", "rest"), ("ds-rest-master", "rest-master")],
+    [
+        ("ds-worker", "worker"),
+        ("ds-grpc", "grpc"),
+        ("ds-rest", "rest"),
+        ("ds-rest-master", "rest-master"),
+        ("ds-forkserver", "forkserver"),
+    ],
 )
 def test_a_process_that_is_stopped_is_killed_and_started_again(server: Server, name: str, role: str) -> None:
     eventually(lambda: answers(server), "it answers")
@@ -83,15 +89,18 @@ def test_a_process_that_is_stopped_is_killed_and_started_again(server: Server, n
     assert f"(process {stopped}) hangs: it has not answered for" in server.log()
 
 
-@pytest.mark.parametrize("name", ["ds-rest-master", "ds-grpc"])
-def test_a_process_that_is_stopped_while_it_starts_is_killed_and_started_again(server: Server, name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), [("ds-rest-master", 1), ("ds-rest", 2), ("ds-grpc", 2)])
+def test_a_process_that_is_stopped_while_it_starts_is_killed_and_started_again(
+    server: Server, name: str, count: int
+) -> None:
     eventually(lambda: answers(server), "it answers")
+    eventually(lambda: len(server.pids(name)) == count, "all are there")
     before = server.pids(name)
     os.kill(before[0], signal.SIGKILL)
     (stopped, *_) = eventually(lambda: set(server.pids(name)) - set(before), "another takes its place")
     os.kill(stopped, signal.SIGSTOP)
     eventually(lambda: stopped not in server.processes(), "it is killed too")
-    eventually(lambda: len(server.pids(name)) == len(before), "there are as many as before")
+    eventually(lambda: len(server.pids(name)) == count, "there are as many as before")
     eventually(lambda: answers(server), "it answers again")
 
 

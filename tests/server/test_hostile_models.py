@@ -21,11 +21,15 @@ from unittest.mock import ANY
 import pytest
 
 from appliance.host.confinement import supported
+from tests.campaign.clients import Clients
+from tests.support.memory_limit import limited_memory
 from tests.support.server import Server, eventually
 
 LANDLOCK = pytest.mark.skipif(len(supported().by) < 2, reason=str(supported()))
 MODELS = ("hostile", "good")
 ENDLESS = 1 << 40  # more than the models' threshold for what is meant
+MEMORY_BYTES = 1 << 30  # that one that takes all there is may have
+LOAD_TIMEOUT_SECONDS = 4
 
 
 def drop(zoo: Path, root: Path, source: str, model: str) -> Path:
@@ -59,6 +63,15 @@ class Attacked(Server):
         gone = {pid: name for pid, name in before.items() if pid not in self.processes()}
         assert set(gone.values()) <= {"ds-worker", "ds-trial"}, gone
 
+    @contextlib.contextmanager
+    def asked_all_the_time(self) -> Iterator[Clients]:
+        """Clients of the good model, each of whose requests must be answered, and right."""
+        with Clients(self, "good", rest=1, grpc_clients=1) as clients:
+            clients.more(10)
+            yield clients
+            clients.more(10)
+        assert (clients.wrong, clients.refused()) == ([], {})
+
     @property
     def instance(self) -> Path:
         (found,) = Path(self.runtime_dir, "run").glob("server-*")
@@ -72,7 +85,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, zoo: Path) -> Iterator[Atta
     drop(zoo, root, "hostile", "hostile")
     cache = tmp_path_factory.mktemp("cache")
     (cache / "form").write_text("proven")
+    config = tmp_path_factory.mktemp("config") / "dropserve.toml"
+    config.write_text(f"[models.hangs_at_load]\nload_timeout_seconds = {LOAD_TIMEOUT_SECONDS}\n")
     with Attacked(
+        f"--config={config}",
         model_root=root,
         cache_dir=cache,
         crash_window_seconds=0,
@@ -173,6 +189,17 @@ def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(serve
     server.assert_unharmed(before)
 
 
+def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked) -> None:
+    before = server.processes()
+    status, refused = server.attack("strings", count=5_000_000)
+    assert (status, refused["error"].partition(";")[0]) == (
+        429,
+        "The answer has 5,000,000 strings, more than 1,000,000",
+    )
+    assert server.attack("strings", count=100_000) == (200, {"outputs": [""] * 100_000})
+    server.assert_unharmed(before)
+
+
 def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacked) -> None:
     before = server.processes()
 
@@ -205,6 +232,34 @@ def test_one_that_hangs_or_ends_hangs_and_ends_alone(server: Attacked) -> None:
     assert status >= 500, answer
     server.assert_unharmed(before)
     server.wait_for("hostile", 1)
+
+
+def test_one_that_takes_all_memory_in_a_run_goes_alone(server: Attacked) -> None:
+    server.wait_for("hostile", 1)
+    before = server.lasting_processes()
+    with limited_memory(server.pids("ds-worker"), MEMORY_BYTES), server.asked_all_the_time():
+        status, answer = server.attack("exhaust", wanted=ENDLESS)
+        assert (status, "ended while it held the request" in answer["error"]) == (503, True), answer
+    server.assert_unharmed(before)
+    server.wait_for("hostile", 1)
+
+
+def test_one_that_takes_all_memory_in_its_load_fails_alone(server: Attacked, zoo: Path) -> None:
+    before = server.lasting_processes()
+    with limited_memory(server.pids("ds-forkserver"), MEMORY_BYTES), server.asked_all_the_time():
+        drop(zoo, server.root, "exhausts_memory_at_load", "exhausts")
+        reason = server.wait_for("exhausts", 1, "failed")
+    assert "OOM" in reason or "killed" in reason
+    server.assert_unharmed(before)
+
+
+def test_one_that_hangs_in_its_load_hangs_alone_and_is_ended(server: Attacked, zoo: Path) -> None:
+    before = server.lasting_processes()
+    with server.asked_all_the_time():
+        drop(zoo, server.root, "hangs_at_load", "hangs_at_load")
+        reason = server.wait_for("hangs_at_load", 1, "failed")
+    assert f"it did not load within {LOAD_TIMEOUT_SECONDS} s (load_timeout_seconds)" in reason
+    server.assert_unharmed(before)
 
 
 def test_one_that_says_much_says_it_alone(server: Attacked) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from appliance.core.route_updates import RouteReader
 from appliance.core.routes import ModelRoute, Snapshot, VersionRoute
@@ -67,6 +70,22 @@ def test_every_front_adopts_what_is_published_before_that_counts_as_adopted() ->
             assert [router.snapshot for router in routers] == [fronts.snapshot] * 3
 
     play(scene)
+
+
+def test_a_front_that_does_not_adopt_is_waited_for_no_longer_than_is_said_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(fronts: Fronts, path: str) -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(path)
+            silent.sendall(b'{"role": "grpc 7"}\n')
+            while not fronts.questions("any", 1.0):  # until it is known
+                await asyncio.sleep(0)
+            fronts.publish(snapshot(1, 1))
+            await fronts.all_adopted(0.1)
+
+    play(scene)
+    assert f"not every front has the newest routes after 0.1 s: grpc 7 ({os.getpid()}) has not" in caplog.messages
 
 
 def test_what_changes_while_a_front_reads_nothing_comes_together() -> None:

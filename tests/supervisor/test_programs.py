@@ -12,6 +12,7 @@ import pytest
 
 from appliance.host.processes import Reaper
 from appliance.supervisor.programs import ForkServer, Programs
+from appliance.supervisor.watch import Watch
 
 Fork = Callable[[], Coroutine[None, None, int | None]]
 _SECONDS = 120.0  # TensorFlow is imported twice, beside whatever else the machine does
@@ -27,11 +28,16 @@ def play(scene: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(in_time())
 
 
+def unwatched() -> Watch:
+    """A watch for which nothing hangs: what is asked for in vain shows it."""
+    return Watch(0, lambda _: None, lambda: None)
+
+
 def test_a_fork_server_that_cannot_be_asked_is_replaced() -> None:
     async def scene() -> None:
         reaper = Reaper()
         reaper.start()
-        server = ForkServer(reaper, os.close)
+        server = ForkServer(reaper, unwatched(), os.close)
         programs = Programs(reaper)
         programs.keep(server.program)
         ours, theirs = socket.socketpair()
@@ -54,7 +60,7 @@ def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
     async def scene() -> None:
         reaper = Reaper()
         reaper.start()
-        server = ForkServer(reaper, os.close, fork_seconds=5.0)
+        server = ForkServer(reaper, unwatched(), os.close, fork_seconds=5.0)
         programs = Programs(reaper)
         programs.keep(server.program)
 
@@ -87,7 +93,7 @@ def test_a_fork_server_that_fails_is_replaced_and_the_next_request_is_answered(
 
 def test_a_fork_server_that_cannot_be_started_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
-        server = ForkServer(Reaper(), os.close)
+        server = ForkServer(Reaper(), unwatched(), os.close)
         before = set(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="Argument list too long"):
             server.program.start()

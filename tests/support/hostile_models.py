@@ -1,12 +1,13 @@
 """Models that do harm, of TensorFlow's stock operators: what a deployer could drop.
 
 `hostile` does what its clients say, so that one server stands many attacks: each signature is one, on paths, addresses
-and numbers that a test names. Nothing is done on what a warm-up makes up.
+and numbers that a test names. Nothing is done on what a warm-up makes up. The others do theirs when they are loaded.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -49,9 +50,8 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         (said,) = tf.while_loop(lambda line: line < tf.where(lines > 1000, lines, 0), body, [tf.constant(0, tf.int64)])
         return {"said": said}
 
-    def allocate(megabytes: Any) -> Any:
-        count = tf.where(megabytes > 1000, megabytes, 1) * (1 << 18)
-        return {"sum": tf.reduce_sum(tf.random.uniform([count]))}
+    def exhaust(wanted: Any) -> Any:
+        return {"held": _exhausted(tf, lambda: wanted > 1000)}
 
     def abort(wanted: Any) -> Any:
         def do() -> Any:
@@ -66,6 +66,9 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
     def rows(count: Any) -> Any:
         """Rows without an element, which take no memory until somebody writes them down."""
         return {"rows": tf.zeros(tf.stack([tf.where(count > 1000, count, 1), 0]))}
+
+    def strings(count: Any) -> Any:
+        return {"strings": tf.fill([tf.where(count > 1000, count, 1)], "")}
 
     def scores(inputs: Any) -> Any:
         """Classify: eight million scores of an example that is long."""
@@ -93,10 +96,11 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
         "write": (write, [text, text]),
         "save": (save, [text]),
         "print_lines": (print_lines, [number]),
-        "allocate": (allocate, [number]),
+        "exhaust": (exhaust, [number]),
         "abort": (abort, [number]),
         "hang": (hang, [number]),
         "rows": (rows, [number]),
+        "strings": (strings, [number]),
         "scores": (scores, [tf.TensorSpec([None], tf.string)]),
         "connect": (connect, [text]),
     }
@@ -104,13 +108,38 @@ def export_hostile(tf: Any, out: str) -> None:  # noqa: C901 - a function for ea
     tf.saved_model.save(tf.Module(), out, signatures=signatures)
 
 
+def _exhausted(tf: Any, goes_on: Callable[[], Any]) -> Any:
+    """A number, for which a text is made twice as long again and again, as long as `goes_on` says so.
+
+    Of a tensor's memory there would be said after ten seconds that there is no more.
+    """
+    start = [tf.strings.as_string(tf.range(1 << 10))]
+    (long,) = tf.while_loop(lambda _: goes_on(), lambda text: (tf.strings.join([text, text]),), start)
+    return tf.reduce_sum(tf.strings.length(long))
+
+
 def export_writes_at_load(tf: Any, out: str, path: str) -> None:
     """Save y = x / 2 that writes the file `path` when it is loaded."""
+    _export_with_harm(tf, out, lambda: tf.io.write_file(path, "harm"))
+
+
+def export_exhausts_memory_at_load(tf: Any, out: str) -> None:
+    """Save y = x / 2 that allocates without end when it is loaded."""
+    _export_with_harm(tf, out, lambda: _exhausted(tf, lambda: tf.constant(True)).op)
+
+
+def export_hangs_at_load(tf: Any, out: str) -> None:
+    """Save y = x / 2 that computes without end when it is loaded."""
+    _export_with_harm(tf, out, lambda: tf.while_loop(lambda x: x >= 0, lambda x: (x * 0,), [tf.constant(0)])[0].op)
+
+
+def _export_with_harm(tf: Any, out: str, harm_of: Callable[[], Any]) -> None:
+    """Save y = x / 2 that runs the operator that `harm_of` makes when it is loaded."""
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.float32, [None, 1], name="x")
         y = tf.multiply(x, 0.5, name="y")
-        harm = tf.io.write_file(path, "harm")
+        harm = harm_of()
         builder = v1.saved_model.Builder(out)
         signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
         builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature}, main_op=harm)

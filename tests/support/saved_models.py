@@ -18,12 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.support.hostile_models import export_hostile
+from tests.support.hostile_models import export_exhausts_memory_at_load, export_hangs_at_load, export_hostile
 
 Exporter = Callable[[Any, str], None]
 """Takes the tensorflow module and the folder to write."""
 
-MODELS: dict[str, Exporter] = {"hostile": export_hostile}
+MODELS: dict[str, Exporter] = {
+    "exhausts_memory_at_load": export_exhausts_memory_at_load,
+    "hangs_at_load": export_hangs_at_load,
+    "hostile": export_hostile,
+}
 
 _CACHE = Path(__file__).resolve().parents[2] / "build" / "test-models"
 

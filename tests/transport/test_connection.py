@@ -20,6 +20,8 @@ from appliance.transport.channel import Channel
 from appliance.transport.connection import Connection, DiedError, DrainingError
 from appliance.transport.wire import FLAG_DRAINING, Frame, Kind, header, pack_arrays
 
+MAX_ANSWER_BYTES = 1 << 20
+SECONDS = 60
 ROUTE = VersionRoute(1, "available", PublicState.AVAILABLE)
 PACKED = pack_arrays([("x", np.array([1.0, 2.0], np.float32))])
 
@@ -28,7 +30,7 @@ class Scene:
     """A connection, the worker's end of it, and the answers that came."""
 
     def __init__(self, route: VersionRoute, listening: socket.socket) -> None:
-        self.connection = Connection(route, "m")
+        self.connection = Connection(route, "m", MAX_ANSWER_BYTES)
         self.worker = Channel(listening.accept()[0], trusts_peer=True)
         self.answers: dict[int, Any] = {}
         self.changed = asyncio.Event()
@@ -183,3 +185,58 @@ def test_one_who_waits_is_told_errors_and_gives_the_request_up_if_cancelled(play
             await waiting
 
     play(act)
+
+
+def answer(worker: Channel, size: int) -> None:
+    """Answer the next request with so many bytes, by the socket."""
+    worker.sock.setblocking(True)
+    request = next(frame for frame in iter(worker.receive()) if frame.kind == Kind.PREDICT)
+    packed = pack_arrays([("y", np.ones(size, np.uint8))])
+    head = header(Kind.RESULT, len(packed.table), size, request.request_id)
+    worker.sock.sendall(head + packed.table + bytes(packed.chunks[0][1]))
+
+
+def test_a_worker_that_accepts_nobody_keeps_a_front_for_a_moment_only(tmp_path: Path) -> None:
+    path = str(tmp_path / "worker")
+
+    async def scene() -> None:
+        route = VersionRoute(1, "available", PublicState.AVAILABLE, socket_path=path)
+        waiting = Connection(route, "m", MAX_ANSWER_BYTES)
+        with pytest.raises(BlockingIOError):
+            Connection(route, "m", MAX_ANSWER_BYTES)
+        waiting.leave()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        asyncio.run(scene())
+
+
+def test_an_answer_that_is_too_large_is_an_error_of_its_request_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "worker")
+
+    async def scene(listener: socket.socket) -> None:
+        connection = Connection(
+            VersionRoute(1, "available", PublicState.AVAILABLE, socket_path=path), "m", MAX_ANSWER_BYTES
+        )
+        worker = Channel(listener.accept()[0])
+        packed = pack_arrays([("x", np.ones(1, np.float32))])
+
+        async def asked(size: int) -> int:
+            answering = asyncio.to_thread(answer, worker, size)
+            asking = connection.ask("s", ["y"], packed, time.monotonic_ns() + SECONDS * 10**9)
+            _, found = await asyncio.gather(answering, asking)
+            return found["y"].size
+
+        assert await asked(MAX_ANSWER_BYTES) == MAX_ANSWER_BYTES
+        with pytest.raises(ServingError, match="The answer has more than 1,048,576 bytes") as caught:
+            await asked(MAX_ANSWER_BYTES + 1)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        assert await asked(3) == 3
+        connection.leave()
+        worker.close()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        asyncio.run(scene(listener))

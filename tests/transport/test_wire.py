@@ -122,6 +122,18 @@ def test_any_frames_in_any_pieces_come_out_as_they_went_in(parts: list[tuple[byt
     assert [(f.meta, bytes(f.payload or b"")) for f in frames] == whole
 
 
+@pytest.mark.parametrize("size", [100_001, 262_144, 3_000_000])
+@pytest.mark.parametrize("step", [None, 1400, 65536])
+def test_a_payload_that_is_too_large_to_be_kept_is_dropped_between_others(size: int, step: int | None) -> None:
+    kept = b"k" * 100_000
+    data = frame(b"a", kept) + frame(b"b", bytes(size)) + frame(b"c", kept)
+    frames = feed(Decoder(LIMIT, max_kept_bytes=100_000), data, step)
+    assert [(f.meta, f.payload_bytes) for f in frames] == [(b"a", 100_000), (b"b", size), (b"c", 100_000)]
+    assert [bytes(f.payload or b"") for f in frames[::2]] == [kept, kept]
+    if size >= 262_144:  # a smaller one fits the buffer that is there anyway
+        assert frames[1].payload == b""
+
+
 def test_a_frame_whose_payload_is_in_shared_memory_has_none_in_the_stream() -> None:
     head = header(Kind.RESULT, 4, 50_000_000, 3, flags=FLAG_SHARED)
     (first, second) = feed(Decoder(LIMIT), head + b"meta" + frame(b"next", b""))
