@@ -133,6 +133,33 @@ def test_what_tensorflow_refuses_together_is_tried_in_parts() -> None:
     assert any("-1" in refused.label for refused in hard.refused)
 
 
+@pytest.mark.parametrize("columns", [2, 3, 4, 6])
+def test_each_column_gets_odd_values_and_rows_have_different_ones(columns: int) -> None:
+    def columns_with(cases: list[Case], value: float) -> set[int]:
+        found = [np.flatnonzero((case.inputs["x"] == value).any(axis=0)) for case in cases if len(case.inputs["x"])]
+        return set(np.concatenate(found).tolist())
+
+    every = set(range(columns))
+    floats = Signature({"x": TensorSpec("float32", (-1, columns))}, {"y": TensorSpec("float32", (-1, columns))})
+    _, cases = hard_cases(floats, lambda x: x * 2)
+    for value in (0.5, 1.5, 2.5, -0.5, -1.5, 3.5, 1e6, -1e6, np.inf):
+        assert columns_with(cases, value) == every
+    of_nan = [case.inputs["x"] for case in cases if "nan" in case.label]
+    assert all(np.isnan(x).any(axis=0).all() for x in of_nan)
+    wholes = Signature({"x": TensorSpec("int64", (-1, columns))}, {"y": TensorSpec("int64", (-1, columns))})
+    _, cases = hard_cases(wholes, lambda x: x * 2)
+    assert columns_with(cases, 2**31) == columns_with(cases, -(2**31) - 1) == every
+    assert any(np.ptp(case.inputs["x"], axis=1).all() for case in cases if "bits" in case.label)
+
+
+def test_all_colours_of_an_image_get_odd_values() -> None:
+    images = Signature({"x": TensorSpec("float32", (-1, 5, 6, 3))}, {"y": TensorSpec("float32", (-1, 5, 6, 3))})
+    _, cases = hard_cases(images, lambda x: x * 2)
+    for value in (2.5, -1e6, np.inf):
+        met = [(case.inputs["x"] == value).any(axis=(0, 1, 2)) for case in cases if len(case.inputs["x"])]
+        assert np.any(met, axis=0).all()
+
+
 def test_a_scalar_gets_its_values_one_by_one() -> None:
     _, cases = hard_cases(SCALAR, lambda x: x + 1)
     assert {-1, 0, 127, -(2**31), 2**31 - 1} <= values(cases)
