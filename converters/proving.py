@@ -170,8 +170,7 @@ class Proof:
                     return f"it refuses what TensorFlow answers, {case.label}: {error.message}"
                 except ChildError as error:
                     return f"on {case.label}, {error}"
-                usual = evidence.noise[number]
-                noise = self._judge.noise(case, answer, usual, number) if case.hard else usual
+                noise = self._judge.noise(case, answer, evidence.noise[number], number)
                 self._comparison.add(case.label, case.outputs, answer, case.recorded, noise)
                 if self._comparison.difference:
                     _, why = self._smallest(case.inputs, case.label, _budget())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ from converters.hard_cases import HardCases
 from converters.proof import Comparison
 from converters.proving import Bounds, Proof
 from converters.report import SignatureProof, Verdict
+from converters.roundings import WeightsMove, moved_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
 
@@ -475,3 +477,20 @@ def test_the_smallest_input_lies_within_what_the_form_is_proven_for_otherwise() 
     assert proof.verdict is Verdict.DIFFERS
     assert "on x = [1789], the smallest" in proof.reason
     assert "on x = [-1], the smallest" in proof.beyond[0]
+
+
+# -- roundings
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(5e-4, Verdict.PROVEN), (0.1, Verdict.DIFFERS)])
+def test_roundings_of_weights_explain_a_difference_on_usual_inputs(off: float, verdict: Verdict) -> None:
+    weights = np.array([1000.0, -1000.0] * 32, np.float32)  # which cancel: their roundings are large beside the rest
+
+    def layer(x: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
+        return x + np.float32(5.0 + weights.sum(dtype=np.float64))
+
+    def moved(inputs: Arrays, move: WeightsMove) -> Arrays:
+        return {"y": layer(inputs["x"], moved_weights([weights], move)[0])}
+
+    evidence = dataclasses.replace(evidence_of(FLOATS, layer), risk_moved=moved)
+    assert proof_by(evidence, lambda x: layer(x) + np.float32(off), 0.0).verdict is verdict
