@@ -338,6 +338,31 @@ def test_roundings_of_the_layers_explain_what_those_of_a_small_input_do_not() ->
     assert is_wrong(lambda x: x + np.float32(0.11), moved)
 
 
+def test_an_answer_that_small_changes_of_the_weights_turn_into_another_is_as_good_as_another() -> None:
+    close = 0.1 * (1 + np.arange(4) * 30 * np.finfo(np.float32).eps)  # the last is the largest, by 30 roundings
+
+    def is_wrong(answer: object, weights: np.ndarray) -> bool:
+        def run(inputs: Arrays, weights: np.ndarray) -> dict[str, np.ndarray]:
+            return {"y": np.eye(4, dtype=np.float32)[np.argmax(inputs["x"] + weights, axis=1)]}
+
+        def moved(inputs: Arrays, move: WeightsMove) -> dict[str, np.ndarray]:
+            return run(inputs, moved_weights([weights.astype(np.float32)], move)[0])
+
+        usual = {"x": np.eye(4, dtype=np.float32)}
+        judge = Judge(
+            Stand(lambda x: np.tile(np.array(answer, np.float32), (len(x), 1))),
+            *("s", FLOATS, lambda inputs: run(inputs, weights.astype(np.float32))),
+            *([Case("a", usual, run(usual, weights))], [{}], "float32", moved),
+        )
+        return judge.is_wrong({"x": np.full((1, 4), 1e-9, np.float32)})
+
+    assert not is_wrong([0, 1, 0, 0], close)
+    assert is_wrong([0, 2, 0, 0], close)  # farther off than any of TensorFlow's
+    assert is_wrong([0, np.nan, 0, 0], close)
+    assert is_wrong([0, 1, 0, 0], np.array([0.1, 0.2, 0.3, 0.4]))
+    assert is_wrong([0, 1, 0, 0], np.array([1.0, 1.0, 1.0, 1.0]))  # exact, so the first of equals is TensorFlow's
+
+
 def test_the_longest_call_is_a_small_part_of_the_time() -> None:
     counts: list[int] = []
 
