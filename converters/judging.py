@@ -149,7 +149,14 @@ class Judge:
             return True
         if not self.difference("", case.outputs, answer, self._usual, self._least_sizes):
             return False
-        return self._is_beyond_roundings(case, answer) and self._is_steady(case)
+        is_wrong = self._is_beyond_roundings(case, answer) and not self._is_unsettled(case, answer)
+        return is_wrong and self._is_steady(case)
+
+    def is_explained(self, case: Case, answer: Outputs) -> bool:
+        """Return whether roundings explain each number of an `answer` that differs, as for searched inputs. Without
+        inputs of floats, none does; and that TensorFlow's answer is unsettled is no excuse on a case."""
+        has_floats = any(array.dtype.kind == "f" and array.size for array in case.inputs.values())
+        return has_floats and not self._is_beyond_roundings(case, answer)
 
     def _is_beyond_roundings(self, case: Case, answer: Outputs) -> bool:
         noise = self.noise(case, answer, self._usual, 0)
@@ -162,7 +169,7 @@ class Judge:
         if not self._is_off(case, answer, noise, near, near):
             return False
         if not any(array.dtype.kind in "iub" for array in case.outputs.values()):
-            return not self._is_unsettled(case, answer)
+            return True
         far = [self._moved(case, spare_plain=spare_plain, distances=TIE_STEPS) for spare_plain in (False, True)]
         return self._is_off(case, answer, noise, near, _Moved([*near.all, *far[0]], [*near.spared, *far[1]]))
 

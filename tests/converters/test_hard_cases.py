@@ -494,3 +494,23 @@ def test_roundings_of_weights_explain_a_difference_on_usual_inputs(off: float, v
 
     evidence = dataclasses.replace(evidence_of(FLOATS, layer), risk_moved=moved)
     assert proof_by(evidence, lambda x: layer(x) + np.float32(off), 0.0).verdict is verdict
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(0.02, Verdict.PROVEN), (1.0, Verdict.DIFFERS)])
+def test_roundings_are_known_of_each_number_where_others_are_larger(off: float, verdict: Verdict) -> None:
+    weights = np.array([10_000.0, -10_000.0] * 32, np.float32)
+
+    def layer(x: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
+        """Columns of a million, which roundings hardly move, and one of about 1, which they move by 1e-2."""
+        found = np.clip(x, -1, 1) * np.float32(1e5) + np.float32(1e6)
+        found[:, 3] = np.clip(x[:, 3], -1, 1) + np.float32(2.0 + weights.sum(dtype=np.float64))
+        return found
+
+    def moved(inputs: Arrays, move: WeightsMove) -> Arrays:
+        return {"y": layer(inputs["x"], moved_weights([weights], move)[0])}
+
+    def form(x: np.ndarray) -> np.ndarray:
+        return layer(x) + np.array([0, 0, 0, off], np.float32)
+
+    evidence = dataclasses.replace(evidence_of(FLOATS, layer), risk_moved=moved)
+    assert proof_by(evidence, form, 0.0).verdict is verdict
