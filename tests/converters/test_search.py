@@ -132,6 +132,44 @@ def test_an_error_in_a_column_of_small_numbers_beside_one_of_large_ones_is_found
     assert suspect.inputs["x"][0, 3] % 1 == 0.5
 
 
+def _tanh_layer(x: np.ndarray) -> np.ndarray:
+    """Values up to 137, beyond 127 for few inputs."""
+    return np.tanh(x @ WEIGHTS[:, :4]) @ np.diag([137.0, 100.0, 50.0, 1.0]).astype(np.float32)
+
+
+def _rounded_layer(x: np.ndarray) -> np.ndarray:
+    return np.round(np.tanh(x @ WEIGHTS[:, :4]), 1)
+
+
+INSIDE: Mapping[str, tuple[Signature, Function, Function]] = {
+    "a cast beyond 127": (
+        FLOATS,
+        lambda x: _tanh_layer(x).astype(np.int64).astype(np.int8).astype(np.float32),
+        lambda x: np.trunc(np.minimum(_tanh_layer(x), 127)).astype(np.float32),
+    ),
+    "a root of 0": (
+        ONE,
+        lambda x: 1 / np.std(x, axis=1, keepdims=True),
+        lambda x: np.where(np.ptp(x, axis=1, keepdims=True) == 0, np.nan, 1 / np.std(x, axis=1, keepdims=True)),
+    ),
+    "equals": (
+        CLASSES,
+        lambda x: np.argmax(_rounded_layer(x), axis=1),
+        lambda x: 3 - np.argmax(_rounded_layer(x)[:, ::-1], axis=1),
+    ),
+    "a divisor of 0": (
+        PAIRS,
+        lambda x, z: np.where(x + z == 777, 0, 1000.0 * x / np.where(x + z == 777, 1, x + z - 777)).astype(np.float32),
+        lambda x, z: np.where(x + z == 777, 1, 1000.0 * x / np.where(x + z == 777, 1, x + z - 777)).astype(np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_values_inside_the_graph_that_go_wrong_are_found_without_an_aim(name: str) -> None:
+    assert found(*INSIDE[name]) is not None
+
+
 def test_a_length_and_a_number_of_rows_are_found() -> None:
     def total(x: np.ndarray) -> np.ndarray:
         return np.sum(x, axis=1)
