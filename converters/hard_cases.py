@@ -32,6 +32,7 @@ _MAX_REFUSED = 2  # of these that are kept
 _MAX_DEATHS = 3
 _MAX_CASE_BYTES = 64 << 20
 _SHARE = 3  # one of so many elements gets the odd value
+_MAX_SPREAD_ELEMENTS = 1 << 16  # of an input that gets more rows, so that each column gets each value
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,14 @@ class HardCases:
         return filled(self._signature, plain, 1) if self._with_ones else plain
 
     def _rows(self, alias: str, elements: int) -> int:
-        """Return the number of rows in which the input has so many elements."""
+        """Return the number of rows in which the input has so many elements; in each column, if that is not much."""
         base = self._base(1)
-        size = max(1, base[alias].size) if base is not None else 1
-        return min(_MAX_ROWS, max(1, math.ceil(elements / size)))
+        if base is None:
+            return 1
+        size = max(1, base[alias].size)
+        columns = base[alias].shape[-1] if base[alias].ndim > 1 else 1
+        least, spread = math.ceil(elements / size), math.ceil(elements * columns / size)
+        return min(_MAX_ROWS, max(1, least, min(spread, _MAX_SPREAD_ELEMENTS // size)))
 
     # -- what TensorFlow makes of them
 
@@ -153,7 +158,7 @@ class HardCases:
             if not waiting:
                 break
             values = waiting.pop(0)
-            inputs = {**base, alias: np.resize(values, base[alias].shape)}
+            inputs = {**base, alias: _filled_with(base[alias], values)}
             before = len(self.refused)
             found = list(self._tried(f"{label}: {_said(values)}", inputs, edges.without))
             yield from found
@@ -221,14 +226,16 @@ class HardCases:
                 yield from self._tried(label, inputs, without)
                 # What has become infinite is NaN times 0, in one order of the factors. 0 may be what is refused.
                 kept = len(self.refused)
-                zeros = {alias: _some(np.zeros_like(base[alias]), found.values) for alias, found in odd.items()}
+                # Where rows are few, columns get here the values that they did not get above.
+                turned = {alias: np.roll(found.values, len(found.values) // 2) for alias, found in odd.items()}
+                zeros = {alias: _some(np.zeros_like(base[alias]), turned[alias]) for alias in odd}
                 yield from self._tried(f"{label}, beside 0", {**base, **zeros}, without)
                 del self.refused[kept:]
             except DiedError:
                 return
 
     def _not_finite(self, edges: dict[str, list[Edges]]) -> Iterator[Case]:
-        base = self._base(2)
+        base = self._base(_SHARE + 1) or self._base(2)  # a row that has none, mostly, and one for each place
         if base is None:
             return
         try:
@@ -237,7 +244,7 @@ class HardCases:
                 for odd in zip(*(filter(_is_not_finite, edges[alias]) for alias in together), strict=True):
                     inputs = dict(base)
                     for alias, found in zip(together, odd, strict=True):
-                        inputs[alias] = _mostly_in_last_row(base[alias], found.values)
+                        inputs[alias] = _mostly_in_last_rows(base[alias], found.values)
                     label = f"{', '.join(map(repr, together))} with {odd[0].label}"
                     yield from self._tried(label, inputs, odd[0].without)
         except DiedError:
@@ -326,21 +333,46 @@ def _is_not_finite(edges: Edges) -> bool:
 
 
 def _some(array: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return `array` with `values` in one of three elements, or in all elements if it has few."""
+    """Return `array` with `values` in one of three elements, or in all elements if it has few.
+
+    The places move on from row to row: the same in all would leave out some columns, such as two of the three colours
+    of an image.
+    """
     found = array.copy()
-    flat = found.reshape(-1)
-    places = slice(None, None, _SHARE if flat.size >= _SHARE else 1)
-    flat[places] = np.resize(values, flat[places].shape)
+    if not found.size:
+        return found
+    rows = found.reshape(-1, array.shape[-1]) if array.ndim else found.reshape(1, 1)
+    places = np.add.outer(np.arange(rows.shape[0]), np.arange(rows.shape[1]))
+    is_odd = places % _SHARE == 0 if array.size >= _SHARE else places >= 0
+    rows[is_odd] = values[_in_turn(is_odd, len(values))[is_odd]]
     return found
 
 
-def _mostly_in_last_row(array: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return `array` with `values` in its first element, and in one of three elements of its last row."""
+def _filled_with(array: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return `values` in the shape of `array`."""
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
+    found: np.ndarray = values[_in_turn(np.ones(rows.shape, bool), len(values))].reshape(array.shape)
+    return found
+
+
+def _in_turn(chosen: np.ndarray, count: int) -> np.ndarray:
+    """Return which of `count` values each place gets that is `chosen` (bool, rows and columns): down each column one
+    after the other. If a column is too short for all of them, the next one goes on where it ends."""
+    down = np.cumsum(chosen, axis=0, dtype=np.int32)
+    if len(down) and down[-1].min(initial=count) >= count:
+        # No two columns begin with the same, or each row would have equal values.
+        return (down - 1 + np.arange(chosen.shape[1])) % count
+    before = np.cumsum(down[-1:], axis=1, dtype=np.int32) - down[-1:]
+    return (before + down - 1) % count
+
+
+def _mostly_in_last_rows(array: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return `array` with `values` in its first element, and in one of three elements of its last three rows."""
     found = array.copy()
     if not found.size:
         return found
     if found.ndim:
-        found[-1:] = _some(found[-1:], values)
+        found[-_SHARE:] = _some(found[-_SHARE:], values)
     found.reshape(-1)[0] = values[0]
     return found
 

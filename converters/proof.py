@@ -16,7 +16,7 @@ from backends.contract import Signature
 from backends.dtypes import BY_NUMPY
 from converters.report import OutputParity, SignatureProof, Verdict
 
-__all__ = ["Comparison", "Outputs", "nearest", "places_of", "relative_moves", "sizes_of"]
+__all__ = ["Comparison", "Outputs", "nearest", "places_of", "relative_moves", "sizes_of", "with_unsettled"]
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -27,6 +27,7 @@ _MAX_POSITIONS = 1 << 20  # of an output whose range is kept element by element
 # than the whole output if that is less. Much of a place may have cancelled, and layers have units of many sizes.
 _OF_PLACE = 30.0
 _MAX_PLACES = 4096
+_ALTOGETHER = 0.5  # an answer that is off by this part of its size is another one
 
 
 class Comparison:
@@ -298,6 +299,32 @@ def _nearest(truth: np.ndarray, moved: Sequence[np.ndarray], answer: np.ndarray)
     is_met |= np.isfinite(found) & np.any(np.isfinite(others), axis=0)
     chosen: np.ndarray = np.where(odd, np.where(is_met, found, expected), near).astype(truth.dtype)
     return chosen
+
+
+def with_unsettled(
+    truth: Outputs, moved: Sequence[Outputs], answer: Outputs, sizes: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Return `truth`, but the rows of `answer` where those of `truth` are unsettled: at least half of `moved` are
+    altogether others, off by half of what is there or of the usual `sizes`. Such a row has only to be finite, and no
+    farther off than the farthest of `moved`."""
+    found = dict(truth)
+    for alias, array in truth.items():
+        others = [other[alias] for other in moved if other[alias].shape == array.shape]
+        is_like = answer[alias].shape == array.shape and answer[alias].dtype == array.dtype
+        if array.dtype.kind not in "fV" or not array.size or not others or not is_like:
+            continue
+        rows = (len(array) if array.ndim else 1, -1)
+        expected, got = (np.reshape(wide(each), rows) for each in (array, answer[alias]))
+        with np.errstate(invalid="ignore"):
+            off = np.abs(np.stack([np.reshape(wide(other), rows) for other in others]) - expected)
+            distances = np.where(np.isfinite(off), off, 0.0).max(axis=2)
+            distance = np.abs(got - expected).max(axis=1)
+        size = np.maximum(np.abs(expected).max(axis=1), sizes.get(alias, 0.0))
+        is_unsettled = (distances >= _ALTOGETHER * size).sum(axis=0) * 2 >= len(others)
+        is_taken = is_unsettled & (size > 0) & (distance <= distances.max(axis=0))  # False for what is not finite
+        taken = is_taken.reshape(-1, *(1,) * (array.ndim - 1)) if array.ndim else is_taken[0]
+        found[alias] = np.where(taken, answer[alias], array)
+    return found
 
 
 def sizes_of(answers: Iterable[Outputs]) -> dict[str, float]:

@@ -170,9 +170,10 @@ class Proof:
                     return f"it refuses what TensorFlow answers, {case.label}: {error.message}"
                 except ChildError as error:
                     return f"on {case.label}, {error}"
-                usual = evidence.noise[number]
-                noise = self._judge.noise(case, answer, usual, number) if case.hard else usual
+                noise = self._judge.noise(case, answer, evidence.noise[number], number)
                 self._comparison.add(case.label, case.outputs, answer, case.recorded, noise)
+                if self._comparison.difference and self._judge.is_explained(case, answer):
+                    self._comparison.difference = ""
                 if self._comparison.difference:
                     _, why = self._smallest(case.inputs, case.label, _budget())
                     self._comparison.difference = why or self._comparison.difference

@@ -46,7 +46,8 @@ allowed."""
 
 TIE_STEPS = (64.0, 512.0)
 """How far an input moves, in roundings, so that equal values change places: up to 6e-5 of the input, less than answers
-of float32 may differ by. Layers round values that are larger than an input, such as its distance from a mean."""
+of float32 may differ by. Layers round values that are larger than an input, such as its distance from a mean. Weights
+move as far to tell whether an answer is unsettled (see `proof.with_unsettled`)."""
 
 
 class WeightsMove(msgspec.Struct, frozen=True):
@@ -109,9 +110,11 @@ def moves_by_weights(case: Case, run: RunMoved, seed: int, draws: int) -> dict[s
     return own
 
 
-def moved_by_weights(inputs: Inputs, run: RunMoved, unit: float, *, spare_plain: bool) -> Iterator[Outputs]:
+def moved_by_weights(
+    inputs: Inputs, run: RunMoved, unit: float, *, spare_plain: bool, distances: Sequence[float] = STEPS
+) -> Iterator[Outputs]:
     """Yield TensorFlow's answers with weights that lie so many roundings beside their own: see `WeightsMove`."""
-    moves = [WeightsMove(draw, steps, unit, spare_plain) for steps in STEPS for draw in range(DRAWS)]
+    moves = [WeightsMove(draw, steps, unit, spare_plain) for steps in distances for draw in range(DRAWS)]
     yield from _by_weights(inputs, run, moves)
 
 

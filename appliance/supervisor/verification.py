@@ -36,11 +36,10 @@ from appliance.supervisor.cpu_budget import CpuBudget
 from appliance.supervisor.job_process import run_process
 from appliance.supervisor.tasks import Tasks
 from appliance.supervisor.workers import Workers
-from appliance.worker.trials import check_memory
+from appliance.worker.trials import check_memory_for_copy
 from backends.contract import BackendError
 from backends.samples import new_file, read_samples
 from converters import counterexamples
-from converters.files import files_below
 from converters.identity import content_hash
 from converters.live import MAX_DIFFERING, LiveReport
 from converters.verifying import VerifyingSpec, wrong_samples
@@ -155,7 +154,7 @@ class Verification:
         await asyncio.sleep(self._budget.seconds_until(record.cost, time.monotonic()))
         if (await asyncio.to_thread(fingerprint, form.path)).digest != form.digest:
             raise ValueError("its files were changed since they were loaded")
-        await asyncio.to_thread(_check_memory, form.path)
+        await asyncio.to_thread(check_memory_for_copy, form.path, _TENSORFLOW_BYTES)
         work_dir = tempfile.mkdtemp(prefix="verify-", dir=self._directory)
         try:
             samples = os.path.join(work_dir, "samples")
@@ -266,9 +265,3 @@ def _added(live: Live, report: LiveReport, unjudged: Mapping[str, int]) -> Live:
     for why, count in unjudged.items():
         reasons[why] = reasons.get(why, 0) + count
     return Live(live.equal + report.equal, live.different + report.different, reasons)
-
-
-def _check_memory(path: str) -> None:
-    """Raise BackendError if TensorFlow has no room beside what is served for the model in the folder `path`; OSError if
-    that cannot be read."""
-    check_memory(_TENSORFLOW_BYTES + sum(os.path.getsize(os.path.join(path, name)) for name in files_below(path)))

@@ -26,7 +26,7 @@ from appliance.worker.run_record import RunRecord
 from appliance.worker.running import Running
 from appliance.worker.sandbox import enter_sandbox
 from appliance.worker.task import WorkerTask, loader_of
-from appliance.worker.trials import by_importance, changing, check_memory
+from appliance.worker.trials import by_importance, changing, check_memory_for_copy
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from backends.made_inputs import TooLargeError, made_inputs
 
@@ -53,7 +53,7 @@ def try_odd_shapes(task: WorkerTask, control: socket.socket) -> int:
     _yield_to_others()
     record = RunRecord(task.record_path, 1)
     try:
-        check_memory(_folder_bytes(task.path) + _OWN_BYTES)
+        check_memory_for_copy(task.path, _OWN_BYTES)
         enter_sandbox(task)
         backend = loader_of(task)()
     except BackendError as error:
@@ -118,16 +118,6 @@ def _odd_shapes(spec: TensorSpec) -> Iterator[tuple[int, ...]]:
 
 def _shapes(name: str, arrays: Mapping[str, np.ndarray]) -> str:
     return f'signature "{name}" with {", ".join(f"{alias}: {list(a.shape)}" for alias, a in arrays.items())}'
-
-
-def _folder_bytes(path: str) -> int:
-    """Return the size of a version's files, which is about the memory that the loaded model takes."""
-    found = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                found += os.stat(os.path.join(folder, name)).st_size
-    return found
 
 
 def _yield_to_others() -> None:

@@ -6,7 +6,9 @@ process gets the number of that attempt and leaves it out.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ __all__ = [
     "by_importance",
     "changing",
     "check_memory",
+    "check_memory_for_copy",
     "outside",
     "tell_nobody",
     "try_on_copy",
@@ -103,8 +106,22 @@ def check_memory(model_bytes: int) -> None:
         mib = 1 << 20
         raise BackendError(
             Code.RESOURCE_EXHAUSTED,
-            f"it takes about {model_bytes // mib} MiB, and only {available // mib} MiB of memory are available",
+            f"another copy of the model takes about {model_bytes // mib} MiB, and only {available // mib} MiB of "
+            "memory are available",
         )
+
+
+def check_memory_for_copy(path: str, besides: int) -> None:
+    """Do as `check_memory` for the version in the folder `path`, whose files are about as large as the loaded model,
+    and `besides` bytes of what loads it."""
+    check_memory(besides + sum(_sizes_below(path)))
+
+
+def _sizes_below(path: str) -> Iterator[int]:
+    for folder, _, names in os.walk(path, followlinks=True):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.stat(os.path.join(folder, name)).st_size
 
 
 class SignatureTrial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ from converters.hard_cases import HardCases
 from converters.proof import Comparison
 from converters.proving import Bounds, Proof
 from converters.report import SignatureProof, Verdict
+from converters.roundings import WeightsMove, moved_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflows, which are meant
 
@@ -131,6 +133,33 @@ def test_what_tensorflow_refuses_together_is_tried_in_parts() -> None:
     assert max(values(cases)) == 129
     assert min(values(cases)) == 0
     assert any("-1" in refused.label for refused in hard.refused)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4, 6])
+def test_each_column_gets_odd_values_and_rows_have_different_ones(columns: int) -> None:
+    def columns_with(cases: list[Case], value: float) -> set[int]:
+        found = [np.flatnonzero((case.inputs["x"] == value).any(axis=0)) for case in cases if len(case.inputs["x"])]
+        return set(np.concatenate(found).tolist())
+
+    every = set(range(columns))
+    floats = Signature({"x": TensorSpec("float32", (-1, columns))}, {"y": TensorSpec("float32", (-1, columns))})
+    _, cases = hard_cases(floats, lambda x: x * 2)
+    for value in (0.5, 1.5, 2.5, -0.5, -1.5, 3.5, 1e6, -1e6, np.inf):
+        assert columns_with(cases, value) == every
+    of_nan = [case.inputs["x"] for case in cases if "nan" in case.label]
+    assert all(np.isnan(x).any(axis=0).all() for x in of_nan)
+    wholes = Signature({"x": TensorSpec("int64", (-1, columns))}, {"y": TensorSpec("int64", (-1, columns))})
+    _, cases = hard_cases(wholes, lambda x: x * 2)
+    assert columns_with(cases, 2**31) == columns_with(cases, -(2**31) - 1) == every
+    assert any(np.ptp(case.inputs["x"], axis=1).all() for case in cases if "bits" in case.label)
+
+
+def test_all_colours_of_an_image_get_odd_values() -> None:
+    images = Signature({"x": TensorSpec("float32", (-1, 5, 6, 3))}, {"y": TensorSpec("float32", (-1, 5, 6, 3))})
+    _, cases = hard_cases(images, lambda x: x * 2)
+    for value in (2.5, -1e6, np.inf):
+        met = [(case.inputs["x"] == value).any(axis=(0, 1, 2)) for case in cases if len(case.inputs["x"])]
+        assert np.any(met, axis=0).all()
 
 
 def test_a_scalar_gets_its_values_one_by_one() -> None:
@@ -448,3 +477,40 @@ def test_the_smallest_input_lies_within_what_the_form_is_proven_for_otherwise() 
     assert proof.verdict is Verdict.DIFFERS
     assert "on x = [1789], the smallest" in proof.reason
     assert "on x = [-1], the smallest" in proof.beyond[0]
+
+
+# -- roundings
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(5e-4, Verdict.PROVEN), (0.1, Verdict.DIFFERS)])
+def test_roundings_of_weights_explain_a_difference_on_usual_inputs(off: float, verdict: Verdict) -> None:
+    weights = np.array([1000.0, -1000.0] * 32, np.float32)  # which cancel: their roundings are large beside the rest
+
+    def layer(x: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
+        return x + np.float32(5.0 + weights.sum(dtype=np.float64))
+
+    def moved(inputs: Arrays, move: WeightsMove) -> Arrays:
+        return {"y": layer(inputs["x"], moved_weights([weights], move)[0])}
+
+    evidence = dataclasses.replace(evidence_of(FLOATS, layer), risk_moved=moved)
+    assert proof_by(evidence, lambda x: layer(x) + np.float32(off), 0.0).verdict is verdict
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(0.02, Verdict.PROVEN), (1.0, Verdict.DIFFERS)])
+def test_roundings_are_known_of_each_number_where_others_are_larger(off: float, verdict: Verdict) -> None:
+    weights = np.array([10_000.0, -10_000.0] * 32, np.float32)
+
+    def layer(x: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
+        """Columns of a million, which roundings hardly move, and one of about 1, which they move by 1e-2."""
+        found = np.clip(x, -1, 1) * np.float32(1e5) + np.float32(1e6)
+        found[:, 3] = np.clip(x[:, 3], -1, 1) + np.float32(2.0 + weights.sum(dtype=np.float64))
+        return found
+
+    def moved(inputs: Arrays, move: WeightsMove) -> Arrays:
+        return {"y": layer(inputs["x"], moved_weights([weights], move)[0])}
+
+    def form(x: np.ndarray) -> np.ndarray:
+        return layer(x) + np.array([0, 0, 0, off], np.float32)
+
+    evidence = dataclasses.replace(evidence_of(FLOATS, layer), risk_moved=moved)
+    assert proof_by(evidence, form, 0.0).verdict is verdict

@@ -15,7 +15,7 @@ from backends import frames
 from backends.agreement import Tolerance, tolerance_of
 from backends.contract import BackendError, Code, Signature, TensorSpec
 from converters.cases import Case, CaseMaker, batched
-from converters.proof import Comparison, nearest, places_of, relative_moves, sizes_of
+from converters.proof import Comparison, nearest, places_of, relative_moves, sizes_of, with_unsettled
 from converters.report import SignatureProof, Verdict
 from converters.roundings import WeightsMove, moved_answers, moved_weights
 
@@ -236,6 +236,17 @@ def test_moves_are_relative_to_the_output() -> None:
     moves = relative_moves(truth, moved)
     assert moves.keys() == {"y"}
     assert moves["y"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_only_rows_that_half_of_the_moved_answers_change_altogether_are_unsettled() -> None:
+    truth = {"y": np.array([[1, 0], [0.2, 0.8], [0.001, 0]], np.float32)}
+    moved = [{"y": truth["y"] + np.array(step, np.float32)} for step in ([[0], [0], [0]], [[-1], [0.01], [0.002]])]
+    answer = {"y": np.array([[0, 1], [0.8, 0.2], [0, 0.001]], np.float32)}
+    (unsettled,) = with_unsettled(truth, moved, answer, {"y": 0.1}).values()
+    assert unsettled.tolist() == np.array([[0, 1], [0.2, 0.8], [0.001, 0]], np.float32).tolist()
+    assert with_unsettled(truth, [moved[0], *moved], answer, {"y": 0.1})["y"].tolist() == truth["y"].tolist()
+    scalar = with_unsettled({"y": np.float32(1)}, [{"y": np.float32(0)}], {"y": np.float32(0.5)}, {})
+    assert scalar["y"].tolist() == 0.5
 
 
 def near(truth: object, moved: list[object], answer: object, dtype: str = "float32") -> list[object]:

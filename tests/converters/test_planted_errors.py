@@ -101,5 +101,5 @@ def test_an_error_that_only_the_search_comes_upon_is_not_served(proofs: Proofs, 
 def test_what_differs_is_told_on_the_smallest_input(proofs: Proofs) -> None:
     assert "on x = [517], the smallest" in proofs("middle_id").reason
     assert "on x = [701], z = [13], the smallest" in proofs("two_ids").reason
-    assert "on x = [[0.0, 0.0, 0.0, -0.0]], the smallest" in proofs("sign_of_zero").reason
+    assert "on x = [[-0.0, 0.0, 0.0, 0.0]], the smallest" in proofs("sign_of_zero").reason
     assert "on x = float32 of shape [33, 4], " in proofs("from_33_rows").reason

@@ -132,6 +132,44 @@ def test_an_error_in_a_column_of_small_numbers_beside_one_of_large_ones_is_found
     assert suspect.inputs["x"][0, 3] % 1 == 0.5
 
 
+def _tanh_layer(x: np.ndarray) -> np.ndarray:
+    """Values up to 137, beyond 127 for few inputs."""
+    return np.tanh(x @ WEIGHTS[:, :4]) @ np.diag([137.0, 100.0, 50.0, 1.0]).astype(np.float32)
+
+
+def _rounded_layer(x: np.ndarray) -> np.ndarray:
+    return np.round(np.tanh(x @ WEIGHTS[:, :4]), 1)
+
+
+INSIDE: Mapping[str, tuple[Signature, Function, Function]] = {
+    "a cast beyond 127": (
+        FLOATS,
+        lambda x: _tanh_layer(x).astype(np.int64).astype(np.int8).astype(np.float32),
+        lambda x: np.trunc(np.minimum(_tanh_layer(x), 127)).astype(np.float32),
+    ),
+    "a root of 0": (
+        ONE,
+        lambda x: 1 / np.std(x, axis=1, keepdims=True),
+        lambda x: np.where(np.ptp(x, axis=1, keepdims=True) == 0, np.nan, 1 / np.std(x, axis=1, keepdims=True)),
+    ),
+    "equals": (
+        CLASSES,
+        lambda x: np.argmax(_rounded_layer(x), axis=1),
+        lambda x: 3 - np.argmax(_rounded_layer(x)[:, ::-1], axis=1),
+    ),
+    "a divisor of 0": (
+        PAIRS,
+        lambda x, z: np.where(x + z == 777, 0, 1000.0 * x / np.where(x + z == 777, 1, x + z - 777)).astype(np.float32),
+        lambda x, z: np.where(x + z == 777, 1, 1000.0 * x / np.where(x + z == 777, 1, x + z - 777)).astype(np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_values_inside_the_graph_that_go_wrong_are_found_without_an_aim(name: str) -> None:
+    assert found(*INSIDE[name]) is not None
+
+
 def test_a_length_and_a_number_of_rows_are_found() -> None:
     def total(x: np.ndarray) -> np.ndarray:
         return np.sum(x, axis=1)
@@ -336,6 +374,31 @@ def test_roundings_of_the_layers_explain_what_those_of_a_small_input_do_not() ->
     assert not is_wrong(in_another_order, moved)
     assert is_wrong(in_another_order, lambda _, __: None)  # a model without weights
     assert is_wrong(lambda x: x + np.float32(0.11), moved)
+
+
+def test_an_answer_that_small_changes_of_the_weights_turn_into_another_is_as_good_as_another() -> None:
+    close = 0.1 * (1 + np.arange(4) * 30 * np.finfo(np.float32).eps)  # the last is the largest, by 30 roundings
+
+    def is_wrong(answer: object, weights: np.ndarray) -> bool:
+        def run(inputs: Arrays, weights: np.ndarray) -> dict[str, np.ndarray]:
+            return {"y": np.eye(4, dtype=np.float32)[np.argmax(inputs["x"] + weights, axis=1)]}
+
+        def moved(inputs: Arrays, move: WeightsMove) -> dict[str, np.ndarray]:
+            return run(inputs, moved_weights([weights.astype(np.float32)], move)[0])
+
+        usual = {"x": np.eye(4, dtype=np.float32)}
+        judge = Judge(
+            Stand(lambda x: np.tile(np.array(answer, np.float32), (len(x), 1))),
+            *("s", FLOATS, lambda inputs: run(inputs, weights.astype(np.float32))),
+            *([Case("a", usual, run(usual, weights))], [{}], "float32", moved),
+        )
+        return judge.is_wrong({"x": np.full((1, 4), 1e-9, np.float32)})
+
+    assert not is_wrong([0, 1, 0, 0], close)
+    assert is_wrong([0, 2, 0, 0], close)  # farther off than any of TensorFlow's
+    assert is_wrong([0, np.nan, 0, 0], close)
+    assert is_wrong([0, 1, 0, 0], np.array([0.1, 0.2, 0.3, 0.4]))
+    assert is_wrong([0, 1, 0, 0], np.array([1.0, 1.0, 1.0, 1.0]))  # exact, so the first of equals is TensorFlow's
 
 
 def test_the_longest_call_is_a_small_part_of_the_time() -> None:

@@ -20,7 +20,7 @@ from appliance.host.memory import available_bytes
 from appliance.supervisor.stderr import LastWords
 from appliance.worker.attempts import attempts
 from appliance.worker.running import Activity, hangs
-from appliance.worker.trials import COPY, PROOF, Fatal, check_memory, try_out
+from appliance.worker.trials import COPY, PROOF, Fatal, check_memory, check_memory_for_copy, try_out
 from appliance.worker.warmup import WarmupReport, try_others, warm_up
 from backends.contract import BackendError, Signature, TensorSpec
 from tests.support.server import ROOT, Server, eventually
@@ -242,6 +242,18 @@ def test_no_copy_is_loaded_where_memory_is_short() -> None:
     with pytest.raises(BackendError, match=r"about \d+ MiB, and only \d+ MiB of memory are available") as raised:
         check_memory(available * 2)
     assert raised.value.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_the_files_of_a_version_tell_what_a_copy_takes(tmp_path: Path) -> None:
+    available = available_bytes()
+    assert available is not None
+    (tmp_path / "variables").mkdir()
+    weights = tmp_path / "variables" / "variables.data-00000-of-00001"
+    weights.touch()
+    check_memory_for_copy(str(tmp_path), 1 << 20)
+    os.truncate(weights, available)  # nothing is on the disk
+    with pytest.raises(BackendError, match="another copy of the model takes about"):
+        check_memory_for_copy(str(tmp_path), 1 << 20)
 
 
 def test_where_loading_the_copy_takes_the_time_it_is_not_tried() -> None:
