@@ -313,6 +313,25 @@ def test_short_requests_that_have_come_together_run_together_in_the_leader(start
     assert [harness.front.answer(1000 + x) for x in (1, 2, 3)] == [[2], [4], [6]]
 
 
+def test_small_and_large_results_of_one_run_reach_their_fronts(start: Start) -> None:
+    harness = start(max_merged_batch_size=100_000)
+    other = Front(harness.path)
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.waits(1)
+    other.send(2, 3)
+    harness.waits(2)
+    large = [4.0] * 10_000
+    harness.front.send(3, *large)
+    harness.front.send(4, 5)
+    harness.waits(4)
+    harness.backend.permits.release(2)
+    assert harness.front.answer(1) == [2]
+    assert [harness.front.answer(number) for number in (2, 3, 4)] == [[4], [8.0] * 10_000, [10]]
+    assert other.answer(2) == [6]
+    other.channel.close()
+
+
 def test_the_last_short_request_ends_a_worker_that_drains(start: Start) -> None:
     run_times = RunTimes(ALL_ARE_SHORT)
     harness = start(run_times=run_times, max_concurrent_requests=2)
