@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -10,7 +11,15 @@ from google.protobuf.message import DecodeError
 
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
-from appliance.protocols.tensor_protos import BadTensorError, allowance_of, encoded_tensor, invalid, read_tensor
+from appliance.protocols.tensor_protos import (
+    BadTensorError,
+    Elements,
+    allowance_of,
+    elements_of,
+    encoded_tensor,
+    invalid,
+    read_tensor,
+)
 from appliance.protocols.wire_format import UnusualError, checked_fields, fields, varint
 
 __all__ = [
@@ -37,21 +46,25 @@ class PredictEnvelope:
     empty `output_filter` asks for every output.
     """
 
-    __slots__ = ("_allowance", "_tensors", "output_filter", "signature_name", "spec")
+    __slots__ = ("_allowance", "_tensors", "names", "output_filter", "signature_name", "spec")
+
+    names: Set[str]
+    """The names of the inputs."""
 
     def __init__(
-        self, spec: Any, tensors: dict[str, tuple[bytes, int, int]], output_filter: tuple[str, ...], allowance: int
+        self,
+        spec: ModelSpec,
+        signature_name: str,
+        tensors: dict[str, tuple[bytes, int, int]],
+        output_filter: tuple[str, ...],
+        allowance: int,
     ) -> None:
-        self.spec = model_spec(spec)
-        self.signature_name: str = spec.signature_name
+        self.spec = spec
+        self.signature_name = signature_name
         self.output_filter = output_filter
+        self.names = tensors.keys()
         self._tensors = tensors
         self._allowance = allowance
-
-    @property
-    def names(self) -> Set[str]:
-        """The names of the inputs."""
-        return self._tensors.keys()
 
     def arrays(self, grow: Callable[[int], object] = lambda _: None) -> dict[str, np.ndarray]:
         """Return the inputs by name. Raise ServingError (INVALID_ARGUMENT).
@@ -70,6 +83,16 @@ class PredictEnvelope:
             allowance -= used
         return inputs
 
+    def elements_in(self, data: bytes) -> dict[str, Elements] | None:
+        """Return where the inputs' elements lie in the request's bytes; None if an array is not just a view of them."""
+        found = {}
+        for name, (buffer, start, stop) in self._tensors.items():
+            elements = elements_of(buffer, start, stop) if buffer is data else None
+            if elements is None:
+                return None
+            found[name] = elements
+        return found
+
 
 def open_predict_request(data: bytes) -> PredictEnvelope:
     """Read a serialized PredictRequest except for its tensors. Raise ServingError (INVALID_ARGUMENT)."""
@@ -86,7 +109,7 @@ def open_predict_request(data: bytes) -> PredictEnvelope:
         output_filter = tuple(request.output_filter)
     if spec is None:
         raise invalid("Missing ModelSpec")
-    return PredictEnvelope(spec, tensors, output_filter, allowance_of(data))
+    return PredictEnvelope(model_spec(spec), spec.signature_name, tensors, output_filter, allowance_of(data))
 
 
 def model_spec(message: Any) -> ModelSpec:
@@ -111,16 +134,29 @@ def encode_predict_response(
     parts: list[bytes | memoryview] = []
     for name, array in outputs.items():
         head, elements = encoded_tensor(array, tensor_content)
-        key = name.encode()
-        key = b"%c%b%b" % (_KEY, varint(len(key)), key)
-        size = len(head) + len(elements)
-        value = b"%c%b" % (_VALUE, varint(size))
-        parts += (b"%c%b" % (_OUTPUT, varint(len(key) + len(value) + size)), key, value, head, elements)
+        parts += (_output_head(name, len(head), len(elements)), head, elements)
+    parts.append(_response_spec(model, version, signature_name))
+    return b"".join(parts)
+
+
+@functools.lru_cache(256)
+def _output_head(name: str, head_bytes: int, element_bytes: int) -> bytes:
+    """Return what comes before a TensorProto in a PredictResponse's outputs."""
+    size = head_bytes + element_bytes
+    key = name.encode()
+    key = b"%c%b%b" % (_KEY, varint(len(key)), key)
+    value = b"%c%b" % (_VALUE, varint(size))
+    return b"%c%b%b%b" % (_OUTPUT, varint(len(key) + len(value) + size), key, value)
+
+
+@functools.lru_cache(256)
+def _response_spec(model: str, version: int, signature_name: str) -> bytes:
+    """Return the field of a PredictResponse that says what has answered: a model that is served, and a signature of
+    its."""
     spec = protos.ModelSpec(name=model, signature_name=signature_name)
     spec.version.value = version
     encoded = spec.SerializeToString(deterministic=True)
-    parts += (b"%c%b" % (_RESPONSE_SPEC, varint(len(encoded))), encoded)
-    return b"".join(parts)
+    return b"%c%b%b" % (_RESPONSE_SPEC, varint(len(encoded)), encoded)
 
 
 def _parse(kind: Any, data: bytes) -> Any:

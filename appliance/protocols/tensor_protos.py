@@ -10,9 +10,10 @@ Format: TensorFlow's `Tensor::FromProto` (`tensorflow/core/framework/tensor.cc`)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -25,8 +26,10 @@ from backends.dtypes import BY_NUMBER, STRING, DType, of_array
 
 __all__ = [
     "BadTensorError",
+    "Elements",
     "allowance_of",
     "decode_tensor",
+    "elements_of",
     "encoded_tensor",
     "invalid",
     "read_tensor",
@@ -42,6 +45,9 @@ _SMALL_BYTES = 1 << 17  # a smaller tensor cannot have so many fields that it ma
 _MAX_SHAPE_BYTES = 1 << 16  # dimensions may have names
 _FEW_FIELDS = 4096
 _MAX_FIELDS = 1 << 20
+
+_COPIED_BYTES = 1024  # of so few, a copy costs less than a view
+
 _MAX_RANK = 64  # numpy's limit; TensorFlow's is 254
 
 _INT_VAL = ("int_val", np.dtype("<i4"))
@@ -75,6 +81,20 @@ _MEMORY = frozenset((_CONTENT, *_PACKED.values()))
 
 class BadTensorError(Exception):
     """An error in one tensor; the caller adds the tensor's name."""
+
+
+class Elements(NamedTuple):
+    """Where the memory of an array lies in a request: `count` elements from byte `start` on."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Their size."""
+        return self.size * self.dtype.itemsize
 
 
 def invalid(message: str) -> ServingError:
@@ -136,6 +156,24 @@ def read_tensor(
     if len(values) == size:
         return values.reshape(dims), values.nbytes
     return _repeated(values, size, allowance, dims, grow)
+
+
+def elements_of(data: bytes, start: int, stop: int) -> Elements | None:
+    """Return where the elements of the TensorProto at [start, stop) lie, if `read_tensor` returns a view of just these
+    bytes, whatever they are; else None."""
+    try:
+        number, shape_span, held, (elements_start, elements_stop) = _walk_tensor(data, start, stop)
+        shape = protos.TensorShapeProto.FromString(data[slice(*shape_span)])
+        element = _element(number)
+        dims, size = _dims(shape, element, elements_stop - elements_start)
+    except (UnusualError, IndexError, DecodeError, BadTensorError):
+        return None
+    is_memory = held == _CONTENT or (held and held == _PACKED.get(number))
+    if not is_memory or element is STRING or element.name == "bool" or not size:  # bools are looked at
+        return None
+    if elements_stop - elements_start != size * element.numpy.itemsize:
+        return None
+    return Elements(element.numpy, dims, elements_start, size)
 
 
 def _check_fields(data: bytes, start: int, stop: int) -> None:
@@ -316,20 +354,33 @@ def encoded_tensor(array: np.ndarray, tensor_content: bool) -> tuple[bytes, byte
         element = of_array(array)
     except KeyError as error:
         raise ServingError(Code.INTERNAL, f"the API does not carry arrays of {array.dtype}") from error
-    sizes = [varint(size) for size in array.shape]
-    shape = b"".join([b"\x12%c\x08%b" % (len(size) + 1, size) for size in sizes])
-    head = b"%c%c%c%b%b" % (_DTYPE, element.number, _SHAPE, varint(len(shape)), shape)
+    head, is_memory = _head(element.number, array.shape, array.nbytes, tensor_content)
     if array.size == 0:
         return head, b""
-    if element is not STRING and tensor_content:
-        tag = _CONTENT
-    elif element.name == "bool":
-        tag = _BOOL_VAL  # a packed bool is one byte, 0 or 1, as in memory
-    elif element.number in _PACKED:
-        tag = _PACKED[element.number]
-    else:
+    if not is_memory:
         flat = array.reshape(-1)
         field, _ = _FIELDS[element.number]
         elements = (flat.view("<u2") if field == "half_val" else flat).tolist()
         return head, protos.TensorProto(**{field: elements}).SerializeToString()
-    return head + b"%c%b" % (tag, varint(array.nbytes)), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    if array.nbytes <= _COPIED_BYTES:
+        return head, array.tobytes()
+    return head, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+@functools.lru_cache(256)
+def _head(number: int, shape: tuple[int, ...], nbytes: int, tensor_content: bool) -> tuple[bytes, bool]:
+    """Return the start of a TensorProto of `nbytes` bytes in memory, and whether these follow; if not, a list does.
+
+    Cached, because most answers of a model have the same shapes.
+    """
+    sizes = [varint(size) for size in shape]
+    encoded = b"".join([b"\x12%c\x08%b" % (len(size) + 1, size) for size in sizes])
+    head = b"%c%c%c%b%b" % (_DTYPE, number, _SHAPE, varint(len(encoded)), encoded)
+    tag = _PACKED.get(number)
+    if number != STRING.number and tensor_content:
+        tag = _CONTENT
+    elif BY_NUMBER[number].name == "bool":
+        tag = _BOOL_VAL  # a packed bool is one byte, 0 or 1, as in memory
+    if tag is None or 0 in shape:
+        return head, False
+    return head + b"%c%b" % (tag, varint(nbytes)), True

@@ -39,7 +39,8 @@ from appliance.metrics.values import metric_values
 from appliance.protocols import protos
 from appliance.protocols.classify_regress import Method as ExamplesMethod
 from appliance.protocols.metadata import signature_def_map
-from appliance.protocols.predict_messages import encode_predict_response, model_spec, open_predict_request
+from appliance.protocols.predict_layouts import PredictLayouts
+from appliance.protocols.predict_messages import encode_predict_response, model_spec
 from appliance.rpc.access import access_of
 from appliance.rpc.health import serve_health
 from appliance.rpc.infer_stream import STREAM, stream_handler
@@ -97,6 +98,7 @@ class _GrpcFront:
         self.accounting = Accounting(counts, self.router, "grpc", settings.options.access_log)
         self.router.on_inflight = counts.inflight
         self._pipeline = Pipeline(self.router, counts)
+        self._layouts = PredictLayouts()
         self._inference = Inference(
             self._pipeline,
             settings.options.enable_signature_method_name_check,
@@ -109,7 +111,7 @@ class _GrpcFront:
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         with Reservation(self.router) as reserved:
             reserved.add(len(data))
-            request = open_predict_request(data)
+            request = self._layouts.open(data)
             exchange.model = request.spec.model
             name = request.signature_name or DEFAULT_SIGNATURE
 

@@ -18,6 +18,7 @@ from appliance.transport.wire import (
     Frame,
     Kind,
     header,
+    inline,
     pack_arrays,
 )
 from appliance.worker.batching import Extent
@@ -32,6 +33,7 @@ __all__ = ["Client", "Request"]
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _ROOM_SECONDS = 30.0
 _GOODBYE_SECONDS = 10.0
+_SMALL_BYTES = 16384  # so few are copied to be sent with others
 
 
 class Request:
@@ -69,6 +71,14 @@ class Request:
                 client.open = False
                 return True
 
+    def small_frame(self, arrays: list[tuple[str, np.ndarray]]) -> bytes | None:
+        """Return the frame that `answer` would send if it is small, else None."""
+        packed = pack_arrays(arrays)
+        if packed.payload_bytes > _SMALL_BYTES:
+            return None
+        head = header(Kind.RESULT, len(packed.table), packed.payload_bytes, self.request_id)
+        return b"".join([head, packed.table, *inline(packed)])
+
     def refuse(self, code: Code, message: str, flags: int = 0) -> bool:
         """Send an error; return what `Client.send` returns. `flags` are those of `transport.wire`."""
         meta = bytes([code]) + message.encode(errors="replace")[:65536]  # a file's name need not be UTF-8
@@ -101,6 +111,13 @@ class Client:
         except EOFError:
             self.open = False
             return True
+
+    def send_frames(self, frames: Sequence[bytes]) -> bool:
+        """Send frames by one call, which wakes the front once, when it has read enough of what was sent; return what
+        `send` returns."""
+        with self.lock:
+            self.wait_for_room()
+            return self.send([b"".join(frames)])
 
     def flush(self) -> bool:
         """Send what was kept; return whether nothing is left. The caller holds `lock`.

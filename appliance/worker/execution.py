@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -66,8 +67,7 @@ class Execution:
             for entry, call in zip(wanted, calls, strict=True):
                 self._end(entry, outputs, self._run_calls(row, signature, outputs, [call])[0])
         elif calls:
-            for entry, outcome in zip(wanted, self._run_calls(row, signature, outputs, calls), strict=True):
-                self._end(entry, outputs, outcome)
+            self._end_all(wanted, outputs, self._run_calls(row, signature, outputs, calls))
         if self._sampler is not None:
             self._sampler.look()
 
@@ -116,6 +116,21 @@ class Execution:
             self._on_sent(request.client, request.fail(error))
         if self._sampler is not None:
             self._sampler.look()
+
+    def _end_all(self, entries: Sequence[Entry[Request]], outputs: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+        """Answer the requests that ran together, and each client's small results by one call."""
+        frames: dict[Client, list[bytes]] = {}
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            frame = None
+            if entry.stop is None and not isinstance(outcome, Exception):
+                with contextlib.suppress(Exception):  # `_end` meets it again, and answers it
+                    frame = entry.item.small_frame(list(zip(outputs, outcome, strict=True)))
+            if frame is None:
+                self._end(entry, outputs, outcome)
+            else:
+                frames.setdefault(entry.item.client, []).append(frame)
+        for client, its_frames in frames.items():
+            self._on_sent(client, client.send_frames(its_frames))
 
     def _end(self, entry: Entry[Request], outputs: Sequence[str], outcome: Outcome) -> None:
         """Answer the request; if `entry` is a part of it, once the outcomes of all parts are there."""

@@ -30,6 +30,7 @@ from appliance.metrics.ownership import WORKER
 from appliance.metrics.recording import Recorder, WorkerMetrics
 from appliance.worker.odd_shape_trial import try_odd_shapes
 from appliance.worker.run_record import RunRecord
+from appliance.worker.run_times import RunTimes
 from appliance.worker.sandbox import enter_sandbox, unreadable
 from appliance.worker.serving import Worker, concurrency_of
 from appliance.worker.task import WorkerTask, loader_of
@@ -135,6 +136,7 @@ def _run_worker(task: WorkerTask, control: socket.socket) -> int:
             mergeable=warm.mergeable,
             metrics=metrics,
             record=record,
+            run_times=RunTimes(),
         )
         worker.note_answered(warm.answered)
     except IncompleteError as error:

@@ -1,10 +1,11 @@
 """Serves a loaded model on a Unix socket: reads requests, queues them, and shares them out among threads.
 
-There is one thread more than `max_concurrent_requests`, and all are alike. The one that holds `_poll_lock` is the
-leader: it reads and writes the sockets. When a request may run, the leader lets go of the lock and runs that request
-itself, and another thread becomes the leader. So an idle worker runs a request in the thread that has read it, requests
-are read while others run, and a request that exceeds the queue is refused at once. While all threads run, waiting
-requests are merged. With `enable_batching` they wait for each other, and the leader sleeps until the next batch is due.
+There is one thread more than `max_concurrent_requests`, and all are alike. One is the leader (`worker.lead`): it reads
+and writes the sockets. When a request may run, the leader gives up the lead and runs that request itself, and another
+thread leads. So an idle worker runs a request in the thread that has read it, requests are read while others run, and a
+request that exceeds the queue is refused at once. A request that takes less time than waking another thread
+(`worker.run_times`) runs in the leader, which leads on. While all threads run, waiting requests are merged. With
+`enable_batching` they wait for each other, and the leader sleeps until the next batch is due.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from appliance.worker.batching import BatchQueue, Entry, Extent, Refusal, Reques
 from appliance.worker.clients import Client, Request
 from appliance.worker.commands import Commands
 from appliance.worker.execution import Execution
+from appliance.worker.lead import Lead
 from appliance.worker.merging import Inputs, Merging
 from appliance.worker.run_record import RunRecord
+from appliance.worker.run_times import RunTimes
 from appliance.worker.run_trace import RunTracer
 from appliance.worker.sampling import Chances, Sampler
 from appliance.worker.task import WorkerTask
@@ -47,6 +50,7 @@ from backends.registry import end_profile, has_profiler, profile
 __all__ = ["Worker", "concurrency_of"]
 
 _MAX_QUEUE_BYTES = 256 << 20
+_POLL_NS = 1_000_000  # the leader reads the sockets after so long, even if requests wait that it could run
 
 
 def concurrency_of(task: WorkerTask, batching: BatchingParameters | None) -> int:
@@ -76,6 +80,7 @@ class Worker:
         mergeable: frozenset[str] = frozenset(),
         metrics: WorkerMetrics,
         record: RunRecord,
+        run_times: RunTimes,
     ) -> None:
         self._task = task
         self._metrics = metrics
@@ -84,7 +89,8 @@ class Worker:
         self._listener = listener
         self._commands = Commands(control, self._do, self._overdue)
         self._selector = selectors.DefaultSelector()
-        self._poll_lock = threading.Lock()  # whoever holds it is the leader
+        self._lead = Lead()
+        self._run_times = run_times
         self._lock = threading.Lock()  # guards the queue and `_running`
         options = task.options
         self._queue: RequestQueue[Request] = RequestQueue(options.max_queue_requests, _MAX_QUEUE_BYTES)
@@ -106,6 +112,7 @@ class Worker:
             self._merging.on_result = self._sampler.ran
         self._execution = Execution(self._merging, self._record, batching is not None, self._on_sent, self._sampler)
         self._running = 0
+        self._poll_by_ns = 0
         self._draining = False
         self._drained = False
         self._clients: set[Client] = set()
@@ -122,6 +129,7 @@ class Worker:
         register(self._control, selectors.EVENT_READ, self._on_control)
         register(self._listener, selectors.EVENT_READ, self._on_connect)
         register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        threading.Thread(target=self._lead.watch, name="watch", daemon=True).start()
         for index in range(self._concurrency):
             threading.Thread(target=self._work, args=(index,), name=f"serve-{index}", daemon=True).start()
         self._work(self._concurrency)
@@ -135,23 +143,59 @@ class Worker:
 
     def _work(self, thread: int) -> None:
         """Lead, run and lead again, as the thread with this index, until the worker is drained."""
-        row = self._record.row(thread)
-        deadlines = self._deadlines
         try:
-            while True:
-                with self._poll_lock:
-                    work = self._next()
+            while not self._drained:
+                self._lead.take()
+                work = self._lead_on(thread)
                 while work:
-                    deadlines[thread] = work[0].deadline_ns if len(work) == 1 else _latest(work)
-                    self._execution.run(work, row)
-                    deadlines[thread] = 0
+                    seconds = self._run(thread, work)
+                    if len(work) == 1:
+                        self._run_times.gave_up_lead(work[0].item.meta, seconds)
                     work = self._finish()
-                if self._drained:
-                    return
         except BaseException:  # noqa: BLE001 - the outer loop of a thread: a worker that lacks one is restarted
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+
+    def _lead_on(self, thread: int) -> list[Entry[Request]]:
+        """Lead, and run what is short, until another thread may lead; return what the caller, which leads no more, is
+        to run."""
+        while work := self._next():
+            if not self._is_short(work):
+                self._lead.give_up()
+                return work
+            self._lead.begin_run()
+            seconds = self._run(thread, work)
+            kind = work[0].item.meta
+            if not self._lead.end_run():
+                self._run_times.lost_lead(kind)
+                return self._finish()
+            self._run_times.kept_lead(kind, seconds / len(work))
+            with self._lock:
+                self._running -= 1
+                self._tell_queue()
+            if time.monotonic_ns() > self._poll_by_ns:
+                self._poll(0)
+        self._lead.give_up()
+        return []
+
+    def _is_short(self, work: Sequence[Entry[Request]]) -> bool:
+        """Return whether the leader is to run `work` itself, and lead on. Requests that have died before run alone, and
+        wait for each other; a batch must not keep the leader from the next that is due."""
+        if self._batches is not None or self._record.is_watching:
+            return False
+        kind = work[0].item.meta
+        if len(work) == 1:
+            return self._run_times.may_keep_lead(kind)
+        return len(work) <= self._run_times.number_of_short(kind)
+
+    def _run(self, thread: int, work: Sequence[Entry[Request]]) -> float:
+        """Run and answer `work` as the thread with this index, and return how many seconds it took."""
+        began = time.monotonic()
+        self._deadlines[thread] = work[0].deadline_ns if len(work) == 1 else _latest(work)
+        self._execution.run(work, self._record.row(thread))
+        self._deadlines[thread] = 0
+        return time.monotonic() - began
 
     def _overdue(self) -> int:
         """Return the deadline of the run that goes on the longest after it, in nanoseconds; 0 if none does."""
@@ -164,13 +208,13 @@ class Worker:
         return len(self._queue if self._batches is None else self._batches)
 
     def _next(self) -> list[Entry[Request]]:
-        """Poll until requests may run, and return them; none if all is drained. The caller holds `_poll_lock`."""
+        """Poll until requests may run, and return them; none if all is drained. The caller leads."""
         while not self._drained:
             seconds = None
             with self._lock:
                 if self._running < self._concurrency:
                     self._running += 1
-                    if work := self._take():
+                    if work := self._take(leads=True):
                         self._tell_queue()
                         return work
                     self._running -= 1
@@ -179,12 +223,17 @@ class Worker:
                 if self._draining and not self._running:
                     self._drained = True
                     break
-            for key, events in self._selector.select(seconds):
-                if isinstance(key.data, Client):
-                    self._on_client(key.data, events)
-                else:
-                    key.data()
+            self._poll(seconds)
         return []
+
+    def _poll(self, seconds: float | None) -> None:
+        """Read and write what the sockets have, for which the caller, which leads, waits so long; None: for ever."""
+        for key, events in self._selector.select(seconds):
+            if isinstance(key.data, Client):
+                self._on_client(key.data, events)
+            else:
+                key.data()
+        self._poll_by_ns = time.monotonic_ns() + _POLL_NS
 
     def _finish(self) -> list[Entry[Request]]:
         """Count a run as ended, and return the requests that this thread runs next; none if there are none."""
@@ -202,7 +251,7 @@ class Worker:
         nbytes = (self._queue if self._batches is None else self._batches).nbytes
         self._metrics.queue(self.waiting, nbytes, self._running)
 
-    def _take(self) -> list[Entry[Request]]:
+    def _take(self, *, leads: bool = False) -> list[Entry[Request]]:
         """Take what this thread, which is counted as running, is to run. The caller holds `_lock`."""
         if self._batches is not None:
             return self._batches.take(time.monotonic_ns(), self._draining) or []
@@ -210,9 +259,14 @@ class Worker:
         if entry is None:
             return []
         # Waiting requests go to free threads first, because a merged request takes longer than one alone.
-        if self._queue and self._running >= self._concurrency and self._merging.mergeable:
-            return self._queue.take_like(entry, self._extent_of, self._task.options.max_merged_batch_size)
-        return [entry]
+        if not self._queue or not self._merging.mergeable:
+            return [entry]
+        limit = self._task.options.max_merged_batch_size
+        if self._running < self._concurrency:
+            number = self._run_times.number_of_short(entry.item.meta) if leads else 0
+            extent = self._extent_of(entry.item) if number else None
+            limit = 0 if extent is None else min(limit, number * extent.rows)
+        return self._queue.take_like(entry, self._extent_of, limit) if limit else [entry]
 
     def _extent_of(self, request: Request) -> Extent | None:
         if not hasattr(request, "extent"):

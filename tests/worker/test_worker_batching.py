@@ -33,6 +33,7 @@ from appliance.transport.wire import (
     unpack_arrays,
 )
 from appliance.worker.run_record import RunRecord, read_record
+from appliance.worker.run_times import RunTimes
 from appliance.worker.serving import Worker, concurrency_of
 from appliance.worker.task import WorkerTask
 from backends.contract import BackendError, Code, Signature, TensorSpec
@@ -74,10 +75,14 @@ class Front:
         self.flags: dict[int, int] = {}
 
     def send(self, request_id: int, *x: float, deadline_ns: int = 0) -> None:
+        self.channel.sock.sendall(self.frame(request_id, *x, deadline_ns=deadline_ns))
+
+    @staticmethod
+    def frame(request_id: int, *x: float, deadline_ns: int = 0) -> bytes:
         packed = pack_arrays([("x", np.array(x, np.float32))])
         meta = predict_meta("s", ["y"], packed.table)
         head = header(Kind.PREDICT, len(meta), packed.payload_bytes, request_id, deadline_ns)
-        self.channel.sock.sendall(b"".join([head, meta, *inline(packed)]))
+        return b"".join([head, meta, *inline(packed)])
 
     def cancel(self, request_id: int) -> None:
         self.channel.sock.sendall(header(Kind.CANCEL, 0, 0, request_id))
@@ -107,6 +112,7 @@ class Harness:
         mergeable: bool,
         is_watched: bool,
         is_form: bool,
+        run_times: RunTimes | None,
         **options: Any,
     ) -> None:
         path = os.path.join(directory, "socket")
@@ -139,6 +145,7 @@ class Harness:
             mergeable=frozenset({"s"} if mergeable else ()),
             metrics=WorkerMetrics(Recorder(directory, "worker", "m", "1"), "m", 1),
             record=RunRecord(task.record_path, concurrency_of(task, batching) + 1, is_watched=is_watched),
+            run_times=run_times or RunTimes(),
         )
         self._thread = threading.Thread(target=self.worker.run)
         self._thread.start()
@@ -164,11 +171,15 @@ class Harness:
     def drain(self) -> None:
         self._control.sendall(b'{"do": "drain"}\n')
 
+    def ended(self) -> bool:
+        """Whether the worker ends by itself."""
+        self._thread.join(SECONDS)
+        return not self._thread.is_alive()
+
     def end(self) -> None:
         self.backend.permits.release(1000)
         self.drain()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive(), "the worker did not drain"
+        assert self.ended(), "the worker did not drain"
         self.front.channel.close()
         for held in (*self._held, self._control):
             held.close()
@@ -195,11 +206,14 @@ def start() -> Iterator[Start]:
         backend: Gated | None = None,
         is_watched: bool = False,
         is_form: bool = False,
+        run_times: RunTimes | None = None,
         **options: Any,
     ) -> Harness:
         directories.append(tempfile.mkdtemp(prefix="ds-"))  # short: a socket's path has little room
         backend = backend or Gated()
-        started.append(Harness(directories[-1], backend, batching, mergeable, is_watched, is_form, **options))
+        started.append(
+            Harness(directories[-1], backend, batching, mergeable, is_watched, is_form, run_times, **options)
+        )
         return started[-1]
 
     yield start_worker
@@ -254,6 +268,80 @@ def test_a_free_thread_takes_a_request_at_once_and_alone(start: Start) -> None:
     for number in (1, 2, 3):
         harness.front.send(number, number)
     assert sorted(harness.runs() for _ in range(3)) == [[1], [2], [3]]
+
+
+def short(harness: Harness, run_times: RunTimes) -> None:
+    """Lets one-row requests run until the leader runs them itself."""
+    kind = predict_meta("s", ["y"], pack_arrays([("x", np.array([1], np.float32))]).table)
+    for number in range(100):
+        if run_times.number_of_short(kind):
+            return
+        harness.backend.permits.release(1)
+        harness.front.send(number, 0)
+        assert harness.front.answer(number) == [0]
+        harness.runs()
+    pytest.fail("one-row requests are not short")
+
+
+ALL_ARE_SHORT = 3600.0
+
+
+def test_a_short_request_that_goes_on_for_long_holds_up_no_others(start: Start) -> None:
+    run_times = RunTimes(ALL_ARE_SHORT)
+    harness = start(run_times=run_times, max_concurrent_requests=2)
+    short(harness, run_times)
+    harness.front.send(1001, 1)
+    assert harness.runs() == [1]
+    harness.front.send(1002, 2)
+    assert harness.runs() == [2]
+    assert harness.ping()["alive"]
+    harness.front.send(1003, 3)
+    harness.waits(1)
+    harness.front.cancel(1003)
+    harness.backend.permits.release(2)
+    assert [harness.front.answer(number) for number in (1001, 1002)] == [[2], [4]]
+    assert harness.front.answer(1003)[0] is Code.CANCELLED
+
+
+def test_short_requests_that_have_come_together_run_together_in_the_leader(start: Start) -> None:
+    run_times = RunTimes(ALL_ARE_SHORT)
+    harness = start(run_times=run_times, max_concurrent_requests=3)
+    short(harness, run_times)
+    harness.backend.permits.release(1)
+    harness.front.channel.sock.sendall(b"".join(harness.front.frame(1000 + x, x) for x in (1, 2, 3)))
+    assert harness.runs() == [1, 2, 3]
+    assert [harness.front.answer(1000 + x) for x in (1, 2, 3)] == [[2], [4], [6]]
+
+
+def test_small_and_large_results_of_one_run_reach_their_fronts(start: Start) -> None:
+    harness = start(max_merged_batch_size=100_000)
+    other = Front(harness.path)
+    busy(harness)
+    harness.front.send(2, 2)
+    harness.waits(1)
+    other.send(2, 3)
+    harness.waits(2)
+    large = [4.0] * 10_000
+    harness.front.send(3, *large)
+    harness.front.send(4, 5)
+    harness.waits(4)
+    harness.backend.permits.release(2)
+    assert harness.front.answer(1) == [2]
+    assert [harness.front.answer(number) for number in (2, 3, 4)] == [[4], [8.0] * 10_000, [10]]
+    assert other.answer(2) == [6]
+    other.channel.close()
+
+
+def test_the_last_short_request_ends_a_worker_that_drains(start: Start) -> None:
+    run_times = RunTimes(ALL_ARE_SHORT)
+    harness = start(run_times=run_times, max_concurrent_requests=2)
+    short(harness, run_times)
+    harness.front.send(1001, 1)
+    assert harness.runs() == [1]
+    harness.drain()
+    harness.backend.permits.release(1)
+    assert harness.front.answer(1001) == [2]
+    assert harness.ended()
 
 
 def test_no_more_rows_are_merged_than_the_option_says(start: Start) -> None:
