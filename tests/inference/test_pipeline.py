@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -19,38 +18,8 @@ from appliance.inference.pipeline import Pipeline
 from appliance.inference.router import Router
 from appliance.inference.runs import Answered, Run
 from appliance.metrics.recording import Recorder, RequestMetrics
-from appliance.transport.channel import Channel
-from appliance.transport.wire import FLAG_DRAINING, Frame, Kind, header, pack_arrays
-
-
-class Worker:
-    """The worker's end of a connection."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listening.bind(path)
-        self.listening.listen()
-        self.listening.settimeout(30)
-
-    def accept(self) -> None:
-        self.channel = Channel(self.listening.accept()[0], trusts_peer=True)
-
-    async def request(self, kind: Kind = Kind.PREDICT) -> Frame:
-        async with asyncio.timeout(30):
-            while not (frames := self.channel.receive()):
-                await asyncio.sleep(0)
-        (frame,) = frames
-        assert frame.kind == kind
-        return frame
-
-    def answer(self, frame: Frame, value: float) -> None:
-        packed = pack_arrays([("y", np.array([value], np.float32))])
-        self.channel.send_arrays(Kind.RESULT, frame.request_id, packed.table, packed)
-
-    def refuse(self, frame: Frame, code: Code, flags: int = 0) -> None:
-        meta = bytes([code]) + b"no"
-        self.channel.send([header(Kind.ERROR, len(meta), 0, frame.request_id, flags=flags) + meta])
+from appliance.transport.wire import FLAG_DRAINING, Kind
+from tests.support.worker_end import Worker
 
 
 class Scene:

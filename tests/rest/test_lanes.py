@@ -1,6 +1,7 @@
-"""Which lane a request takes: one in the fast lane is answered while it is received, without a turn of the loop.
+"""Which lane a request takes, and that the lanes differ in nothing else.
 
-No model is served here, so that every request to predict is answered with 404, in either lane.
+Where no model is served, every request to predict is answered with 404: in the fast lane while it is received,
+without a turn of the loop.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from uvicorn.server import ServerState
 
 from appliance.config.front_settings import FrontSettings
 from appliance.config.options import Options
+from appliance.core.errors import Code
+from appliance.core.routes import ModelRoute, Snapshot, VersionRoute
+from appliance.core.servable import PublicState
 from appliance.rest.app import App
 from appliance.rest.lanes import RestProtocol
+from appliance.transport.wire import Kind
+from backends.contract import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tests.support.memory_transport import MemoryTransport
+from tests.support.worker_end import Worker
 
 BODY = b'{"instances": [1.0]}'
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
@@ -262,3 +269,160 @@ def test_a_request_that_runs_is_not_taken_for_an_idle_connection(connections: Co
     assert not transport.is_closing()
     connections.turn()
     assert len(STATUS.findall(transport.sent)) == 2
+
+
+# -- while a request runs: the worker is played by the test ---------------------------------------------------------
+
+
+class Running:
+    """A connection to a front that serves the model m by a worker that the test plays."""
+
+    def __init__(self, connections: Connections, folder: Path) -> None:
+        self.worker = Worker(str(folder / "worker"))
+        x, y = TensorSpec("float32", (None,), "x:0"), TensorSpec("float32", (None,), "y:0")
+        version = VersionRoute(
+            1,
+            "available",
+            PublicState.AVAILABLE,
+            socket_path=self.worker.path,
+            signatures={DEFAULT_SIGNATURE: Signature({"x": x}, {"y": y})},
+        )
+        router = connections.app.fast_lane.router
+        router._changed = asyncio.Event()
+        router._adopt(Snapshot(serial=1, models={"m": ModelRoute("m", (version,))}))
+        self.router = router
+        self.worker.accept()
+        self.protocol, self.transport = connections.connect()
+
+    async def sent(self, count: int) -> list[bytes]:
+        """The answers, once there are so many."""
+        async with asyncio.timeout(30):
+            while len(STATUS.findall(self.transport.sent)) < count:
+                await asyncio.sleep(0)
+        return [b"HTTP/1.1" + text for text in bytes(self.transport.sent).split(b"HTTP/1.1")[1:]]
+
+    def close(self) -> None:
+        if self.protocol.parser is not None:
+            self.protocol.connection_lost(None)
+        self.router._adopt(Snapshot(serial=2))
+        self.worker.listening.close()
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Plays a scene, in which nothing may stay in flight."""
+    loops = []
+
+    def run(act: Callable[[Running], Coroutine[Any, Any, None]], **options: Any) -> None:
+        connections = Connections(tmp_path, **options)
+        loops.append(connections.loop)
+
+        async def scene() -> None:
+            running = Running(connections, tmp_path)
+            await act(running)
+            running.close()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        connections.loop.run_until_complete(scene())
+        assert connections.faults == []
+        assert connections.in_flight == 0
+
+    yield run
+    for loop in loops:
+        loop.close()
+
+
+Play = Callable[..., None]
+
+
+def test_an_answer_is_sent_when_the_worker_has_it(play: Play) -> None:
+    async def act(running: Running) -> None:
+        running.protocol.data_received(request())
+        frame = await running.worker.request()
+        assert not running.transport.sent
+        running.worker.answer(frame, 2.5)
+        (answer,) = await running.sent(1)
+        assert answer.endswith(b'\r\n\r\n{"predictions":[2.5]}')
+
+    play(act)
+
+
+def test_a_request_whose_client_goes_is_cancelled(play: Play) -> None:
+    async def act(running: Running) -> None:
+        running.protocol.data_received(request())
+        frame = await running.worker.request()
+        running.protocol.connection_lost(None)
+        assert (await running.worker.request(Kind.CANCEL)).request_id == frame.request_id
+        assert running.router._inflight_bytes == 0
+        running.worker.answer(frame, 2.5)
+
+    play(act)
+
+
+def test_requests_behind_one_that_runs_wait_for_its_answer(play: Play) -> None:
+    async def act(running: Running) -> None:
+        running.protocol.data_received(request() + SLOW["status"] + request() + request(body=b"{"))
+        frame = await running.worker.request()
+        assert not running.transport.sent
+        running.worker.answer(frame, 2.5)
+        running.worker.answer(await running.worker.request(), 3.5)
+        answers = await running.sent(4)
+        assert [STATUS.findall(answer)[0] for answer in answers] == [b"200", b"200", b"200", b"400"]
+        assert b"[2.5]" in answers[0]
+        assert b"AVAILABLE" in answers[1]
+        assert b"[3.5]" in answers[2]
+
+    play(act)
+
+
+def test_a_large_answer_goes_on_in_the_slow_lane_and_is_the_same(play: Play) -> None:
+    async def act(running: Running) -> None:
+        for headers in (b"", b"content-encoding: identity\r\n", b"accept-encoding: gzip\r\nconnection: close\r\n"):
+            running.protocol.data_received(request(headers=headers))
+            running.worker.answer(await running.worker.request(), *[0.25] * 6000)
+        fast, slow, closing = await running.sent(3)
+        assert fast == slow
+        assert fast.endswith(b"0.25]}")
+        assert b"content-encoding: gzip" in closing
+        assert running.transport.is_closing()
+
+    play(act)
+
+
+def test_a_stop_lets_what_runs_be_answered_and_ends_the_connection(play: Play) -> None:
+    async def act(running: Running) -> None:
+        running.protocol.data_received(request())
+        frame = await running.worker.request()
+        running.protocol.shutdown()
+        assert not running.transport.is_closing()
+        running.worker.answer(frame, 2.5)
+        (answer,) = await running.sent(1)
+        assert b"\r\nconnection: close\r\n" in answer
+        assert running.transport.is_closing()
+
+    play(act)
+
+
+def test_a_deadline_that_passes_is_told_and_the_connection_goes_on(play: Play) -> None:
+    async def act(running: Running) -> None:
+        running.protocol.data_received(request())
+        (answer,) = await running.sent(1)
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        running.protocol.data_received(SLOW["status"])
+        assert (await running.sent(2))[1].startswith(b"HTTP/1.1 200 ")
+
+    play(act, rest_api_timeout_in_ms=1)
+
+
+@pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED, Code.INTERNAL])
+def test_an_error_of_the_worker_is_the_same_in_both_lanes(play: Play, code: Code) -> None:
+    async def act(running: Running) -> None:
+        for headers in (b"", b"content-encoding: identity\r\n"):
+            running.protocol.data_received(request(headers=headers))
+            running.worker.refuse(await running.worker.request(), code)
+        fast, slow = await running.sent(2)
+        assert fast == slow
+        assert (b"retry-after: 1" in fast) is (code is Code.RESOURCE_EXHAUSTED)
+
+    play(act)
