@@ -32,8 +32,8 @@ from appliance.worker.odd_shape_trial import try_odd_shapes
 from appliance.worker.run_record import RunRecord
 from appliance.worker.run_times import RunTimes
 from appliance.worker.sandbox import enter_sandbox, unreadable
-from appliance.worker.serving import Worker, concurrency_of
-from appliance.worker.task import WorkerTask, loader_of
+from appliance.worker.serving import Worker
+from appliance.worker.task import WorkerTask, concurrency_of, loader_of
 from appliance.worker.trials import Fatal, check_memory
 from appliance.worker.warmup import source_of, try_others, warm_up
 from backends.contract import Backend, BackendError, Code, IncompleteError, Partial, Placed, Remarked

@@ -43,22 +43,14 @@ from appliance.worker.run_record import RunRecord
 from appliance.worker.run_times import RunTimes
 from appliance.worker.run_trace import RunTracer
 from appliance.worker.sampling import Chances, Sampler
-from appliance.worker.task import WorkerTask
+from appliance.worker.task import WorkerTask, concurrency_of
 from backends.contract import Backend, BackendError, Code
 from backends.registry import end_profile, has_profiler, profile
 
-__all__ = ["Worker", "concurrency_of"]
+__all__ = ["Worker"]
 
 _MAX_QUEUE_BYTES = 256 << 20
 _POLL_NS = 1_000_000  # the leader reads the sockets after so long, even if requests wait that it could run
-
-
-def concurrency_of(task: WorkerTask, batching: BatchingParameters | None) -> int:
-    """Return how many runs there are at once. A worker has one thread more, which leads while the others run."""
-    if batching is None:
-        return task.max_concurrent_requests
-    threads = batching.num_batch_threads or len(os.sched_getaffinity(0))
-    return min(threads, task.options.max_concurrent_requests or threads)
 
 
 class Worker:

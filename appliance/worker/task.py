@@ -1,19 +1,21 @@
-"""The task of a worker process, and how the worker loads its model."""
+"""The task of a worker process: how many runs it has at once, and how it loads its model."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from appliance.config.batching_parameters import BatchingParameters
 from appliance.config.model_options import ModelOptions
 from appliance.core.signature_limit import why_too_large
 from backends.contract import Backend, BackendError, Code, Partial
 from backends.domain import Domain
 from backends.registry import load
 
-__all__ = ["WorkerTask", "loader_of"]
+__all__ = ["WorkerTask", "concurrency_of", "loader_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class WorkerTask:
     def record_path(self) -> str:
         """The path of the worker's `appliance.worker.run_record`."""
         return f"{self.socket_path}.runs"
+
+
+def concurrency_of(task: WorkerTask, batching: BatchingParameters | None) -> int:
+    """Return how many runs there are at once. A worker has one thread more, which leads while the others run."""
+    if batching is None:
+        return task.max_concurrent_requests
+    threads = batching.num_batch_threads or len(os.sched_getaffinity(0))
+    return min(threads, task.options.max_concurrent_requests or threads)
 
 
 def loader_of(task: WorkerTask) -> Callable[[], Backend]:

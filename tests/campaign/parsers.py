@@ -27,8 +27,9 @@ from appliance.protocols import protos
 from appliance.protocols.example_messages import decode_multi_request, decode_request
 from appliance.protocols.json_examples import parse_examples
 from appliance.protocols.json_tensors import parse_predict
+from appliance.protocols.predict_layouts import PredictLayouts
+from appliance.protocols.predict_messages import PredictEnvelope, open_predict_request
 from appliance.protocols.predict_messages import model_spec as message_spec
-from appliance.protocols.predict_messages import open_predict_request
 from appliance.protocols.tensor_protos import decode_tensor
 from appliance.protocols.warmup_records import calls_of, recorded_requests
 from appliance.rest.compression import is_gzip_wanted
@@ -151,8 +152,11 @@ def _json_predict(data: bytes) -> None:
             raise Disagreement(f"the body was taken, and is no JSON: {error}") from None
 
 
-def _predict(data: bytes) -> Any:
-    request = open_predict_request(data)
+_LAYOUTS = PredictLayouts()  # of all inputs so far
+
+
+def _predict(data: bytes, opened: Callable[[bytes], PredictEnvelope] = open_predict_request) -> Any:
+    request = opened(data)
     return {
         "spec": request.spec,
         "signature": request.signature_name,
@@ -164,6 +168,10 @@ def _predict(data: bytes) -> Any:
 def _grpc_predict(data: bytes) -> None:
     """Usual requests are walked by hand, and odd ones parsed by protobuf: both must find the same."""
     found = _outcome(lambda: _predict(data))
+    _check_same(
+        "the request, and by the layouts of those before", found, _outcome(lambda: _predict(data, _LAYOUTS.open))
+    )
+    _check_same("the request, and by its own layout", found, _outcome(lambda: _predict(data, _LAYOUTS.open)))
     try:
         rewritten = protos.PredictRequest.FromString(data).SerializeToString()
     except (DecodeError, UnicodeDecodeError):
