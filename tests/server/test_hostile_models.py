@@ -214,6 +214,17 @@ def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacke
     server.assert_unharmed(before)
 
 
+def test_one_that_takes_all_memory_in_a_run_goes_alone(server: Attacked) -> None:
+    eventually(lambda: server.attack("exhaust", wanted=0)[0] == 200, "the hostile model's worker is there")
+    before = server.lasting_processes()
+    workers = [pid for pid, name in before.items() if name == "ds-worker"]
+    with limited_memory(workers, MEMORY_BYTES), server.asked_all_the_time():
+        status, answer = server.attack("exhaust", wanted=ENDLESS)
+        assert (status, "ended while it held the request" in answer["error"]) == (503, True), answer
+    server.assert_unharmed(before)
+    server.wait_for("hostile", 1)
+
+
 def test_nothing_is_connected_to(server: Attacked) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)
@@ -230,16 +241,6 @@ def test_one_that_hangs_or_ends_hangs_and_ends_alone(server: Attacked) -> None:
     server.assert_unharmed(before)
     status, answer = server.attack("abort", wanted=ENDLESS)
     assert status >= 500, answer
-    server.assert_unharmed(before)
-    server.wait_for("hostile", 1)
-
-
-def test_one_that_takes_all_memory_in_a_run_goes_alone(server: Attacked) -> None:
-    server.wait_for("hostile", 1)
-    before = server.lasting_processes()
-    with limited_memory(server.pids("ds-worker"), MEMORY_BYTES), server.asked_all_the_time():
-        status, answer = server.attack("exhaust", wanted=ENDLESS)
-        assert (status, "ended while it held the request" in answer["error"]) == (503, True), answer
     server.assert_unharmed(before)
     server.wait_for("hostile", 1)
 
