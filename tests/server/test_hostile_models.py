@@ -180,7 +180,7 @@ def test_nothing_of_others_is_read(server: Attacked, tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
     status, refused = server.attack("rows", count=ENDLESS)
     assert status == 429
     assert "The answer has more than" in refused["error"]
@@ -190,7 +190,7 @@ def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(serve
 
 
 def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
     status, refused = server.attack("strings", count=5_000_000)
     assert (status, refused["error"].partition(";")[0]) == (
         429,
@@ -201,7 +201,7 @@ def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked
 
 
 def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
 
     def classify(text: str) -> tuple[int, Any]:
         body = json.dumps({"signature_name": "scores", "examples": [{"x": text}]}).encode()
