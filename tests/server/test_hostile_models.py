@@ -180,7 +180,7 @@ def test_nothing_of_others_is_read(server: Attacked, tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
     status, refused = server.attack("rows", count=ENDLESS)
     assert status == 429
     assert "The answer has more than" in refused["error"]
@@ -190,7 +190,7 @@ def test_an_answer_that_is_larger_than_it_looks_takes_no_memory_of_a_front(serve
 
 
 def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
     status, refused = server.attack("strings", count=5_000_000)
     assert (status, refused["error"].partition(";")[0]) == (
         429,
@@ -201,7 +201,7 @@ def test_more_strings_than_a_front_can_read_at_once_are_refused(server: Attacked
 
 
 def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacked) -> None:
-    before = server.processes()
+    before = server.lasting_processes()
 
     def classify(text: str) -> tuple[int, Any]:
         body = json.dumps({"signature_name": "scores", "examples": [{"x": text}]}).encode()
@@ -212,6 +212,17 @@ def test_scores_that_take_more_memory_than_they_look_are_refused(server: Attacke
     status, refused = classify("x" * 2000)
     assert (status, "The answer has more than" in refused["error"]) == (429, True)
     server.assert_unharmed(before)
+
+
+def test_one_that_takes_all_memory_in_a_run_goes_alone(server: Attacked) -> None:
+    eventually(lambda: server.attack("exhaust", wanted=0)[0] == 200, "the hostile model's worker is there")
+    before = server.lasting_processes()
+    workers = [pid for pid, name in before.items() if name == "ds-worker"]
+    with limited_memory(workers, MEMORY_BYTES), server.asked_all_the_time():
+        status, answer = server.attack("exhaust", wanted=ENDLESS)
+        assert (status, "ended while it held the request" in answer["error"]) == (503, True), answer
+    server.assert_unharmed(before)
+    server.wait_for("hostile", 1)
 
 
 def test_nothing_is_connected_to(server: Attacked) -> None:
@@ -230,16 +241,6 @@ def test_one_that_hangs_or_ends_hangs_and_ends_alone(server: Attacked) -> None:
     server.assert_unharmed(before)
     status, answer = server.attack("abort", wanted=ENDLESS)
     assert status >= 500, answer
-    server.assert_unharmed(before)
-    server.wait_for("hostile", 1)
-
-
-def test_one_that_takes_all_memory_in_a_run_goes_alone(server: Attacked) -> None:
-    server.wait_for("hostile", 1)
-    before = server.lasting_processes()
-    with limited_memory(server.pids("ds-worker"), MEMORY_BYTES), server.asked_all_the_time():
-        status, answer = server.attack("exhaust", wanted=ENDLESS)
-        assert (status, "ended while it held the request" in answer["error"]) == (503, True), answer
     server.assert_unharmed(before)
     server.wait_for("hostile", 1)
 

@@ -189,13 +189,14 @@ class Server:
         return {pid: found[pid][1] for pid in ours}
 
     def lasting_processes(self) -> dict[int, str]:
-        """Those of `processes` that do not end by themselves, once they are the same in three looks: a process that is
-        being forked has its parent's name for a moment."""
+        """Those of `processes` that do not end by themselves, once they are the same in ten looks: a process that is
+        being forked has its parent's name for a moment, and one that is started the interpreter's."""
         looks: list[dict[int, str]] = []
 
         def settled() -> bool:
-            looks.append({pid: name for pid, name in self.processes().items() if name != "ds-trial"})
-            return len(looks) > 2 and looks[-1] == looks[-2] == looks[-3]
+            passing = ("ds-trial", "ds-gpu", "python")
+            looks.append({pid: name for pid, name in self.processes().items() if name not in passing})
+            return len(looks) >= 10 and all(look == looks[-1] for look in looks[-10:])
 
         eventually(settled, "its processes are the same for a moment")
         return looks[-1]
