@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.protocols.json_values import MAX_RANK, supports, tensor
 from appliance.protocols.v2.datatypes import datatype
 from backends.contract import TensorSpec
@@ -95,6 +96,8 @@ class RawContents:
 
     def _strings(self, count: int) -> np.ndarray:
         """Return the strings. Raise ServingError unless there are `count`, with nothing before, between or after."""
+        if count > MAX_STRINGS:
+            raise _refusal(f"{count:,} BYTES elements are more than {MAX_STRINGS:,}", "send them in several requests")
         if self.stop - self.start < _LENGTH.size * count:  # before the array is made, which is as long as is said
             raise _refusal(
                 f"{self.stop - self.start:,} bytes are too few for {count:,} BYTES elements and their lengths"

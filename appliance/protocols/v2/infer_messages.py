@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
+from appliance.core.limits import MAX_STRINGS
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
 from appliance.protocols.v2.contents import Contents, RawContents, TypedContents, raw_contents
@@ -23,9 +24,12 @@ from backends.dtypes import of_array
 
 __all__ = ["OpenedRequest", "encode_infer_response", "open_infer_request"]
 
-_RAW_INPUT = 7
+_PARAMETERS, _INPUT, _OUTPUT, _RAW_INPUT = 4, 5, 6, 7  # the fields of a ModelInferRequest
+_SHAPE, _CONTENTS = 3, 5  # those of an input
 _RAW_OUTPUT_TAG = 0x32  # field 6, a length and that many bytes
-_MAX_FIELDS = 10_000
+_SMALL_BYTES = 1 << 17  # a smaller request cannot have so many fields that it matters
+_MAX_FIELDS = 10_000  # besides the elements of typed contents
+_MAX_SHAPE_BYTES = 1 << 16
 
 
 class OpenedRequest(NamedTuple):
@@ -108,10 +112,37 @@ def _parsed(data: bytes) -> tuple[Any, list[RawContents]]:
 
 
 def _message(data: bytes) -> Any:
+    if len(data) > _SMALL_BYTES:
+        _check_fields(data)
     try:
         return protos.ModelInferRequest.FromString(data)
     except DecodeError as error:
         raise _refusal(f"could not parse inference.ModelInferRequest: {error}") from None
+
+
+def _check_fields(data: bytes) -> None:
+    """Raise INVALID_ARGUMENT for so many fields that parsing them would take memory and time: most are objects then."""
+    fields_left, elements_left = _MAX_FIELDS, MAX_STRINGS
+    try:
+        for number, start, stop in checked_fields(data, 0, len(data), _MAX_FIELDS):
+            fields_left -= 1
+            if number not in (_PARAMETERS, _INPUT, _OUTPUT):
+                continue
+            for inner, inner_start, inner_stop in checked_fields(data, start, stop, fields_left):
+                fields_left -= 1
+                if number != _INPUT:
+                    continue
+                if inner == _SHAPE and inner_stop - inner_start > _MAX_SHAPE_BYTES:
+                    raise _refusal(f"a shape takes {inner_stop - inner_start:,} bytes", "send the sizes of a tensor")
+                if inner == _CONTENTS:
+                    elements_left -= sum(1 for _ in checked_fields(data, inner_start, inner_stop, elements_left))
+    except ValueError:
+        raise _refusal(
+            f"the request has more than {_MAX_FIELDS:,} fields, or its typed contents more than {MAX_STRINGS:,}",
+            "send fewer inputs, strings in several requests, and numbers as raw_input_contents",
+        ) from None
+    except (UnusualError, IndexError):
+        raise _refusal("could not parse inference.ModelInferRequest") from None
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:

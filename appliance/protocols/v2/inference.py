@@ -60,14 +60,15 @@ class InferRequest:
         ServingError (INVALID_ARGUMENT) if names, types or elements do not fit.
         """
         specs = signature.inputs
-        sent = [tensor.name for tensor in self.inputs]
-        if len(set(sent)) != len(sent):
-            twice = next(name for index, name in enumerate(sent) if name in sent[:index])
-            raise _refusal(f"input {twice[:_QUOTED]!r} is sent twice")
-        unknown = next((name for name in sent if name not in specs), None)
-        if unknown is not None:
-            raise _refusal(f"unexpected input {unknown[:_QUOTED]!r}", f"the signature takes {_listed(specs)}")
-        missing = sorted(specs.keys() - set(sent) - signature.defaults.keys())
+        sent: set[str] = set()
+        for tensor in self.inputs:
+            name = tensor.name
+            if name not in specs:
+                raise _refusal(f"unexpected input {name[:_QUOTED]!r}", f"the signature takes {_listed(specs)}")
+            if name in sent:
+                raise _refusal(f"input {name!r} is sent twice")
+            sent.add(name)
+        missing = sorted(specs.keys() - sent - signature.defaults.keys())
         if missing:
             raise _refusal(f"missing input {missing[0]!r}", f"the signature takes {_listed(specs)}")
         arrays = {}

@@ -21,6 +21,7 @@ from appliance.protocols.v2.datatypes import BY_DATATYPE, datatype
 from appliance.protocols.v2.infer_messages import encode_infer_response, open_infer_request
 from appliance.protocols.v2.inference import InferRequest
 from appliance.protocols.v2.json_inference import answer_pieces, binary_contents, parse_request
+from appliance.protocols.wire_format import varint
 from backends.contract import Signature, TensorSpec
 
 LISTS = {
@@ -257,7 +258,8 @@ def test_a_header_that_states_another_size_of_the_json_is_refused(size: int) -> 
         (b"\x01\x00\x00\x00ab", [1], "1 bytes follow the last"),
         (b"\x02\x00\x00\x00a", [2], "too few for 2 BYTES elements"),
         (b"\x04\x00\x00\x00abcd\x00", [2], "end before the length of element 1"),
-        (b"", [10**9], "too few for 1,000,000,000 BYTES elements"),
+        (b"", [10**6], "too few for 1,000,000 BYTES elements"),
+        (b"", [10**6 + 1], "1,000,001 BYTES elements are more than 1,000,000"),
     ],
 )
 def test_strings_whose_lengths_lie_are_refused(contents: bytes, shape: list[int], reason: str) -> None:
@@ -344,6 +346,25 @@ def test_typed_contents_that_do_not_fit_are_refused(name: str, field: str, value
     getattr(tensor.contents, field).extend(values)
     with pytest.raises(ServingError, match=reason):
         open_infer_request(message.SerializeToString()).request.arrays(signature_of(name))
+
+
+def _inputs_with(count: int, data: bytes) -> bytes:
+    """A request of `count` inputs, each with these fields."""
+    return b"\x0a\x01m" + (b"\x2a" + varint(len(data)) + data) * count
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (_inputs_with(20_000, b"\x0a\x05abcde"), "more than 10,000 fields"),
+        (_inputs_with(9_000, b"\x22\x08\x0a\x02ab\x12\x02\x08\x01" * 2), "more than 10,000 fields"),
+        (_inputs_with(1, b"\x1a" + varint(200_000) + b"\x01" * 200_000), "a shape takes 200,000 bytes"),
+        (_inputs_with(1, b"\x2a" + varint(2_400_000) + b"\x42\x00" * 1_200_000), "typed contents more than 1,000,000"),
+    ],
+)
+def test_so_many_fields_that_parsing_would_take_memory_are_refused_before(data: bytes, reason: str) -> None:
+    with pytest.raises(ServingError, match=reason):
+        open_infer_request(data)
 
 
 @pytest.mark.parametrize("data", [b"\x0a\x05m", b"\xff\xff", b"\x3a\xff\xff\xff\xff\x0f", b"\x0a\x01\xff"])
