@@ -12,6 +12,8 @@ import grpc
 from appliance.core.errors import Code, ServingError, as_utf8, truncated
 from appliance.core.limits import MIN_BYTES_PER_SECOND
 from appliance.inference.accounting import Accounting, Exchange
+from appliance.inference.reservation import Reservation
+from appliance.inference.router import Router
 from appliance.protocols import protos
 from appliance.protocols.wire_format import field
 from appliance.rpc.access import access_of
@@ -25,18 +27,21 @@ logger = logging.getLogger(__name__)
 STREAM = "ModelStreamInfer"
 _NAME = f"{SERVICE}/{STREAM}"
 _RUN_SECONDS = 3600.0  # of a request whose call has no deadline
+_COPIES = 2  # of an answer until it is sent: Python's, and gRPC's own
 _INFER_RESPONSE = 2  # the field of a ModelStreamInferResponse
 
 
-def stream_handler(front: OpenInferenceFront, slots: Slots, accounting: Accounting, grace_seconds: float) -> Any:
+def stream_handler(
+    front: OpenInferenceFront, slots: Slots, accounting: Accounting, router: Router, grace_seconds: float
+) -> Any:
     """Return the gRPC handler.
 
-    A request that fails is answered with its error, and the call goes on. A client that does not read an answer for
-    `grace_seconds`, and then at 16 KiB a second, loses its call.
+    A request that fails is answered with its error, and the call goes on. An answer counts as in flight until it is
+    sent; a client that does not read it for `grace_seconds`, and then at 16 KiB a second, loses its call.
     """
 
-    async def answer(exchange: Exchange, data: bytes, context: Any) -> bytes:
-        """Return the serialized response to one request."""
+    async def answer(exchange: Exchange, data: bytes, context: Any, reserved: Reservation) -> bytes:
+        """Return the serialized response to one request, counted in `reserved`."""
         left = context.time_remaining()
         try:
             await slots.take(len(data))
@@ -44,6 +49,7 @@ def stream_handler(front: OpenInferenceFront, slots: Slots, accounting: Accounti
                 answered = await front.model_infer(exchange, data, _RUN_SECONDS if left is None else left)
             finally:
                 slots.give()
+            reserved.add(_COPIES * len(answered))
             exchange.code, exchange.response_bytes = Code.OK, len(answered)
             return field(_INFER_RESPONSE, answered)
         except ServingError as error:
@@ -63,14 +69,15 @@ def stream_handler(front: OpenInferenceFront, slots: Slots, accounting: Accounti
     async def handle(requests: AsyncIterator[bytes], context: Any) -> None:
         async for data in requests:
             exchange = Exchange("infer")
-            try:
-                response = await answer(exchange, data, context)
-            finally:
-                accounting.account(exchange, lambda: access_of(exchange, _NAME, data, context))  # noqa: B023 - at once
-            try:
-                async with asyncio.timeout(grace_seconds + len(response) / MIN_BYTES_PER_SECOND):
-                    await context.write(response)
-            except TimeoutError:
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The client does not read its answers")
+            with Reservation(router) as reserved:
+                try:
+                    response = await answer(exchange, data, context, reserved)
+                finally:
+                    accounting.account(exchange, lambda: access_of(exchange, _NAME, data, context))  # noqa: B023 - at once
+                try:
+                    async with asyncio.timeout(grace_seconds + len(response) / MIN_BYTES_PER_SECOND):
+                        await context.write(response)
+                except TimeoutError:
+                    await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The client does not read its answers")
 
     return grpc.stream_stream_rpc_method_handler(handle)

@@ -355,7 +355,7 @@ async def _serve(settings: FrontSettings) -> None:
         }
         if service == OPEN_INFERENCE:
             grace = options.body_grace_seconds
-            handlers[STREAM] = stream_handler(front.open_inference, slots, front.accounting, grace)
+            handlers[STREAM] = stream_handler(front.open_inference, slots, front.accounting, front.router, grace)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool=protos.POOL)
     if options.enable_grpc_healthcheck_service:
