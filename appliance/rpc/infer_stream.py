@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from appliance.protocols.wire_format import field
 from appliance.rpc.access import access_of
 from appliance.rpc.open_inference import SERVICE, OpenInferenceFront
 from appliance.rpc.options import Slots
+from appliance.rpc.unsent import Unsent, end_connections
 
 __all__ = ["STREAM", "stream_handler"]
 
@@ -32,12 +34,17 @@ _INFER_RESPONSE = 2  # the field of a ModelStreamInferResponse
 
 
 def stream_handler(
-    front: OpenInferenceFront, slots: Slots, accounting: Accounting, router: Router, grace_seconds: float
+    front: OpenInferenceFront,
+    slots: Slots,
+    accounting: Accounting,
+    router: Router,
+    unsent: Unsent,
+    grace_seconds: float,
 ) -> Any:
     """Return the gRPC handler.
 
     A request that fails is answered with its error, and the call goes on. An answer counts as in flight until it is
-    sent; a client that does not read it for `grace_seconds`, and then at 16 KiB a second, loses its call.
+    sent; a client that does not read it for `grace_seconds`, and then at 16 KiB a second, loses its connection.
     """
 
     async def answer(exchange: Exchange, data: bytes, context: Any, reserved: Reservation) -> bytes:
@@ -67,6 +74,7 @@ def stream_handler(
         return bytes(protos.ModelStreamInferResponse(error_message=truncated(as_utf8(text))).SerializeToString())
 
     async def handle(requests: AsyncIterator[bytes], context: Any) -> None:
+        nbytes = 0  # of the last answer, which gRPC may hold still when it has taken it
         async for data in requests:
             exchange = Exchange("infer")
             with Reservation(router) as reserved:
@@ -78,6 +86,14 @@ def stream_handler(
                     async with asyncio.timeout(grace_seconds + len(response) / MIN_BYTES_PER_SECOND):
                         await context.write(response)
                 except TimeoutError:
-                    await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The client does not read its answers")
+                    # The call cannot be ended: its status would wait behind the answer.
+                    logger.info("ended the connection of %s, which does not read its answers", context.peer())
+                    end_connections({context.peer()})
+                    return
+            nbytes = len(response)
+        try:
+            unsent.hold(context, nbytes, time.monotonic())
+        except ServingError:  # too much is in flight
+            end_connections({context.peer()})
 
     return grpc.stream_stream_rpc_method_handler(handle)

@@ -354,8 +354,9 @@ async def _serve(settings: FrontSettings) -> None:
             for name, method in methods.items()
         }
         if service == OPEN_INFERENCE:
-            grace = options.body_grace_seconds
-            handlers[STREAM] = stream_handler(front.open_inference, slots, front.accounting, front.router, grace)
+            handlers[STREAM] = stream_handler(
+                front.open_inference, slots, front.accounting, front.router, unsent, options.body_grace_seconds
+            )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool=protos.POOL)
     if options.enable_grpc_healthcheck_service:

@@ -277,6 +277,16 @@ def test_an_answer_that_may_not_be_sent_counts_and_ends_its_connection(server: S
     eventually(lambda: in_flight(server, "grpc") == 0, "its client is gone")
 
 
+def test_an_answer_of_a_stream_that_may_not_be_sent_counts_and_ends_its_connection(server: Server) -> None:
+    message = protos.ModelInferRequest(model_name="half_plus_two", raw_input_contents=[bytes(14 * KIB)])
+    message.inputs.add(name="x", datatype="FP32", shape=[14 * KIB // 4])
+    with http2.Client(server.grpc_port, window=0) as client:
+        client.call("/inference.GRPCInferenceService/ModelStreamInfer", message.SerializeToString())
+        eventually(lambda: 28 * KIB < in_flight(server, "grpc") < 30 * KIB, "the answer alone is in flight")
+        assert client.ended()  # after a second, and as long as 14 KiB take
+    eventually(lambda: in_flight(server, "grpc") == 0, "its client is gone")
+
+
 def test_answers_that_may_not_be_sent_are_bounded_in_memory(server: Server) -> None:
     """Twelve requests of 42 bytes held 1.5 GB for as long as the connection lived."""
     before = peak_bytes(server, "ds-grpc")
