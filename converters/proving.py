@@ -226,7 +226,7 @@ class Proof:
         cases = [case for case in evidence.cases if within(self._domain, signature, case.inputs)]
         search = Search(self._judge, cases, evidence.numbers, self._domain, zlib.crc32(self._name.encode()))
         failure = ""
-        for suspect in self._suspects(search, begun + seconds, begun + most):
+        for suspect in self._suspects(search, begun, begun + seconds, begun + most):
             if suspect.failure:
                 self._remember(suspect.inputs)
                 failure = f"on {said(suspect.inputs)}, {suspect.failure}"
@@ -249,9 +249,9 @@ class Proof:
         self._searched = Searched(search.tried, took, search.worst, worst, search.explained)
         return failure
 
-    def _suspects(self, search: Search, ends: float, last: float) -> Iterator[Suspect]:
+    def _suspects(self, search: Search, begun: float, ends: float, last: float) -> Iterator[Suspect]:
         """Yield inputs on which other forms of this job were wrong, if this one is too; then what the search finds. If
-        it has tried few inputs by `ends`, as on a busy machine, it goes on until `last`."""
+        it has tried few inputs by `ends`, as on a busy machine, it goes on until `last`, unless those are few too."""
         for inputs in tuple(self._evidence.counterexamples):
             if within(self._domain, self._evidence.signature, inputs) and (known := search.again(inputs)) is not None:
                 yield known
@@ -260,6 +260,8 @@ class Proof:
                 yield suspect
             now = time.monotonic()
             if search.tried >= _ENOUGH_INPUTS or now < ends or now >= last:  # before its end, it cannot go on
+                return
+            if 0 < search.tried * (last - begun) < _ENOUGH_INPUTS * (now - begun):  # a large model, probably
                 return
             ends = min(last, now + _MORE_SECONDS)
 
