@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.rest import front as rest
+from appliance.rest import open_inference
 from tests.support.server import ROOT, Server, eventually
 
 
@@ -109,8 +110,20 @@ def test_a_wrong_command_line_is_refused_in_one_line_with_a_remedy(arguments: li
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     for _, pattern, handler in rest._ROUTES:
+        if pattern.pattern.startswith("/v2"):
+            continue
         tail = re.split(r"\)\??", pattern.pattern.replace("/v1/models/?", "/v1/models"))[-1]
         assert tail in page, f"{handler.__name__} ({pattern.pattern}) is not in docs/api.md"
+
+
+def test_every_route_of_the_open_inference_protocol_is_documented() -> None:
+    page = (ROOT / "docs/protocol_v2.md").read_text()
+    for method, pattern, handler in open_inference.ROUTES:
+        if handler is open_inference.OpenInference.missing:
+            continue
+        path = pattern.pattern.replace("(?:/versions/(?P<version>[^/]+))?", "[/versions/V]").removesuffix("/?")
+        path = path.replace("(?P<model>[^/]+)", "NAME").replace("[^/]+", "NAME").replace("(?:load|unload)", "load")
+        assert f"`{method} {path}" in page or f"`{path}`" in page, f"{path} is not in docs/protocol_v2.md"
 
 
 def test_every_state_is_documented() -> None:

@@ -129,7 +129,7 @@ _PATHS = [
     _get("GET /index", 404, None),
     _get("GET /statuspage", 404, None),
     _get("GET /v1", 404, None),
-    _get("GET /v2/models/test_model", 404, None),
+    _get("GET /v3/models/test_model", 404, None),  # /v2 is the Open Inference Protocol
     Rest("POST /models/test_model:predict", "{}", 404, None),
 ]
 
