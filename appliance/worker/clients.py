@@ -147,8 +147,10 @@ class Client:
         with self.lock, contextlib.suppress(EOFError, OSError):
             self.send([header(Kind.GOODBYE, 0, 0)])
             deadline = time.monotonic() + _GOODBYE_SECONDS
+            room = select.poll()  # select.select takes no descriptor from 1,024 on
+            room.register(self.channel.sock, select.POLLOUT)
             while not self.channel.flush() and time.monotonic() < deadline:
-                select.select([], [self.channel.sock], [], 0.1)
+                room.poll(100)
         self.channel.close()
 
     def close(self) -> None:

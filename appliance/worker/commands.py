@@ -85,7 +85,9 @@ class Commands:
             if "file" in command["params"]:
                 os.close(command["params"]["file"])
         data = json.dumps(answer).encode() + b"\n"
+        room = select.poll()  # select.select takes no descriptor from 1,024 on
+        room.register(self._control, select.POLLOUT)
         with self._lock, contextlib.suppress(OSError):
             while data:
-                select.select([], [self._control], [])
+                room.poll()
                 data = data[self._control.send(data) :]
