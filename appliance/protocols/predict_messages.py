@@ -20,7 +20,7 @@ from appliance.protocols.tensor_protos import (
     invalid,
     read_tensor,
 )
-from appliance.protocols.wire_format import UnusualError, checked_fields, fields, varint
+from appliance.protocols.wire_format import Budget, UnusualError, checked_fields, fields, varint
 
 __all__ = [
     "PredictEnvelope",
@@ -37,6 +37,7 @@ _KEY, _VALUE = 0x0A, 0x12  # an entry of a map
 
 _SMALL_BYTES = 1 << 17  # a smaller request cannot have so many fields that it matters
 _MAX_FIELDS = 10_000
+_ENTRY_FIELDS = 2  # of an input: its name and its tensor
 
 
 class PredictEnvelope:
@@ -169,9 +170,10 @@ def _parse(kind: Any, data: bytes) -> Any:
 def _check_fields(data: bytes) -> None:
     """Raise INVALID_ARGUMENT for so many fields that reading them would hold up others."""
     try:
+        of_entries = Budget(_ENTRY_FIELDS * _MAX_FIELDS)
         for number, start, stop in checked_fields(data, 0, len(data), _MAX_FIELDS):
             if number == _INPUT >> 3:
-                for _ in checked_fields(data, start, stop, _MAX_FIELDS):
+                for _ in checked_fields(data, start, stop, of_entries):
                     pass
     except ValueError:
         raise invalid(

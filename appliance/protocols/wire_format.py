@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["UnusualError", "checked_fields", "field", "fields", "long_varint", "varint"]
+__all__ = ["Budget", "UnusualError", "checked_fields", "field", "fields", "long_varint", "varint"]
 
 
 class UnusualError(Exception):
@@ -38,16 +38,27 @@ def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int
             raise UnusualError
 
 
-def checked_fields(data: bytes, start: int, stop: int, limit: int) -> Iterator[tuple[int, int, int]]:
+class Budget:
+    """How many fields may be walked yet, of several messages together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+def checked_fields(data: bytes, start: int, stop: int, limit: int | Budget) -> Iterator[tuple[int, int, int]]:
     """Yield the fields of bytes of the message at [start, stop): (number, start, stop); all forms of fields are known.
 
-    Raise ValueError for more than `limit` fields of any kind, IndexError for truncated data, UnusualError for what
-    protobuf's parser refuses, and for groups, which no message here has.
+    Raise ValueError for more than `limit` fields of any kind (a Budget is spent by them), IndexError for truncated
+    data, UnusualError for what protobuf's parser refuses, and for groups, which no message here has.
     """
+    budget = limit if isinstance(limit, Budget) else Budget(limit)
     position = start
-    for _ in range(limit):
-        if position >= stop:
-            return
+    while position < stop:
+        if budget.left <= 0:
+            raise ValueError(limit)
+        budget.left -= 1
         tag, position = _varint_at(data, position)
         kind = tag & 7
         if kind == 0:
@@ -64,8 +75,6 @@ def checked_fields(data: bytes, start: int, stop: int, limit: int) -> Iterator[t
             raise UnusualError
         if position > stop:
             raise UnusualError
-    if position < stop:
-        raise ValueError(limit)
 
 
 def _varint_at(data: bytes, position: int) -> tuple[int, int]:

@@ -53,7 +53,9 @@ class _OneWrite:
 
     def write(self, data: bytes) -> None:
         """Send `data`; keep a response's head for a moment, to send it with the body."""
-        if self._head and len(data) <= _JOINED_BYTES:
+        if self._transport.is_closing():  # the client has left before a request that was answered behind another
+            self._head = b""
+        elif self._head and len(data) <= _JOINED_BYTES:
             self._transport.write(self._head + data)
             self._head = b""
         elif self._head:
@@ -67,9 +69,9 @@ class _OneWrite:
 
     def flush(self) -> None:
         """Send a head that is kept."""
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
 
     def close(self) -> None:
         self.flush()
@@ -114,6 +116,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_is_new = False
         self._refused = False
+        self._ends_after_answers = False
         self._has_body = False
         self._trailer_bytes = self._header_count = 0
         self._unparsed: bytes | memoryview = b""
@@ -235,6 +238,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._ends_after_answers:
+            self.transport.close()
+            return
         else:
             self._idle[self] = self.loop.time()
             self._start_sweeping()
@@ -273,6 +279,11 @@ class BoundedProtocol(HttpToolsProtocol):
             # An earlier, pipelined request has no answer yet. Answers keep their order, so its answer is the
             # connection's last.
             self.cycle.keep_alive = False
+            return
+        if self.pipeline and self.pipeline[0][0] is self.cycle:
+            # The request itself waits for the answers to those before it, which are the connection's last.
+            self.pipeline.popleft()
+            self._ends_after_answers = True
             return
         body = orjson.dumps({"error": message})
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

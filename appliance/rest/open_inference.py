@@ -80,8 +80,9 @@ class OpenInference:
         """Return the request, and what checks it against a version. Raise ServingError."""
         is_small = len(body) < LARGE_BYTES
         if header_bytes is not None and header_bytes < LARGE_BYTES:
-            # Binary numbers are used where they lie; only strings are taken apart.
-            is_small = is_small or b'"BYTES"' not in body[:header_bytes]
+            # Binary numbers are used where they lie; only strings are taken apart, whose name JSON may escape.
+            head = body[:header_bytes]
+            is_small = is_small or (b'"BYTES"' not in head and b"\\" not in head)
         if is_small:
             small = parse_request(body, header_bytes)
             return small, lambda version: infer_run(small, version, reserved.add)

@@ -74,6 +74,7 @@ def stream_handler(
         return bytes(protos.ModelStreamInferResponse(error_message=truncated(as_utf8(text))).SerializeToString())
 
     async def handle(requests: AsyncIterator[bytes], context: Any) -> None:
+        peer = context.peer()  # nobody knows it once the call is over
         nbytes = 0  # of the last answer, which gRPC may hold still when it has taken it
         async for data in requests:
             exchange = Exchange("infer")
@@ -87,13 +88,13 @@ def stream_handler(
                         await context.write(response)
                 except TimeoutError:
                     # The call cannot be ended: its status would wait behind the answer.
-                    logger.info("ended the connection of %s, which does not read its answers", context.peer())
-                    end_connections({context.peer()})
+                    logger.info("ended the connection of %s, which does not read its answers", peer)
+                    end_connections({peer})
                     return
             nbytes = len(response)
         try:
             unsent.hold(context, nbytes, time.monotonic())
         except ServingError:  # too much is in flight
-            end_connections({context.peer()})
+            end_connections({peer})
 
     return grpc.stream_stream_rpc_method_handler(handle)

@@ -24,7 +24,6 @@ from backends.dtypes import STRING, DType
 __all__ = ["Contents", "JsonContents", "RawContents", "TypedContents", "check_has_type", "raw_contents"]
 
 _LENGTH = struct.Struct("<I")
-_MAX_ELEMENTS = 2**62
 
 # An element type → its list in InferTensorContents (16-bit floats have none), and the type of the list's elements.
 _LISTS: dict[str, str] = {
@@ -56,13 +55,16 @@ class Contents(Protocol):
         ...
 
 
-def _element_count(shape: Sequence[int]) -> int:
-    """Return the number of elements of a tensor. Raise ServingError (INVALID_ARGUMENT) for a shape that cannot be."""
+def _element_count(shape: Sequence[int], element: DType) -> int:
+    """Return the number of elements of a tensor. Raise ServingError (INVALID_ARGUMENT) for a shape that cannot be.
+
+    Like TensorFlow, numpy also refuses an empty array whose other dimensions overflow.
+    """
     if len(shape) > MAX_RANK:
         raise _refusal(f"the shape has {len(shape)} dimensions, of which at most {MAX_RANK} are supported")
     if any(size < 0 for size in shape):
         raise _refusal(f"the shape {list(shape)} has a negative dimension", "give the sizes of what is sent")
-    if math.prod(size for size in shape if size) >= _MAX_ELEMENTS:
+    if math.prod(filter(None, shape)) * element.numpy.itemsize >= 2**63:
         raise _refusal(f"the shape {list(shape)} is too large")
     return math.prod(shape)
 
@@ -77,7 +79,7 @@ class RawContents:
 
     def array(self, element: DType, shape: tuple[int, ...], grow: Callable[[int], object]) -> np.ndarray:
         """Return the elements; an array of numbers is a view of the request's bytes."""
-        count = _element_count(shape)
+        count = _element_count(shape, element)
         nbytes = self.stop - self.start
         if element is STRING:
             grow(nbytes)
@@ -130,19 +132,19 @@ class JsonContents:
 
     def array(self, element: DType, shape: tuple[int, ...], grow: Callable[[int], object]) -> np.ndarray:
         """Return the elements."""
-        count = _element_count(shape)
+        count = _element_count(shape, element)
         spec = TensorSpec(element.name, None)
         if type(self.data) is not list:
             raise _refusal("data is no list")
         if not supports(spec):
             raise _refusal(f"{datatype(element)} is no type of the protocol", "use TensorFlow Serving's gRPC API")
-        grow(count * element.numpy.itemsize)
         values = tensor(self.data, spec)
         if values is None:
             raise _refusal(
                 f"data has a value that is no {datatype(element)}, or its lists have different lengths",
                 "send a flat list of all elements in row-major order",
             )
+        grow(values.nbytes)
         if values.shape == shape:
             return values
         if values.ndim != 1 or values.size != count:
@@ -161,7 +163,7 @@ class TypedContents:
 
     def array(self, element: DType, shape: tuple[int, ...], grow: Callable[[int], object]) -> np.ndarray:
         """Return the elements."""
-        count = _element_count(shape)
+        count = _element_count(shape, element)
         field = _LISTS.get(element.name)
         if field is None:
             raise _refusal(f"{datatype(element)} has no typed contents", "send raw_input_contents")

@@ -15,11 +15,12 @@ from appliance.core.errors import Code, ServingError
 from appliance.core.limits import MAX_STRINGS
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
+from appliance.protocols.json_values import MAX_RANK
 from appliance.protocols.v2.contents import Contents, RawContents, TypedContents, raw_contents
 from appliance.protocols.v2.datatypes import datatype
 from appliance.protocols.v2.inference import InferRequest, InputTensor, WantedOutput, check_parameters
 from appliance.protocols.v2.versions import model_spec
-from appliance.protocols.wire_format import UnusualError, checked_fields, varint
+from appliance.protocols.wire_format import Budget, UnusualError, checked_fields, varint
 from backends.dtypes import of_array
 
 __all__ = ["OpenedRequest", "encode_infer_response", "open_infer_request"]
@@ -57,6 +58,8 @@ def open_infer_request(data: bytes) -> OpenedRequest:
     for index, tensor in enumerate(message.inputs):
         owner = f"inputs[{index}]"
         check_parameters(owner, tensor.parameters)
+        if len(tensor.shape) > MAX_RANK:
+            raise _refusal(f"{owner} has {len(tensor.shape):,} dimensions, of which at most {MAX_RANK} are supported")
         contents: Contents
         if not raw:
             contents = TypedContents(tensor.contents)
@@ -122,20 +125,18 @@ def _message(data: bytes) -> Any:
 
 def _check_fields(data: bytes) -> None:
     """Raise INVALID_ARGUMENT for so many fields that parsing them would take memory and time: most are objects then."""
-    fields_left, elements_left = _MAX_FIELDS, MAX_STRINGS
+    fields, elements = Budget(_MAX_FIELDS), Budget(MAX_STRINGS)
+    shape_bytes = 0  # of all inputs: a shape may come in pieces
     try:
-        for number, start, stop in checked_fields(data, 0, len(data), _MAX_FIELDS):
-            fields_left -= 1
+        for number, start, stop in checked_fields(data, 0, len(data), fields):
             if number not in (_PARAMETERS, _INPUT, _OUTPUT):
                 continue
-            for inner, inner_start, inner_stop in checked_fields(data, start, stop, fields_left):
-                fields_left -= 1
-                if number != _INPUT:
-                    continue
-                if inner == _SHAPE and inner_stop - inner_start > _MAX_SHAPE_BYTES:
-                    raise _refusal(f"a shape takes {inner_stop - inner_start:,} bytes", "send the sizes of a tensor")
-                if inner == _CONTENTS:
-                    elements_left -= sum(1 for _ in checked_fields(data, inner_start, inner_stop, elements_left))
+            for inner, inner_start, inner_stop in checked_fields(data, start, stop, fields):
+                if number == _INPUT and inner == _SHAPE:
+                    shape_bytes += inner_stop - inner_start
+                elif number == _INPUT and inner == _CONTENTS:
+                    for _ in checked_fields(data, inner_start, inner_stop, elements):
+                        pass
     except ValueError:
         raise _refusal(
             f"the request has more than {_MAX_FIELDS:,} fields, or its typed contents more than {MAX_STRINGS:,}",
@@ -143,6 +144,8 @@ def _check_fields(data: bytes) -> None:
         ) from None
     except (UnusualError, IndexError):
         raise _refusal("could not parse inference.ModelInferRequest") from None
+    if shape_bytes > _MAX_SHAPE_BYTES:
+        raise _refusal(f"the shapes take {shape_bytes:,} bytes, of which at most {_MAX_SHAPE_BYTES:,} are taken")
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:

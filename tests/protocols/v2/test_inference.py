@@ -212,6 +212,7 @@ BINARY = {"binary_data_size": 8}
         ({"inputs": [one_input(shape=[3])]}, b"", "data has the shape [2], but the shape [3] is stated"),
         ({"inputs": [one_input(shape=[2**62, 4])]}, b"", "too large"),
         ({"inputs": [one_input(shape=[2**62, 0])]}, b"", "too large"),
+        ({"inputs": [one_input(shape=[2**61, 0], data=[])]}, b"", "too large"),
         ({"inputs": [one_input(shape=[1] * 65)]}, b"", "65 dimensions"),
         ({"inputs": [one_input(data=[1, "2"])]}, b"", "a value that is no FP32"),
         ({"inputs": [one_input(data=[[1], [2, 3]])]}, b"", "different lengths"),
@@ -358,7 +359,11 @@ def _inputs_with(count: int, data: bytes) -> bytes:
     [
         (_inputs_with(20_000, b"\x0a\x05abcde"), "more than 10,000 fields"),
         (_inputs_with(9_000, b"\x22\x08\x0a\x02ab\x12\x02\x08\x01" * 2), "more than 10,000 fields"),
-        (_inputs_with(1, b"\x1a" + varint(200_000) + b"\x01" * 200_000), "a shape takes 200,000 bytes"),
+        (_inputs_with(400, b"\x78\x01" * 5000), "more than 10,000 fields"),
+        (_inputs_with(10, b"\x2a" + varint(400_000) + b"\x08\x01" * 200_000), "typed contents more than 1,000,000"),
+        (_inputs_with(1, b"\x1a" + varint(200_000) + b"\x01" * 200_000), "the shapes take 200,000 bytes"),
+        (_inputs_with(1, (b"\x1a" + varint(65_536) + b"\x01" * 65_536) * 4), "the shapes take 262,144 bytes"),
+        (_inputs_with(1, b"\x1a" + varint(65) + b"\x01" * 65), "65 dimensions"),
         (_inputs_with(1, b"\x2a" + varint(2_400_000) + b"\x42\x00" * 1_200_000), "typed contents more than 1,000,000"),
     ],
 )
