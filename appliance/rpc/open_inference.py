@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 
 from appliance.core.errors import Code, ServingError
 from appliance.core.servable import ModelSpec
@@ -26,12 +25,11 @@ from appliance.protocols.v2.documents import (
 )
 from appliance.protocols.v2.infer_messages import encode_infer_response, open_infer_request
 from appliance.protocols.v2.versions import model_spec
+from appliance.rpc.messages import parse_question
 
 __all__ = ["SERVICE", "OpenInferenceFront"]
 
 SERVICE = "inference.GRPCInferenceService"
-
-_MAX_QUESTION_BYTES = 1 << 20  # of the requests that ask about a model
 
 
 class OpenInferenceFront:
@@ -101,7 +99,7 @@ class OpenInferenceFront:
 
     async def repository_index(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """Answer with a row for each version of each model."""
-        request = _parsed(protos.RepositoryIndexRequest, data)
+        request = parse_question(protos.RepositoryIndexRequest, data)
         response = protos.RepositoryIndexResponse()
         for row in repository_index(self._router.snapshot, request.ready):
             response.models.add(**row)
@@ -114,23 +112,9 @@ class OpenInferenceFront:
 
 def _asked(exchange: Exchange, kind: Any, data: bytes) -> ModelSpec:
     """Return the model and version that a question is about."""
-    request = _parsed(kind, data)
+    request = parse_question(kind, data)
     exchange.model = request.name
     return model_spec(request.name, request.version)
-
-
-def _parsed(kind: Any, data: bytes) -> Any:
-    name = kind.DESCRIPTOR.full_name
-    if len(data) > _MAX_QUESTION_BYTES:
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f"the {name} has {len(data):,} bytes, more than {_MAX_QUESTION_BYTES:,}",
-            "send only the model and its version",
-        )
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise ServingError(Code.INVALID_ARGUMENT, f"could not parse {name}: {error}") from None
 
 
 def _encoded(message: Any) -> bytes:

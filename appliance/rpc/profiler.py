@@ -14,13 +14,12 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from appliance.core.errors import Code, ServingError
 from appliance.inference.accounting import Exchange
 from appliance.inference.reservation import Reservation
 from appliance.inference.router import Router
 from appliance.protocols import protos
+from appliance.rpc.messages import parse
 from appliance.rpc.peers import Peer
 
 __all__ = ["SERVICE", "ProfilerFront", "check_may_profile", "file_names", "tracer_levels"]
@@ -46,7 +45,7 @@ class ProfilerFront:
 
     async def profile(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """Trace all workers for the requested time. If the client hangs up, the trace ends."""
-        request = _parse(protos.ProfileRequest, data)
+        request = parse(protos.ProfileRequest, data)
         duration = (request.opts.duration_ms or request.duration_ms) / 1000
         if not 0 < duration <= _MAX_SECONDS:
             raise ServingError(
@@ -72,7 +71,7 @@ class ProfilerFront:
 
     async def terminate(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
         """End a trace early; its call returns the data so far. As in TensorFlow, an unknown session is no error."""
-        request = _parse(protos.TerminateRequest, data)
+        request = parse(protos.TerminateRequest, data)
         asked = {"session": request.session_id, "wanted": True}
         await self._router.call("end_profile", asked, min(seconds, _END_SECONDS))
         return bytes(protos.TerminateResponse().SerializeToString())
@@ -151,10 +150,3 @@ def _response(traces: Collection[Mapping[str, Any]], spaces: Collection[bytes], 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-
-
-def _parse(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise ServingError(Code.INVALID_ARGUMENT, f"Not a {kind.DESCRIPTOR.full_name}: {error}") from None

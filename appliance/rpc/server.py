@@ -44,6 +44,7 @@ from appliance.protocols.predict_messages import encode_predict_response, model_
 from appliance.rpc.access import access_of
 from appliance.rpc.health import serve_health
 from appliance.rpc.infer_stream import STREAM, stream_handler
+from appliance.rpc.messages import parse, parse_question
 from appliance.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from appliance.rpc.open_inference import OpenInferenceFront
 from appliance.rpc.options import Slots, channel_arguments, credentials, quiet_lost_clients, socket_mode
@@ -58,7 +59,6 @@ logger = logging.getLogger(__name__)
 _NO_DEADLINE_SECONDS = 3600.0  # for clients that set no deadline: every wait must end
 _MAX_DEADLINE_SECONDS = 30 * 86400.0  # gRPC's own deadlines reach 11,000 years, too long for a clock in nanoseconds
 _MAX_RELOAD_BYTES = 16 << 20
-_MAX_QUESTION_BYTES = 1 << 20  # of the requests that ask about a model
 _MAX_CALLS = 10_000  # of one process, from their head on, until their answer is sent
 _RELOAD_MARGIN_SECONDS = 0.5
 _STATUS = {code: status for status in grpc.StatusCode for code in Code if status.value[0] == code.value}
@@ -159,7 +159,7 @@ class _GrpcFront:
             return await self._inference.multi_inference(data, exchange, reserved, deadline_ns)
 
     async def get_model_metadata(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        request = _parse_question(protos.GetModelMetadataRequest, data)
+        request = parse_question(protos.GetModelMetadataRequest, data)
         spec = _spec_of(exchange, request)
         if not request.metadata_field:
             raise ServingError(
@@ -180,7 +180,7 @@ class _GrpcFront:
         return bytes(response.SerializeToString())
 
     async def get_model_status(self, exchange: Exchange, data: bytes, seconds: float) -> bytes:
-        spec = _spec_of(exchange, _parse_question(protos.GetModelStatusRequest, data))
+        spec = _spec_of(exchange, parse_question(protos.GetModelStatusRequest, data))
         versions = self.router.snapshot.status(model_spec(spec))
         response = protos.GetModelStatusResponse()
         for version in versions:
@@ -204,7 +204,7 @@ class _GrpcFront:
                 f"the request has {len(data):,} bytes, more than {_MAX_RELOAD_BYTES:,}",
                 "send only the list of models",
             )
-        request = _parse(protos.ReloadConfigRequest, data)
+        request = parse(protos.ReloadConfigRequest, data)
         config = request.config
         if config.WhichOneof("config") != "model_config_list":
             raise ServingError(
@@ -238,23 +238,6 @@ def _spec_of(exchange: Exchange, request: Any) -> Any:
         raise ServingError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
     exchange.model = request.model_spec.name
     return request.model_spec
-
-
-def _parse_question(kind: Any, data: bytes) -> Any:
-    if len(data) > _MAX_QUESTION_BYTES:
-        raise ServingError(
-            Code.INVALID_ARGUMENT,
-            f"the {kind.DESCRIPTOR.name} has {len(data):,} bytes, more than {_MAX_QUESTION_BYTES:,}",
-            "send only the model and what is asked",
-        )
-    return _parse(kind, data)
-
-
-def _parse(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except Exception as error:  # noqa: BLE001 - protobuf's DecodeError and, for bad text, UnicodeDecodeError
-        raise ServingError(Code.INVALID_ARGUMENT, f"Not a {kind.DESCRIPTOR.full_name}: {error}") from None
 
 
 def _handler(

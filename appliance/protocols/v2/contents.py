@@ -16,6 +16,7 @@ import numpy as np
 
 from appliance.core.errors import Code, ServingError
 from appliance.core.limits import MAX_STRINGS
+from appliance.protocols.json_text import refusal
 from appliance.protocols.json_values import MAX_RANK, supports, tensor
 from appliance.protocols.v2.datatypes import datatype
 from backends.contract import TensorSpec
@@ -61,11 +62,11 @@ def _element_count(shape: Sequence[int], element: DType) -> int:
     Like TensorFlow, numpy also refuses an empty array whose other dimensions overflow.
     """
     if len(shape) > MAX_RANK:
-        raise _refusal(f"the shape has {len(shape)} dimensions, of which at most {MAX_RANK} are supported")
+        raise refusal(f"the shape has {len(shape)} dimensions, of which at most {MAX_RANK} are supported")
     if any(size < 0 for size in shape):
-        raise _refusal(f"the shape {list(shape)} has a negative dimension", "give the sizes of what is sent")
+        raise refusal(f"the shape {list(shape)} has a negative dimension", "give the sizes of what is sent")
     if math.prod(filter(None, shape)) * element.numpy.itemsize >= 2**63:
-        raise _refusal(f"the shape {list(shape)} is too large")
+        raise refusal(f"the shape {list(shape)} is too large")
     return math.prod(shape)
 
 
@@ -85,7 +86,7 @@ class RawContents:
             grow(nbytes)
             return self._strings(count).reshape(shape)
         if nbytes != count * element.numpy.itemsize:
-            raise _refusal(
+            raise refusal(
                 f"{nbytes:,} bytes were sent, but the shape {list(shape)} of {datatype(element)} takes "
                 f"{count * element.numpy.itemsize:,}"
             )
@@ -93,15 +94,15 @@ class RawContents:
             return np.empty(shape, element.numpy)
         flat = np.frombuffer(self.buffer, element.numpy, count, self.start)
         if element.name == "bool" and flat.view(np.uint8).max() > 1:
-            raise _refusal("a BOOL has a byte that is neither 0 nor 1")
+            raise refusal("a BOOL has a byte that is neither 0 nor 1")
         return flat.reshape(shape)
 
     def _strings(self, count: int) -> np.ndarray:
         """Return the strings. Raise ServingError unless there are `count`, with nothing before, between or after."""
         if count > MAX_STRINGS:
-            raise _refusal(f"{count:,} BYTES elements are more than {MAX_STRINGS:,}", "send them in several requests")
+            raise refusal(f"{count:,} BYTES elements are more than {MAX_STRINGS:,}", "send them in several requests")
         if self.stop - self.start < _LENGTH.size * count:  # before the array is made, which is as long as is said
-            raise _refusal(
+            raise refusal(
                 f"{self.stop - self.start:,} bytes are too few for {count:,} BYTES elements and their lengths"
             )
         strings = np.empty(count, object)
@@ -109,18 +110,18 @@ class RawContents:
         unpack = _LENGTH.unpack_from
         for index in range(count):
             if position + _LENGTH.size > self.stop:
-                raise _refusal(f"the BYTES end before the length of element {index} of {count}")
+                raise refusal(f"the BYTES end before the length of element {index} of {count}")
             (length,) = unpack(self.buffer, position)
             position += _LENGTH.size
             if length > self.stop - position:
-                raise _refusal(
+                raise refusal(
                     f"BYTES element {index} should have {length:,} bytes, of which {self.stop - position:,} are there",
                     "each element is its length as 4 bytes, little-endian, and then that many bytes",
                 )
             strings[index] = self.buffer[position : position + length]
             position += length
         if position != self.stop:
-            raise _refusal(f"{self.stop - position:,} bytes follow the last of {count} BYTES elements")
+            raise refusal(f"{self.stop - position:,} bytes follow the last of {count} BYTES elements")
         return strings
 
 
@@ -135,12 +136,12 @@ class JsonContents:
         count = _element_count(shape, element)
         spec = TensorSpec(element.name, None)
         if type(self.data) is not list:
-            raise _refusal("data is no list")
+            raise refusal("data is no list")
         if not supports(spec):
-            raise _refusal(f"{datatype(element)} is no type of the protocol", "use TensorFlow Serving's gRPC API")
+            raise refusal(f"{datatype(element)} is no type of the protocol", "use TensorFlow Serving's gRPC API")
         values = tensor(self.data, spec)
         if values is None:
-            raise _refusal(
+            raise refusal(
                 f"data has a value that is no {datatype(element)}, or its lists have different lengths",
                 "send a flat list of all elements in row-major order",
             )
@@ -148,7 +149,7 @@ class JsonContents:
         if values.shape == shape:
             return values
         if values.ndim != 1 or values.size != count:
-            raise _refusal(
+            raise refusal(
                 f"data has the shape {list(values.shape)}, but the shape {list(shape)} is stated",
                 "send a flat list of all elements, or lists that nest as the shape does",
             )
@@ -166,22 +167,22 @@ class TypedContents:
         count = _element_count(shape, element)
         field = _LISTS.get(element.name)
         if field is None:
-            raise _refusal(f"{datatype(element)} has no typed contents", "send raw_input_contents")
+            raise refusal(f"{datatype(element)} has no typed contents", "send raw_input_contents")
         for other, elements in self.message.ListFields():
             if other.name != field:
-                raise _refusal(
+                raise refusal(
                     f"{len(elements)} elements are in {other.name}; those of {datatype(element)} go in {field}"
                 )
         elements = getattr(self.message, field)
         if len(elements) != count:
-            raise _refusal(f"{field} has {len(elements):,} elements, but the shape {list(shape)} has {count:,}")
+            raise refusal(f"{field} has {len(elements):,} elements, but the shape {list(shape)} has {count:,}")
         grow(count * element.numpy.itemsize)
         values = np.empty(count, element.numpy)
         if field in _LISTED:
             wide = np.fromiter(elements, _LISTED[field], count)
             limits = np.iinfo(element.numpy)
             if count and (wide.min() < limits.min or wide.max() > limits.max):
-                raise _refusal(f"{field} has a number that is no {datatype(element)}")
+                raise refusal(f"{field} has a number that is no {datatype(element)}")
             values[:] = wide
         else:
             values[:] = elements
@@ -207,7 +208,3 @@ def raw_contents(array: np.ndarray) -> bytes | memoryview:
     if not array.size:
         return b""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _refusal(message: str, remedy: str = "") -> ServingError:
-    return ServingError(Code.INVALID_ARGUMENT, message, remedy)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from appliance.core.errors import Code, ServingError
 from appliance.core.limits import MAX_STRINGS
 from appliance.core.servable import ModelSpec
 from appliance.protocols import protos
+from appliance.protocols.json_text import refusal
 from appliance.protocols.json_values import MAX_RANK
 from appliance.protocols.v2.contents import Contents, RawContents, TypedContents, raw_contents
 from appliance.protocols.v2.datatypes import datatype
@@ -44,27 +44,27 @@ def open_infer_request(data: bytes) -> OpenedRequest:
     """Read a serialized ModelInferRequest, without the elements of its tensors. Raise ServingError."""
     message, raw = _parsed(data)
     if not message.model_name:
-        raise _refusal("the request names no model")
+        raise refusal("the request names no model")
     if raw and len(raw) != len(message.inputs):
-        raise _refusal(
+        raise refusal(
             f"{len(raw)} raw_input_contents were sent for {len(message.inputs)} inputs", "send one for each, in order"
         )
     parameters = _values(message.parameters)
     name = parameters.get("signature_name", "")
     if not isinstance(name, str):
-        raise _refusal("the parameter signature_name is no text")
+        raise refusal("the parameter signature_name is no text")
     timeout = parameters.get("timeout", 0)
     tensors = []
     for index, tensor in enumerate(message.inputs):
         owner = f"inputs[{index}]"
         check_parameters(owner, tensor.parameters)
         if len(tensor.shape) > MAX_RANK:
-            raise _refusal(f"{owner} has {len(tensor.shape):,} dimensions, of which at most {MAX_RANK} are supported")
+            raise refusal(f"{owner} has {len(tensor.shape):,} dimensions, of which at most {MAX_RANK} are supported")
         contents: Contents
         if not raw:
             contents = TypedContents(tensor.contents)
         elif tensor.HasField("contents"):
-            raise _refusal(f"{owner} has contents beside raw_input_contents", "send one of them")
+            raise refusal(f"{owner} has contents beside raw_input_contents", "send one of them")
         else:
             contents = raw[index]
         tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), contents))
@@ -108,7 +108,7 @@ def _parsed(data: bytes) -> tuple[Any, list[RawContents]]:
         rest.append(data[position:])
         return _message(b"".join(rest)), raw
     except ValueError:
-        raise _refusal(f"the request has more than {_MAX_FIELDS:,} fields", "send fewer inputs") from None
+        raise refusal(f"the request has more than {_MAX_FIELDS:,} fields", "send fewer inputs") from None
     except (UnusualError, IndexError):
         message = _message(data)
         return message, [RawContents(content, 0, len(content)) for content in message.raw_input_contents]
@@ -120,7 +120,7 @@ def _message(data: bytes) -> Any:
     try:
         return protos.ModelInferRequest.FromString(data)
     except DecodeError as error:
-        raise _refusal(f"could not parse inference.ModelInferRequest: {error}") from None
+        raise refusal(f"could not parse inference.ModelInferRequest: {error}") from None
 
 
 def _check_fields(data: bytes) -> None:
@@ -138,14 +138,14 @@ def _check_fields(data: bytes) -> None:
                     for _ in checked_fields(data, inner_start, inner_stop, elements):
                         pass
     except ValueError:
-        raise _refusal(
+        raise refusal(
             f"the request has more than {_MAX_FIELDS:,} fields, or its typed contents more than {MAX_STRINGS:,}",
             "send fewer inputs, strings in several requests, and numbers as raw_input_contents",
         ) from None
     except (UnusualError, IndexError):
-        raise _refusal("could not parse inference.ModelInferRequest") from None
+        raise refusal("could not parse inference.ModelInferRequest") from None
     if shape_bytes > _MAX_SHAPE_BYTES:
-        raise _refusal(f"the shapes take {shape_bytes:,} bytes, of which at most {_MAX_SHAPE_BYTES:,} are taken")
+        raise refusal(f"the shapes take {shape_bytes:,} bytes, of which at most {_MAX_SHAPE_BYTES:,} are taken")
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +155,3 @@ def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
         choice = parameter.WhichOneof("parameter_choice")
         values[name] = getattr(parameter, choice) if choice else None
     return values
-
-
-def _refusal(message: str, remedy: str = "") -> ServingError:
-    return ServingError(Code.INVALID_ARGUMENT, message, remedy)

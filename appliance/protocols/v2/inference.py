@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from appliance.core.errors import Code, ServingError
+from appliance.protocols.json_text import refusal
 from appliance.protocols.v2.contents import Contents
 from appliance.protocols.v2.datatypes import BY_DATATYPE, datatype
 from backends.contract import Signature
@@ -64,18 +65,18 @@ class InferRequest:
         for tensor in self.inputs:
             name = tensor.name
             if name not in specs:
-                raise _refusal(f"unexpected input {name[:_QUOTED]!r}", f"the signature takes {_listed(specs)}")
+                raise refusal(f"unexpected input {name[:_QUOTED]!r}", f"the signature takes {_listed(specs)}")
             if name in sent:
-                raise _refusal(f"input {name!r} is sent twice")
+                raise refusal(f"input {name!r} is sent twice")
             sent.add(name)
         missing = sorted(specs.keys() - sent - signature.defaults.keys())
         if missing:
-            raise _refusal(f"missing input {missing[0]!r}", f"the signature takes {_listed(specs)}")
+            raise refusal(f"missing input {missing[0]!r}", f"the signature takes {_listed(specs)}")
         arrays = {}
         for tensor in self.inputs:
             element = specs[tensor.name].element
             if tensor.datatype != datatype(element) or tensor.datatype not in BY_DATATYPE:
-                raise _refusal(
+                raise refusal(
                     f"input {tensor.name!r} was sent as {tensor.datatype[:_QUOTED] or 'no datatype'}, but the model "
                     f"takes {datatype(element)}"
                 )
@@ -84,7 +85,7 @@ class InferRequest:
             except ServingError as error:
                 if error.code is not Code.INVALID_ARGUMENT:
                     raise
-                raise _refusal(f"input {tensor.name!r}: {error.message}", error.remedy) from None
+                raise refusal(f"input {tensor.name!r}: {error.message}", error.remedy) from None
         return arrays
 
     def wanted(self, signature: Signature) -> list[str]:
@@ -92,12 +93,12 @@ class InferRequest:
         names = [output.name for output in self.outputs]
         for index, name in enumerate(names):
             if name not in signature.outputs:
-                raise _refusal(
+                raise refusal(
                     f"unexpected output {name[:_QUOTED]!r}",
                     f"the signature gives {_listed(signature.outputs)}",
                 )
             if name in names[:index]:
-                raise _refusal(f"output {name!r} is requested twice")
+                raise refusal(f"output {name!r} is requested twice")
         return names or list(signature.outputs)
 
     def is_binary(self, name: str) -> bool:
@@ -127,7 +128,3 @@ def check_parameters(owner: str, parameters: Mapping[str, Any]) -> None:
 
 def _listed(names: Mapping[str, object]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def _refusal(message: str, remedy: str = "") -> ServingError:
-    return ServingError(Code.INVALID_ARGUMENT, message, remedy)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from appliance.core.errors import Code, ServingError
+from appliance.core.errors import ServingError
 from appliance.protocols.json_cost import UNBOUNDED
 from appliance.protocols.json_pieces import array_pieces
-from appliance.protocols.json_text import cut, load_object
+from appliance.protocols.json_text import cut, load_object, refusal
 from appliance.protocols.v2.contents import JsonContents, RawContents, check_has_type, raw_contents
 from appliance.protocols.v2.datatypes import datatype
 from appliance.protocols.v2.inference import InferRequest, InputTensor, WantedOutput, check_parameters
@@ -35,14 +35,14 @@ def parse_request(body: bytes, json_bytes: int | None, room: int = UNBOUNDED) ->
     if json_bytes is None:
         json_bytes = len(body)
     elif not 0 < json_bytes <= len(body):
-        raise _refusal(
+        raise refusal(
             f"Inference-Header-Content-Length is {json_bytes:,}, but the body has {len(body):,} bytes",
             "it is the size of the JSON with which the body starts",
         )
     document = load_object(body[:json_bytes] if json_bytes < len(body) else body, room)
     inputs = _objects(document, "inputs")
     if inputs is None:
-        raise _refusal("the request has no inputs", 'send {"inputs": [{"name", "shape", "datatype", "data"}, ...]}')
+        raise refusal("the request has no inputs", 'send {"inputs": [{"name", "shape", "datatype", "data"}, ...]}')
     parameters = _parameters(document, "the request")
     tensors = []
     position = json_bytes
@@ -50,7 +50,7 @@ def parse_request(body: bytes, json_bytes: int | None, room: int = UNBOUNDED) ->
         tensor, position = _input(item, index, body, position)
         tensors.append(tensor)
     if position != len(body):
-        raise _refusal(f"{len(body) - position:,} bytes follow the last binary tensor", "check each binary_data_size")
+        raise refusal(f"{len(body) - position:,} bytes follow the last binary tensor", "check each binary_data_size")
     return InferRequest(
         inputs=tensors,
         id=_text(document, "id", "the request", ""),
@@ -101,7 +101,7 @@ def _json_data(name: str, array: np.ndarray) -> Iterator[bytes]:
     try:
         yield from array_pieces("", flat)
     except ServingError:  # it speaks of TensorFlow Serving's rule for names
-        raise _refusal(
+        raise refusal(
             f"output {name!r} holds bytes that are not UTF-8 text",
             'request it with "parameters": {"binary_data": true}',
         ) from None
@@ -113,18 +113,18 @@ def _input(item: Mapping[str, Any], index: int, body: bytes, position: int) -> t
     name = _text(item, "name", owner)
     shape = item.get("shape")
     if type(shape) is not list or not all(type(size) is int for size in shape):
-        raise _refusal(f"{owner} ({cut(name)}) has no shape", "state it as a list of numbers")
+        raise refusal(f"{owner} ({cut(name)}) has no shape", "state it as a list of numbers")
     parameters = _parameters(item, owner)
     size = _count(parameters, "binary_data_size", f"the parameters of {owner}")
     kind = _text(item, "datatype", owner)
     if size is None:
         if "data" not in item:
-            raise _refusal(f"{owner} ({cut(name)}) has neither data nor binary_data_size")
+            raise refusal(f"{owner} ({cut(name)}) has neither data nor binary_data_size")
         return InputTensor(name, kind, tuple(shape), JsonContents(item["data"])), position
     if "data" in item:
-        raise _refusal(f"{owner} ({cut(name)}) has both data and binary_data_size", "send one of them")
+        raise refusal(f"{owner} ({cut(name)}) has both data and binary_data_size", "send one of them")
     if size > len(body) - position:
-        raise _refusal(
+        raise refusal(
             f"{owner} ({cut(name)}) has a binary_data_size of {size:,}, but {len(body) - position:,} bytes are left "
             "of the body",
             "set Inference-Header-Content-Length to the size of the JSON, and send each tensor whole",
@@ -144,7 +144,7 @@ def _objects(document: Mapping[str, Any], key: str) -> list[dict[str, Any]] | No
     if value is None:
         return None
     if type(value) is not list or not all(type(item) is dict for item in value):
-        raise _refusal(f"{key} is no list of objects")
+        raise refusal(f"{key} is no list of objects")
     return value
 
 
@@ -153,7 +153,7 @@ def _parameters(item: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if type(value) is not dict:
-        raise _refusal(f"the parameters of {owner} are no object")
+        raise refusal(f"the parameters of {owner} are no object")
     check_parameters(owner, value)
     return value
 
@@ -161,23 +161,19 @@ def _parameters(item: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
 def _text(item: Mapping[str, Any], key: str, owner: str, default: str | None = None) -> str:
     value = item.get(key, default)
     if type(value) is not str:
-        raise _refusal(f"{key} of {owner} is no text" if key in item else f"{owner} has no {key}")
+        raise refusal(f"{key} of {owner} is no text" if key in item else f"{owner} has no {key}")
     return value
 
 
 def _flag(item: Mapping[str, Any], key: str, owner: str) -> bool | None:
     value = item.get(key)
     if value is not None and type(value) is not bool:
-        raise _refusal(f"{key} in {owner} is neither true nor false")
+        raise refusal(f"{key} in {owner} is neither true nor false")
     return value
 
 
 def _count(item: Mapping[str, Any], key: str, owner: str) -> int | None:
     value = item.get(key)
     if value is not None and (type(value) is not int or not 0 <= value <= _MAX_SIZE):
-        raise _refusal(f"{key} in {owner} is no whole number from 0 on")
+        raise refusal(f"{key} in {owner} is no whole number from 0 on")
     return value
-
-
-def _refusal(message: str, remedy: str = "") -> ServingError:
-    return ServingError(Code.INVALID_ARGUMENT, message, remedy)
